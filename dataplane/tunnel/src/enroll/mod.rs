@@ -1,0 +1,1 @@
+//! The way into a network: tokens, what is signed, what is sealed.

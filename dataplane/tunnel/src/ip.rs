@@ -1,0 +1,169 @@
+//! Addresses of packets and routes: the checked [`Prefix`].
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+
+use core::fmt;
+use core::net::IpAddr;
+use core::str::FromStr;
+
+/// A range of addresses in CIDR form, IPv4 or IPv6, whose host bits are zero.
+///
+/// Ordered by family (IPv4 first), address, then length.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    address: IpAddr,
+    len: u8,
+}
+
+/// Why something is not a [`Prefix`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PrefixError {
+    /// The text has no address that can be read.
+    #[error("not an address range: write it as 10.1.0.0/16 or fd00:1::/32")]
+    Syntax,
+    /// The length is beyond 32 (IPv4) or 128 (IPv6).
+    #[error("the prefix length /{len} is beyond /{most}, the longest for this address family")]
+    Length {
+        /// The length that was asked for, bits.
+        len: u8,
+        /// The longest there is, bits.
+        most: u8,
+    },
+    /// Bits beyond the length are set.
+    #[error("the address has bits set beyond the prefix: did you mean {meant}?")]
+    HostBits {
+        /// The same range, written right.
+        meant: Prefix,
+    },
+}
+
+impl Prefix {
+    /// Makes the range of `len` leading bits of `address`.
+    ///
+    /// # Errors
+    ///
+    /// If `len` is beyond the address family's or `address` has bits set beyond it.
+    pub fn new(address: IpAddr, len: u8) -> Result<Self, PrefixError> {
+        let meant = Self::containing(address, len)?;
+        if meant.address == address { Ok(meant) } else { Err(PrefixError::HostBits { meant }) }
+    }
+
+    /// Makes the range of `len` leading bits that `address` is in, clearing its host bits.
+    ///
+    /// # Errors
+    ///
+    /// [`PrefixError::Length`] if `len` is beyond the address family's.
+    pub fn containing(address: IpAddr, len: u8) -> Result<Self, PrefixError> {
+        let most = Self::width(address);
+        if len > most {
+            return Err(PrefixError::Length { len, most });
+        }
+        Ok(Self { address: mask(address, len), len })
+    }
+
+    /// Makes the range of one address.
+    pub const fn host(address: IpAddr) -> Self {
+        Self { address, len: Self::width(address) }
+    }
+
+    /// Returns the first address of the range.
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Returns the count of leading bits that addresses of the range share.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "the length of a prefix, which always contains addresses"
+    )]
+    pub const fn len(&self) -> u8 {
+        self.len
+    }
+
+    /// Tells whether this is a range of IPv4 addresses.
+    pub const fn is_ipv4(&self) -> bool {
+        self.address.is_ipv4()
+    }
+
+    /// Tells whether the range is a single address.
+    pub const fn is_host(&self) -> bool {
+        self.len == Self::width(self.address)
+    }
+
+    /// Tells whether `address` is in the range; one of the other family never is.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.is_ipv4() == address.is_ipv4() && mask(address, self.len) == self.address
+    }
+
+    /// Tells whether all of `other` is in this range.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.len <= other.len && self.contains(other.address)
+    }
+
+    /// Tells whether the two ranges share an address.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
+    /// Returns the width of an address of the family, bits.
+    const fn width(address: IpAddr) -> u8 {
+        match address {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        }
+    }
+}
+
+/// Clears all but the first `len` bits.
+fn mask(address: IpAddr, len: u8) -> IpAddr {
+    let len = u32::from(len);
+    match address {
+        // A shift by the full width, of the prefix 0, is no shift in Rust: it clears everything here.
+        IpAddr::V4(v4) => {
+            let host = u32::MAX.checked_shr(len).unwrap_or(0);
+            IpAddr::V4((v4.to_bits() & !host).into())
+        }
+        IpAddr::V6(v6) => {
+            let host = u128::MAX.checked_shr(len).unwrap_or(0);
+            IpAddr::V6((v6.to_bits() & !host).into())
+        }
+    }
+}
+
+impl From<IpAddr> for Prefix {
+    /// Makes the range of one address.
+    fn from(address: IpAddr) -> Self {
+        Self::host(address)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = PrefixError;
+
+    /// Reads `address/length`, or an address alone as the range of it.
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let (address, len) = match text.split_once('/') {
+            Some((address, len)) => (address, Some(len)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| PrefixError::Syntax)?;
+        let Some(len) = len else { return Ok(Self::host(address)) };
+        // `u8::from_str` takes a sign, and a length has none.
+        if !len.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(PrefixError::Syntax);
+        }
+        Self::new(address, len.parse().map_err(|_| PrefixError::Syntax)?)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.len)
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,1 @@
+//! The signed records of a network, and the map made of them.
