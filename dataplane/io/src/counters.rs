@@ -1,0 +1,35 @@
+//! What a back end counts: plain words of one worker, copied out by whoever reports them.
+
+/// Counts since the back end was opened. They only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// System calls made on the packet path.
+    pub system_calls: u64,
+    /// Turns taken.
+    pub turns: u64,
+    /// Turns in which the waker had fired.
+    pub wakes: u64,
+    /// Packets read from TUN and shown.
+    pub packets_read: u64,
+    /// Packets written to TUN.
+    pub packets_written: u64,
+    /// Packets from TUN that were longer than the MTU given, or asked for an offload we did not offer; not shown.
+    pub packets_unfit: u64,
+    /// Packets that TUN refused: not an IP packet, or the interface is down.
+    pub packets_refused: u64,
+    /// Datagrams received and shown.
+    pub datagrams_received: u64,
+    /// Datagrams handed to the network.
+    pub datagrams_sent: u64,
+    /// Datagrams received that were longer than any of ours can be; not shown.
+    pub datagrams_unfit: u64,
+    /// Datagrams that the network refused: no route, too long for the device, no socket of that family.
+    pub datagrams_refused: u64,
+    /// Times the network took nothing more for the moment, so that the outbox waited and TUN was not read.
+    pub send_stalls: u64,
+    /// Errors of receiving that were not about a datagram of ours: reported by ICMP, or the kernel's want of memory.
+    pub receive_errors: u64,
+    /// Receiving operations started again after the kernel ended them (io_uring: all buffers were in use).
+    pub rearms: u64,
+}
