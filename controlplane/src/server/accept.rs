@@ -1,0 +1,203 @@
+//! The accept loops. They survive what ends a naive one: no file descriptors left, a connection gone before it was taken,
+//! a peer that opens many connections or lingers in its handshake.
+
+use std::{io, sync::Arc, time::Duration};
+
+use futures_util::Stream;
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{
+    connection::{Caller, Connection, LocalStream, NodeStream, Place, Source, Unproven},
+    socket::AdminSocket,
+};
+use crate::tls::EXPORTER_LABEL;
+
+/// What strangers may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one IPv4 address or IPv6 /64 on which no node has proved itself yet.
+    pub unproven_per_source: usize,
+    /// The longest TLS handshake.
+    pub handshake: Duration,
+    /// How long a connection lives on which no node proves itself.
+    pub time_to_prove: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16 << 10,
+            unproven_per_source: 128,
+            handshake: Duration::from_secs(5),
+            time_to_prove: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How long the loop rests when the system has no file descriptor to give.
+const REST: Duration = Duration::from_millis(50);
+/// Connections that wait for the HTTP server to take them.
+const BACKLOG: usize = 64;
+
+type Accepted<S> = ReceiverStream<io::Result<S>>;
+
+/// Accepts until the returned stream is dropped; what it yields has finished its TLS handshake.
+pub(super) fn accept_tls(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    limits: Limits,
+) -> impl Stream<Item = io::Result<NodeStream<TlsStream<TcpStream>>>> {
+    let (ready, accepted) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        let acceptor = Acceptor {
+            tls: TlsAcceptor::from(config),
+            limits,
+            slots: Arc::new(Semaphore::new(limits.connections)),
+            unproven: Arc::default(),
+            ready,
+        };
+        tokio::select! {
+            () = acceptor.ready.closed() => {}
+            () = acceptor.run(&listener) => {}
+        }
+    });
+    Accepted::new(accepted)
+}
+
+struct Acceptor {
+    tls: TlsAcceptor,
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    unproven: Arc<Unproven>,
+    ready: mpsc::Sender<io::Result<NodeStream<TlsStream<TcpStream>>>>,
+}
+
+impl Acceptor {
+    async fn run(&self, listener: &TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let slot = self.slots.clone().try_acquire_owned();
+                    let place = self.unproven.enter(Source::of(peer.ip()), self.limits.unproven_per_source);
+                    match (slot, place) {
+                        (Ok(slot), Some(place)) => self.handshake(stream, peer, slot, place),
+                        // Dropping it resets the connection: the peer sees at once that it shall come back later.
+                        _ => tracing::debug!(%peer, "refused a connection above the bounds"),
+                    }
+                }
+                Err(error) => rest(&error).await,
+            }
+        }
+    }
+
+    /// Runs the handshake on a task of its own, so that a slow peer delays nobody.
+    fn handshake(
+        &self,
+        stream: TcpStream,
+        peer: std::net::SocketAddr,
+        slot: OwnedSemaphorePermit,
+        place: Place,
+    ) {
+        let (tls, ready, limits) = (self.tls.clone(), self.ready.clone(), self.limits);
+        tokio::spawn(async move {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+            }
+            let stream = match tokio::time::timeout(limits.handshake, tls.accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+            };
+            let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
+            match exporter {
+                Ok(exporter) => {
+                    let connection = Connection::new(peer, exporter, place);
+                    let stream = NodeStream::new(stream, connection, slot, limits.time_to_prove);
+                    // The server is shutting down if nobody takes it.
+                    drop(ready.send(Ok(stream)).await);
+                }
+                Err(error) => tracing::debug!(%peer, %error, "no TLS exporter"),
+            }
+        });
+    }
+}
+
+/// Accepts on the unix socket until the returned stream is dropped.
+pub(super) fn accept_local(socket: AdminSocket) -> impl Stream<Item = io::Result<LocalStream>> {
+    let (ready, accepted) = mpsc::channel(BACKLOG);
+    tokio::spawn(async move {
+        let accept = async {
+            loop {
+                let stream = match socket.listener().accept().await {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        rest(&error).await;
+                        continue;
+                    }
+                };
+                match stream.peer_cred() {
+                    Ok(credentials) => {
+                        let caller = Caller { uid: credentials.uid(), pid: credentials.pid() };
+                        drop(ready.send(Ok(LocalStream { stream, caller })).await);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "refused a local connection: the kernel does not say whose it is")
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = ready.closed() => {}
+            () = accept => {}
+        }
+    });
+    Accepted::new(accepted)
+}
+
+/// One connection's fault is no reason to wait; a lack of descriptors or memory is, as the next call would fail as well.
+async fn rest(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
+        tracing::warn!(%error, "cannot accept connections at the moment");
+        tokio::time::sleep(REST).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn source(address: &str) -> Source {
+        Source::of(address.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn a_source_is_an_ipv4_address_or_an_ipv6_network() {
+        assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
+        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
+        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
+        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn unproven_connections_of_a_source_are_bounded_and_forgotten_when_gone() {
+        let unproven = Arc::new(Unproven::default());
+        let places: Vec<_> = (0..3).map_while(|_| unproven.enter(source("192.0.2.1"), 2)).collect();
+        assert_eq!(places.len(), 2);
+        let other = unproven.enter(source("192.0.2.2"), 2);
+        assert!(other.is_some());
+        assert_eq!(unproven.sources(), 2);
+        drop((places, other));
+        assert_eq!(unproven.sources(), 0);
+    }
+}
