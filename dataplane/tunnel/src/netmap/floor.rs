@@ -1,0 +1,183 @@
+//! What was seen of each record, so that nothing older comes back, not even by way of a removal or a full map.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+
+use super::codec::{Reader, RecordError};
+use super::envelope::{Envelope, Kind};
+use super::error::MapError;
+use super::held::Held;
+use super::limits::FLOORS_MAX;
+use super::member::Member;
+use super::record::{Certificate, NodeRecord, Policy, Role};
+use crate::key::{IdentityKey, NodeId};
+use crate::time::UnixTime;
+
+/// The newest record seen of one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    serial: u64,
+    /// The envelope's hash: one serial has one content.
+    hash: [u8; 32],
+    /// When the record ends, and with it the need to remember.
+    until: UnixTime,
+}
+
+impl Seen {
+    fn check(self, kind: Kind, offered: Self) -> Result<(), MapError> {
+        let same = offered.serial == self.serial && offered.hash == self.hash;
+        if same || offered.serial > self.serial {
+            return Ok(());
+        }
+        Err(MapError::OlderSerial { kind, held: self.serial, offered: offered.serial })
+    }
+
+    fn emit(self, bytes: &mut Vec<u8>) {
+        bytes.extend(self.serial.to_be_bytes());
+        bytes.extend(self.hash);
+        bytes.extend(self.until.as_millis().to_be_bytes());
+    }
+
+    fn take(reader: &mut Reader<'_>) -> Result<Self, RecordError> {
+        let serial = reader.u64()?;
+        let hash = reader.array()?;
+        Ok(Self { serial, hash, until: UnixTime::from_millis(reader.u64()?) })
+    }
+}
+
+/// The newest of every record seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Floors {
+    certificates: BTreeMap<(Role, IdentityKey), Seen>,
+    members: BTreeMap<NodeId, Seen>,
+    node_records: BTreeMap<NodeId, Seen>,
+    policy: Option<Seen>,
+}
+
+impl Floors {
+    pub(super) const fn new() -> Self {
+        Self {
+            certificates: BTreeMap::new(),
+            members: BTreeMap::new(),
+            node_records: BTreeMap::new(),
+            policy: None,
+        }
+    }
+
+    /// Checks a certificate against the newest seen of its key and role, and remembers it.
+    pub(super) fn certificate(&mut self, held: &Held<Certificate>) -> Result<(), MapError> {
+        let Certificate { role, key, serial, not_after, .. } = held.record;
+        let seen = Seen { serial, hash: held.hash, until: not_after };
+        raise(&mut self.certificates, (role, key), Kind::Certificate, seen)
+    }
+
+    /// Checks a member against the newest seen of its id, and remembers it.
+    pub(super) fn member(&mut self, held: &Held<Member>) -> Result<(), MapError> {
+        let Member { id, serial, not_after, .. } = held.record;
+        let seen = Seen { serial, hash: held.hash, until: not_after };
+        raise(&mut self.members, id, Kind::Member, seen)
+    }
+
+    /// Checks a node record against the newest seen of its node, and remembers it for as long as the member.
+    pub(super) fn node_record(&mut self, held: &Held<NodeRecord>) -> Result<(), MapError> {
+        let NodeRecord { id, serial, .. } = held.record;
+        let seen = Seen { serial, hash: held.hash, until: UnixTime::EPOCH };
+        raise(&mut self.node_records, id, Kind::NodeRecord, seen)
+    }
+
+    /// Checks a policy against the newest seen, and remembers it, for ever.
+    pub(super) fn policy(&mut self, held: &Held<Policy>) -> Result<(), MapError> {
+        let Policy { serial, not_after, .. } = held.record;
+        let seen = Seen { serial, hash: held.hash, until: not_after };
+        if let Some(held) = self.policy {
+            held.check(Kind::Policy, seen)?;
+        }
+        self.policy = Some(seen);
+        Ok(())
+    }
+
+    /// Forgets what has ended and is not held. Beyond [`FLOORS_MAX`] also forgets what is not held and ends first: the
+    /// record that could come back counts for the shortest time.
+    pub(super) fn prune(
+        &mut self,
+        now: UnixTime,
+        member_held: impl Fn(&NodeId) -> bool,
+        certificate_held: impl Fn(&(Role, IdentityKey)) -> bool,
+    ) {
+        self.certificates.retain(|at, seen| seen.until > now || certificate_held(at));
+        self.members.retain(|id, seen| seen.until > now || member_held(id));
+        let excess = self.members.len().saturating_sub(FLOORS_MAX);
+        if excess > 0 {
+            let gone = self.members.iter().filter(|(id, _)| !member_held(id));
+            let mut gone: Vec<_> = gone.map(|(id, seen)| (seen.until, *id)).collect();
+            gone.sort_unstable();
+            for (_, id) in gone.into_iter().take(excess) {
+                self.members.remove(&id);
+            }
+        }
+        let Self { members, node_records, .. } = self;
+        node_records.retain(|id, _| members.contains_key(id));
+    }
+
+    /// Puts the floors into bytes: four lists, each after its count (4 bytes).
+    pub(super) fn emit(&self, bytes: &mut Vec<u8>) {
+        put_count(bytes, self.certificates.len());
+        for ((role, key), seen) in &self.certificates {
+            bytes.push(role.number());
+            bytes.extend(key.as_bytes());
+            seen.emit(bytes);
+        }
+        for map in [&self.members, &self.node_records] {
+            put_count(bytes, map.len());
+            for (id, seen) in map {
+                bytes.extend(id.as_bytes());
+                seen.emit(bytes);
+            }
+        }
+        put_count(bytes, self.policy.iter().len());
+        self.policy.iter().for_each(|seen| seen.emit(bytes));
+    }
+
+    /// Takes floors off the front of `reader`. They are unsigned: their file is as safe as the node's own keys.
+    pub(super) fn take(reader: &mut Reader<'_>) -> Result<Self, MapError> {
+        let damaged = |_: RecordError| MapError::Damaged;
+        let mut floors = Self::new();
+        for _ in 0..reader.u32().map_err(damaged)? {
+            let role = Role::from_number(reader.u8().map_err(damaged)?).ok_or(MapError::Damaged)?;
+            let key = IdentityKey::from_bytes(reader.array().map_err(damaged)?);
+            let key = key.map_err(|_| MapError::Damaged)?;
+            floors.certificates.insert((role, key), Seen::take(reader).map_err(damaged)?);
+        }
+        for map in [&mut floors.members, &mut floors.node_records] {
+            for _ in 0..reader.u32().map_err(damaged)? {
+                let id = NodeId::from_bytes(reader.array().map_err(damaged)?);
+                map.insert(id, Seen::take(reader).map_err(damaged)?);
+            }
+        }
+        for _ in 0..reader.u32().map_err(damaged)? {
+            floors.policy = Some(Seen::take(reader).map_err(damaged)?);
+        }
+        Ok(floors)
+    }
+}
+
+/// Checks `seen` against the newest at `at`, and remembers it.
+fn raise<K: Ord>(map: &mut BTreeMap<K, Seen>, at: K, kind: Kind, seen: Seen) -> Result<(), MapError> {
+    if let Some(held) = map.get(&at) {
+        held.check(kind, seen)?;
+    }
+    map.insert(at, seen);
+    Ok(())
+}
+
+/// Writes a count that is bounded far below 2^32.
+pub(super) fn put_count(bytes: &mut Vec<u8>, count: usize) {
+    bytes.extend(u32::try_from(count).unwrap_or(u32::MAX).to_be_bytes());
+}
+
+/// Writes envelopes after their count.
+pub(super) fn put_envelopes<'a>(bytes: &mut Vec<u8>, envelopes: impl ExactSizeIterator<Item = &'a Envelope>) {
+    put_count(bytes, envelopes.len());
+    envelopes.for_each(|envelope| bytes.extend(envelope.emit()));
+}
