@@ -1,2 +1,57 @@
-//! Placeholder.
-fn main() {}
+//! Measures Ringmesh against others and against the machine's limits: `ringmesh-bench compare`.
+//!
+//! Everything happens on this machine, between network namespaces of its own. See `docs/benchmarks.md` for how it
+//! measures and what its figures do not say.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod cpu;
+mod gate;
+mod load;
+mod measure;
+mod report;
+mod stats;
+mod subject;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The exit code when others use the box, as sysexits(3) has it for "try again later".
+const BUSY: u8 = 75;
+
+/// Measures Ringmesh against others and against the machine's limits.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compares a raw link, Ringmesh with each back end, and wireguard-go, between two network namespaces
+    #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 75 the box is busy.")]
+    Compare(compare::Options),
+}
+
+fn main() -> ExitCode {
+    let Cli { command: Command::Compare(options) } = Cli::parse();
+    match sandboxed(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::progress(&format!("error: {error:#}"));
+            if error.is::<gate::Busy>() { ExitCode::from(BUSY) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Goes on in a sandbox, whose end leaves nothing behind; what needs the world is done before.
+fn sandboxed(options: &compare::Options) -> anyhow::Result<()> {
+    if ringmesh_lab::outside_pid(std::process::id()).is_none() {
+        compare::build_meshctl(options)?;
+    }
+    ringmesh_lab::enter()?;
+    compare::run(options)
+}

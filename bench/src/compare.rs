@@ -1,0 +1,236 @@
+//! The comparison: all subjects stand side by side, and every measurement goes round them before the next begins, so
+//! that whatever changes on the box meanwhile hits them alike.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{fs, thread};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::cpu::cpus;
+use crate::gate::{Busy, FOREIGN_LIMIT, Gate};
+use crate::load::Timing;
+use crate::load::ping::INTERVAL;
+use crate::measure::{self, Effort, Reading, Step};
+use crate::report::{Machine, Report, Sample, Samples, Settings, progress, result};
+use crate::subject::{Subject, SubjectKind, Tools};
+
+/// Runs of one measurement that strangers may spoil before it is given up.
+const TRIES: usize = 4;
+/// Between two runs, for queues and timers of the one before to drain.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What to compare and how.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Subjects to measure, comma-separated [default: all that can be]
+    #[arg(long, value_delimiter = ',', value_enum)]
+    only: Vec<SubjectKind>,
+    /// Runs of each measurement of each subject
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    repetitions: u16,
+    /// Length of a measurement in seconds
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    seconds: f64,
+    /// A smoke run: everything once, for a third of a second; its figures mean little
+    #[arg(long, conflicts_with_all = ["repetitions", "seconds"])]
+    quick: bool,
+    /// Measure even while others use the box; such samples are marked in the result
+    #[arg(long)]
+    force: bool,
+    /// How long to wait for a quiet box before each run, in seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    patience: u64,
+    /// The meshctl to measure [default: built now, in the profile of this program, or found beside it]
+    #[arg(long, value_name = "PATH")]
+    meshctl: Option<PathBuf>,
+    /// Write the result as JSON to a file as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// What to write to standard output
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn seconds(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("between 0.1 and 600 seconds".to_owned()),
+    }
+}
+
+/// Builds `meshctl` as this program was built, if cargo runs it, so that what is measured is what is in the tree.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn build_meshctl(options: &Options) -> Result<()> {
+    let (None, Some(cargo)) = (&options.meshctl, std::env::var_os("CARGO")) else { return Ok(()) };
+    let own = std::env::current_exe().context("asking for this program's path")?;
+    let folder = own.parent().and_then(Path::file_name);
+    let profile = if folder.is_some_and(|name| name == "release") { "release" } else { "dev" };
+    progress("building meshctl");
+    let status = Command::new(cargo)
+        .args(["build", "--locked", "--package", "meshctl", "--profile", profile])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .context("running cargo")?;
+    ensure!(status.success(), "meshctl does not build ({status})");
+    Ok(())
+}
+
+/// Runs the comparison and writes its result.
+///
+/// # Errors
+/// [`Busy`] when others use the box; otherwise when a subject that was asked for cannot be measured, or a result cannot
+/// be written.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+    let comparison = Comparison::new(options);
+    comparison.gate.wait_for_quiet()?;
+    let (subjects, mut remarks) = set_up(options)?;
+    let samples = comparison.measure(&subjects, &mut remarks)?;
+
+    let measured = subjects.iter().map(Subject::describe).collect::<Result<Vec<_>>>()?;
+    let report =
+        Report::new(started, machine()?, comparison.settings(), options.force, &measured, &samples, remarks);
+    if let Some(path) = &options.json {
+        fs::write(path, report.to_json()?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    match options.output {
+        Output::Table => result(&report.to_text()),
+        Output::Json => result(&report.to_json()?),
+    }
+    Ok(())
+}
+
+/// Brings up every subject: those asked for must come up, of the others those that can.
+fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
+    let asked = !options.only.is_empty();
+    let kinds = if asked { options.only.as_slice() } else { SubjectKind::value_variants() };
+    let tools = Tools::find(options.meshctl.as_deref())?;
+    let (mut subjects, mut remarks) = (Vec::new(), Vec::new());
+    for &kind in kinds {
+        if let Some(reason) = tools.missing_for(kind) {
+            if asked {
+                bail!("cannot measure {}: {reason}", kind.name());
+            }
+            remarks.push(format!("{} was left out: {reason}", kind.name()));
+            progress(&format!("leaving out {}: {reason}", kind.name()));
+            continue;
+        }
+        progress(&format!("setting up {}", kind.name()));
+        let subject = Subject::set_up(kind, &tools).with_context(|| format!("setting up {}", kind.name()))?;
+        measure::wait_until_ready(&subject).with_context(|| format!("waiting for {}", kind.name()))?;
+        subjects.push(subject);
+    }
+    Ok((subjects, remarks))
+}
+
+struct Comparison {
+    gate: Gate,
+    effort: Effort,
+    repetitions: usize,
+}
+
+impl Comparison {
+    fn new(options: &Options) -> Self {
+        let (repetitions, window, pings) = if options.quick {
+            (1, 0.3, 100)
+        } else {
+            let fitting = (options.seconds / INTERVAL.as_secs_f64()) as usize;
+            (usize::from(options.repetitions), options.seconds, fitting.max(1000))
+        };
+        let window = Duration::from_secs_f64(window);
+        let warm_up = (window / 3).min(Duration::from_secs(1));
+        let gate = Gate { patience: Duration::from_secs(options.patience), force: options.force };
+        Self { gate, effort: Effort { timing: Timing { warm_up, window }, pings }, repetitions }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            repetitions: self.repetitions,
+            seconds: self.effort.timing.window.as_secs_f64(),
+            pings: self.effort.pings,
+            foreign_limit: FOREIGN_LIMIT,
+        }
+    }
+
+    fn measure(&self, subjects: &[Subject], remarks: &mut Vec<String>) -> Result<Samples> {
+        let mut samples = Samples::default();
+        for repetition in 0..self.repetitions {
+            for step in Step::ALL {
+                // Another one begins each time, so that nobody always follows the same neighbour's leftovers.
+                let (head, tail) = subjects.split_at(repetition % subjects.len().max(1));
+                for subject in tail.iter().chain(head) {
+                    let name = subject.kind().name();
+                    let reading = self.one(step, subject, remarks).with_context(|| {
+                        format!(
+                            "measuring {step:?} of {name} (run {} of {})",
+                            repetition + 1,
+                            self.repetitions
+                        )
+                    })?;
+                    self.record(&mut samples, subject.kind(), repetition, &reading);
+                }
+            }
+        }
+        Ok(samples)
+    }
+
+    /// One run that strangers did not spoil; with `--force`, one run.
+    fn one(&self, step: Step, subject: &Subject, remarks: &mut Vec<String>) -> Result<Reading> {
+        let mut attempt = 1;
+        loop {
+            thread::sleep(PAUSE);
+            self.gate.wait_for_quiet()?;
+            let reading = measure::run(step, subject, self.effort)?;
+            if self.gate.force || Gate::is_quiet(&reading.usage) {
+                return Ok(reading);
+            }
+            let busy = Busy::new(&reading.usage);
+            if attempt == TRIES {
+                return Err(busy.into());
+            }
+            attempt += 1;
+            let remark = format!("{step:?} of {} was repeated: {busy}", subject.kind().name());
+            progress(&remark);
+            remarks.push(remark);
+        }
+    }
+
+    fn record(&self, samples: &mut Samples, kind: SubjectKind, repetition: usize, reading: &Reading) {
+        let foreign_share = reading.usage.foreign_share();
+        let disturbed = !Gate::is_quiet(&reading.usage);
+        for &(quantity, value) in &reading.values {
+            samples.add(kind, quantity, Sample { value, foreign_share, disturbed });
+            progress(&format!(
+                "[{}/{}] {:<12} {:<20} {:>8}  (others {:.1} %)",
+                repetition + 1,
+                self.repetitions,
+                kind.name(),
+                quantity.heading(),
+                quantity.unit().show(value),
+                foreign_share * 100.0
+            ));
+        }
+    }
+}
+
+fn machine() -> Result<Machine> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
+    let kernel = format!("Linux {}", read("/proc/sys/kernel/osrelease")?.trim());
+    let info = read("/proc/cpuinfo")?;
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let cpu = model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned());
+    let halt_poll = fs::read_to_string("/sys/module/haltpoll/parameters/guest_halt_poll_ns");
+    let halt_poll_ns = halt_poll.ok().and_then(|nanos| nanos.trim().parse().ok());
+    Ok(Machine { kernel, cpu, cpus: cpus(), halt_poll_ns })
+}

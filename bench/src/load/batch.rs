@@ -1,0 +1,103 @@
+//! Many small datagrams with one system call (sendmmsg(2), recvmmsg(2)): with one call each, the load generator would
+//! be what is measured.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmmsg};
+
+/// Most datagrams that one call moves.
+pub(crate) const BATCH: usize = 64;
+/// The payload of a small packet, in bytes.
+pub(crate) const SIZE: usize = 64;
+
+/// Sends the same datagram many times.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    headers: MultiHeaders<()>,
+    payload: [u8; SIZE],
+}
+
+impl Sender {
+    /// Prepares to send copies of `payload`.
+    pub(crate) fn new(payload: [u8; SIZE]) -> Self {
+        Self { headers: MultiHeaders::preallocate(BATCH, None), payload }
+    }
+
+    /// Sends up to [`BATCH`] copies to the socket's peer; returns how many the kernel took.
+    ///
+    /// # Errors
+    /// Those of sendmmsg(2), when not even the first was taken.
+    pub(crate) fn send(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        let parts = [[IoSlice::new(&self.payload)]; BATCH];
+        let to_peer = [None::<()>; BATCH];
+        let sent = sendmmsg(socket.as_raw_fd(), &mut self.headers, &parts, to_peer, [], MsgFlags::empty())?;
+        Ok(sent.count())
+    }
+}
+
+/// Receives datagrams into buffers of its own.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    headers: MultiHeaders<()>,
+    buffers: [[u8; SIZE]; BATCH],
+    lengths: Vec<usize>,
+}
+
+impl Receiver {
+    /// Prepares empty buffers.
+    pub(crate) fn new() -> Self {
+        let headers = MultiHeaders::preallocate(BATCH, None);
+        Self { headers, buffers: [[0; SIZE]; BATCH], lengths: Vec::with_capacity(BATCH) }
+    }
+
+    /// Receives up to [`BATCH`] datagrams, waiting (at most the socket's read timeout) for the first, and gives their
+    /// bytes; those of a longer datagram are cut to `SIZE`.
+    ///
+    /// # Errors
+    /// Those of recvmmsg(2), when nothing was received.
+    pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<impl Iterator<Item = &[u8]>> {
+        let mut parts = self.buffers.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
+        let flags = MsgFlags::MSG_WAITFORONE;
+        let received = recvmmsg(socket.as_raw_fd(), &mut self.headers, &mut parts, flags, None)?;
+        self.lengths.clear();
+        self.lengths.extend(received.map(|message| message.bytes));
+        Ok(self.buffers.iter().zip(&self.lengths).map(|(buffer, &length)| &buffer[..length.min(SIZE)]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_arrives_whole() {
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sink.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let source = UdpSocket::bind("127.0.0.1:0").unwrap();
+        source.connect(sink.local_addr().unwrap()).unwrap();
+        let payload = std::array::from_fn(|index| index as u8);
+        let mut sender = Sender::new(payload);
+        assert_eq!(sender.send(&source).unwrap(), BATCH);
+        assert_eq!(sender.send(&source).unwrap(), BATCH);
+        source.send(b"short").unwrap();
+
+        let (mut receiver, mut seen) = (Receiver::new(), Vec::new());
+        while seen.len() < 2 * BATCH + 1 {
+            seen.extend(receiver.receive(&sink).unwrap().map(<[u8]>::to_vec));
+        }
+        assert_eq!(seen.pop().unwrap(), b"short");
+        assert!(seen.iter().all(|datagram| datagram == &payload));
+    }
+
+    #[test]
+    fn a_silent_socket_times_out() {
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sink.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let error = Receiver::new().receive(&sink).map(Iterator::count).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}

@@ -1,0 +1,260 @@
+//! What is compared: two hosts joined by a cable, and on them the raw link, our daemons or somebody else's.
+//!
+//! A cable (a veth pair) with nothing in between is the fastest link there is here, so that the daemons and not the link
+//! are the limit. It passes super-packets whole, which flatters everybody who makes them; see `docs/benchmarks.md`.
+
+mod ours;
+mod wireguard_go;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use nix::sys::socket::{getsockopt, sockopt::IpMtu};
+use ringmesh_lab::{Host, Lab};
+
+use crate::cpu::box_pid;
+use crate::report::Measured;
+
+/// Addresses of the two hosts on the cable.
+const UNDERLAY: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+const UNDERLAY_PREFIX: u8 = 24;
+
+/// Who can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum SubjectKind {
+    /// The cable itself.
+    Raw,
+    /// Our daemons on io_uring.
+    Uring,
+    /// Our daemons on the portable back end.
+    Poll,
+    /// The `wireguard-go` found in PATH.
+    WireguardGo,
+}
+
+impl SubjectKind {
+    /// Returns the name in the result and on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Uring => "uring",
+            Self::Poll => "poll",
+            Self::WireguardGo => "wireguard-go",
+        }
+    }
+
+    /// Says whether our daemons are measured.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Uring | Self::Poll)
+    }
+}
+
+/// The programs that subjects are made of.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    meshctl: Option<PathBuf>,
+}
+
+impl Tools {
+    /// Takes the `meshctl` that was named, or the one beside this program.
+    ///
+    /// # Errors
+    /// When the one that was named does not exist.
+    pub(crate) fn find(meshctl: Option<&Path>) -> Result<Self> {
+        if let Some(named) = meshctl {
+            ensure!(named.is_file(), "there is no {}", named.display());
+            let absolute = named.canonicalize().with_context(|| format!("finding {}", named.display()))?;
+            return Ok(Self { meshctl: Some(absolute) });
+        }
+        let own = std::env::current_exe().context("asking for this program's path")?;
+        Ok(Self { meshctl: Some(own.with_file_name("meshctl")).filter(|path| path.is_file()) })
+    }
+
+    /// Says why a subject cannot be set up here, if it cannot.
+    pub(crate) fn missing_for(&self, kind: SubjectKind) -> Option<&'static str> {
+        let runs = |program: &str| {
+            let mut command = Command::new(program);
+            command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.status().is_ok()
+        };
+        match kind {
+            SubjectKind::Raw => None,
+            SubjectKind::Uring | SubjectKind::Poll => self.meshctl.is_none().then_some(
+                "there is no meshctl beside this program; cargo build it, or name one with --meshctl",
+            ),
+            SubjectKind::WireguardGo => {
+                let installed = runs("wireguard-go") && runs("wg");
+                (!installed).then_some("not installed (apt-get install wireguard-go wireguard-tools)")
+            }
+        }
+    }
+}
+
+/// One end of what is measured.
+#[derive(Debug)]
+pub(crate) struct End {
+    host: Host,
+    address: Ipv4Addr,
+}
+
+impl End {
+    /// Returns the address by which the other end reaches this one through what is measured.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Runs a closure in this end's network namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.host.enter(work).with_context(|| format!("entering host {}", self.host.name()))
+    }
+}
+
+/// A subject that is up. What it started ends with it.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    kind: SubjectKind,
+    version: String,
+    ends: [End; 2],
+    daemons: Daemons,
+    // Last, so that everything in it has ended before it is taken down.
+    _lab: Lab,
+}
+
+impl Subject {
+    /// Lays the cable and starts what goes over it.
+    ///
+    /// # Errors
+    /// With what could not be set up, and what the program in question said.
+    pub(crate) fn set_up(kind: SubjectKind, tools: &Tools) -> Result<Self> {
+        let lab = Lab::new()?;
+        let hosts = [lab.host("first")?, lab.host("second")?];
+        let (near, far) = lab.cable(&hosts[0], &hosts[1])?;
+        for ((host, link), address) in hosts.iter().zip([near, far]).zip(UNDERLAY) {
+            host.add_address(&link, address.into(), UNDERLAY_PREFIX)?;
+        }
+        let mut daemons = Daemons::default();
+        let (addresses, version) = match kind {
+            SubjectKind::Raw => (UNDERLAY, "veth pair".to_owned()),
+            SubjectKind::Uring | SubjectKind::Poll => {
+                let meshctl = tools.meshctl.as_deref().context("there is no meshctl to measure")?;
+                ours::set_up(&hosts, meshctl, kind.name(), &mut daemons)?
+            }
+            SubjectKind::WireguardGo => wireguard_go::set_up(&hosts, &mut daemons)?,
+        };
+        let [first, second] = hosts;
+        let ends = [End { host: first, address: addresses[0] }, End { host: second, address: addresses[1] }];
+        Ok(Self { kind, version, ends, daemons, _lab: lab })
+    }
+
+    /// Returns who it is.
+    pub(crate) fn kind(&self) -> SubjectKind {
+        self.kind
+    }
+
+    /// Returns the end that sends, unless a measurement is of the way back.
+    pub(crate) fn first(&self) -> &End {
+        &self.ends[0]
+    }
+
+    /// Returns the other end.
+    pub(crate) fn second(&self) -> &End {
+        &self.ends[1]
+    }
+
+    /// Returns the processes that move packets, by their id in the whole box.
+    pub(crate) fn daemons(&self) -> &[u32] {
+        &self.daemons.measured
+    }
+
+    /// Describes it for the report.
+    ///
+    /// # Errors
+    /// When the kernel has no route from one end to the other.
+    pub(crate) fn describe(&self) -> Result<Measured> {
+        let to = SocketAddrV4::new(self.second().address, 9);
+        let mtu = self.first().enter(move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.connect(to)?;
+            Ok::<_, std::io::Error>(getsockopt(&socket, IpMtu)?)
+        })?;
+        let mtu = u32::try_from(mtu.context("asking for the MTU")?).context("the MTU is negative")?;
+        Ok(Measured { kind: self.kind, version: self.version.clone(), mtu })
+    }
+}
+
+/// Processes that end with their subject.
+#[derive(Debug, Default)]
+struct Daemons {
+    children: Vec<Child>,
+    measured: Vec<u32>,
+}
+
+impl Daemons {
+    /// Starts a process that is needed but not measured.
+    fn start(&mut self, mut command: Command) -> Result<()> {
+        self.spawn(&mut command).map(|_| ())
+    }
+
+    /// Starts a process that moves packets, whose CPU time counts.
+    fn start_measured(&mut self, mut command: Command) -> Result<()> {
+        let pid = self.spawn(&mut command)?;
+        self.measured.push(box_pid(pid));
+        Ok(())
+    }
+
+    fn spawn(&mut self, command: &mut Command) -> Result<u32> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("starting {:?}", command.get_program()))?;
+        let pid = child.id();
+        self.children.push(child);
+        Ok(pid)
+    }
+
+    /// Fails if one of them has ended, which explains better than a time-out what went wrong.
+    fn check(&mut self) -> Result<()> {
+        for child in &mut self.children {
+            if let Some(status) = child.try_wait().context("asking for a daemon's state")? {
+                bail!("a daemon ended early ({status}); see what it said above");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemons {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // It may have ended by itself; there is nothing more to be done about either failing.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Runs a program to its end and returns what it wrote to standard output.
+fn output(mut command: Command, input: &str) -> Result<String> {
+    let program = command.get_program().to_owned();
+    let running = || format!("running {} {:?}", program.display(), command.get_args().next());
+    let what = running();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| what.clone())?;
+    // Small enough for the pipe, and the pipe is closed when it goes out of scope.
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes()).with_context(|| what.clone())?;
+    }
+    let done = child.wait_with_output().with_context(|| what.clone())?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.success(), "{what} failed ({}): {}", done.status, said.trim());
+    String::from_utf8(done.stdout).with_context(|| format!("{what}: its output is not text"))
+}
