@@ -1,0 +1,96 @@
+//! Addresses, MTU and routes of the TUN device.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use ringmesh_proto::control::Reason;
+use ringmesh_tunnel::ip::Prefix;
+use tracing::{debug, warn};
+
+use super::{collision, netlink::Netlink};
+use crate::error::Failure;
+
+/// What the TUN device will carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The device.
+    pub interface: String,
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// The node's IPv4 address, if the network has one for it.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The node's IPv6 address.
+    pub ipv6: Ipv6Addr,
+    /// What is routed into the device.
+    pub pools: Vec<Prefix>,
+}
+
+/// Looks for anything on the machine that the plan would fight with. Changes nothing.
+///
+/// # Errors
+/// [`Reason::Conflict`] for a taken interface name or a colliding pool, naming both sides.
+pub async fn preflight(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
+    let interfaces = netlink.interfaces().await?;
+    if interfaces.values().any(|name| *name == plan.interface) {
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!(
+                "an interface named {0} exists already: another daemon may be using it; stop it, or choose another name with \
+                 `--interface`",
+                plan.interface
+            ),
+        ));
+    }
+    let addresses = netlink.addresses().await?;
+    let routes = netlink.routes().await?;
+    collision::check(&plan.pools, &addresses, &routes, &interfaces)
+}
+
+/// Gives the device, which must exist, its MTU, addresses and routes. They go when the device goes.
+///
+/// # Errors
+/// The kernel refuses a step; the caller drops the device, and with it what was done so far.
+pub async fn bring_up(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
+    let index = netlink.index_of(&plan.interface).await?.ok_or_else(|| {
+        Failure::new(Reason::Host, format!("the interface {} vanished while it was set up", plan.interface))
+    })?;
+    quiet_link_local(&plan.interface);
+    netlink.raise(index, plan.mtu).await?;
+    if let Some(address) = plan.ipv4 {
+        netlink.add_address(index, address.into()).await?;
+        for pool in plan.pools.iter().filter(|pool| pool.is_ipv4()) {
+            netlink.add_route(index, *pool, address.into()).await?;
+        }
+    }
+    if has_ipv6(&plan.interface) {
+        netlink.add_address(index, plan.ipv6.into()).await?;
+        for pool in plan.pools.iter().filter(|pool| !pool.is_ipv4()) {
+            netlink.add_route(index, *pool, plan.ipv6.into()).await?;
+        }
+    } else {
+        warn!(
+            interface = plan.interface,
+            "IPv6 is switched off on this machine (net.ipv6.conf.*.disable_ipv6): the mesh is IPv4 only here"
+        );
+    }
+    Ok(())
+}
+
+/// Asks the kernel not to invent a link-local address, so that no router solicitation goes into the tunnel.
+fn quiet_link_local(interface: &str) {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/addr_gen_mode");
+    if let Err(error) = fs::write(&path, "1") {
+        debug!(path, %error, "cannot keep the kernel from adding a link-local address; harmless");
+    }
+}
+
+fn has_ipv6(interface: &str) -> bool {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    match fs::read_to_string(path) {
+        Ok(text) => text.trim() == "0",
+        // No such file: a kernel without IPv6. Not readable: assume that it is there, the kernel will tell.
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}

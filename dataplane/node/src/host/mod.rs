@@ -1,0 +1,13 @@
+//! What the node asks of the machine it runs on, by netlink only: no `ip` program is called.
+//!
+//! All that is changed hangs on the TUN device: its addresses and the routes into it. The kernel takes them away with the
+//! device, and the device goes when the daemon lets go of it, so that even `kill -9` leaves nothing behind.
+
+mod addresses;
+mod collision;
+mod interface;
+mod netlink;
+
+pub use self::addresses::{AddressWatch, local_endpoints};
+pub use self::interface::{Plan, bring_up, preflight};
+pub use self::netlink::Netlink;

@@ -1,0 +1,9 @@
+//! The local API: what programs on this machine ask of the daemon, over a unix socket.
+//!
+//! Whoever may open the socket (its owner and its group) may read; only root and the daemon's own user may change anything.
+
+// mod service;
+mod socket;
+
+// pub(crate) use self::service::serve;
+pub use self::socket::LocalSocket;

@@ -1,0 +1,153 @@
+//! `ringmesh.local.v1` over the daemon: who may ask, what is answered.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::Stream;
+use ringmesh_proto::{
+    control::Reason,
+    local::{
+        JoinDone, JoinProgress, JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse, StatusRequest,
+        StatusResponse, join_progress,
+        local_service_server::{LocalService, LocalServiceServer},
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::UdsConnectInfo},
+};
+use tracing::debug;
+use zeroize::Zeroizing;
+
+use super::socket::LocalSocket;
+use crate::{
+    daemon::{Daemon, PingPlan},
+    error::Failure,
+};
+
+/// Lines of progress that wait for a slow reader.
+const PROGRESS_QUEUE: usize = 16;
+/// What may be asked for in one `Ping`.
+const MAX_PINGS: u32 = 100_000;
+const MAX_PING_TIME: Duration = Duration::from_secs(60);
+
+/// Serves the local API until `shutdown`.
+///
+/// # Errors
+/// The listener fails.
+pub(crate) async fn serve(
+    daemon: Arc<Daemon>,
+    mut socket: LocalSocket,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let listener = socket.take_listener().ok_or_else(|| Failure::new(Reason::Host, "the local socket is in use"))?;
+    let service = LocalServiceServer::new(Local { daemon });
+    Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+        .await
+        .map_err(|error| Failure::new(Reason::Host, format!("the local API failed: {error}")))
+}
+
+struct Local {
+    daemon: Arc<Daemon>,
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl LocalService for Local {
+    type JoinStream = Responses<JoinProgress>;
+    type PingStream = Responses<PingResponse>;
+
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(self.daemon.status().await))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
+        require_owner(&request, "join a network")?;
+        let JoinRequest { token, name, identity_pem } = request.into_inner();
+        let token = Zeroizing::new(token);
+        let identity_pem = Zeroizing::new(identity_pem);
+        let (progress, responses) = mpsc::channel(PROGRESS_QUEUE);
+        let daemon = Arc::clone(&self.daemon);
+        // On its own: a joiner who hangs up leaves the join whole, not half done.
+        tokio::spawn(async move {
+            let tell = |line: &str| {
+                debug!(step = line, "joining");
+                let step = join_progress::Step::Doing(line.to_owned());
+                // A reader who is slow or gone misses a line of progress, nothing else.
+                let _ = progress.try_send(Ok(JoinProgress { step: Some(step) }));
+            };
+            let last = match daemon.join(&token, &name, &identity_pem, &tell).await {
+                Ok(status) => Ok(JoinProgress {
+                    step: Some(join_progress::Step::Done(JoinDone { status: Some(status) })),
+                }),
+                Err(failure) => Err(failure.to_status()),
+            };
+            let _ = progress.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<Self::PingStream>, Status> {
+        let PingRequest { node, count, interval_ms, timeout_ms } = request.into_inner();
+        let or = |value: u32, usual: u32| Duration::from_millis(u64::from(if value == 0 { usual } else { value }));
+        let plan = PingPlan {
+            count: count.clamp(1, MAX_PINGS),
+            interval: or(interval_ms, 1000),
+            timeout: or(timeout_ms, 5000).min(MAX_PING_TIME),
+        };
+        let target = self.daemon.find_peer(&node)?;
+        let (answers, responses) = mpsc::channel(1);
+        let daemon = Arc::clone(&self.daemon);
+        tokio::spawn(async move { daemon.ping(target, plan, answers).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        require_owner(&request, "leave the network")?;
+        let coordinator_told = self.daemon.leave().await?;
+        Ok(Response::new(LeaveResponse { coordinator_told }))
+    }
+}
+
+/// Lets root and the daemon's own user pass.
+fn require_owner<T>(request: &Request<T>, to_do: &str) -> Result<(), Failure> {
+    let caller = request
+        .extensions()
+        .get::<UdsConnectInfo>()
+        .and_then(|info| info.peer_cred)
+        .map(|credentials| credentials.uid());
+    decide(caller, rustix::process::geteuid().as_raw(), to_do)
+}
+
+fn decide(caller: Option<u32>, own: u32, to_do: &str) -> Result<(), Failure> {
+    match caller {
+        Some(uid) if uid == 0 || uid == own => Ok(()),
+        Some(uid) => Err(Failure::new(
+            Reason::NotPermitted,
+            format!("user {uid} may read here but not {to_do}: that is for root and for the daemon's user ({own}); use sudo"),
+        )),
+        None => Err(Failure::new(
+            Reason::NotPermitted,
+            format!("the system does not say who asks to {to_do}, so it is refused"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_and_the_daemons_user_may_change() {
+        decide(Some(0), 998, "leave").unwrap();
+        decide(Some(998), 998, "leave").unwrap();
+        for caller in [Some(1000), None] {
+            let refused = decide(caller, 998, "leave").unwrap_err();
+            assert_eq!(refused.reason(), Reason::NotPermitted);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The socket file: made so that nobody can open it before its rights are set, and removed at the end.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, chown},
+    path::{Path, PathBuf},
+};
+
+use ringmesh_proto::control::Reason;
+use rustix::{fs::Mode, process::umask};
+use tokio::net::{UnixListener, UnixStream};
+use tracing::{debug, warn};
+
+use crate::error::Failure;
+
+/// The group of the socket where none is configured and the machine has it.
+const USUAL_GROUP: &str = "mesh";
+
+/// A listening socket file of ours. Dropping it removes the file.
+#[derive(Debug)]
+pub struct LocalSocket {
+    path: PathBuf,
+    /// The inode, so that a successor's file is never removed.
+    inode: Option<u64>,
+    listener: Option<UnixListener>,
+}
+
+impl LocalSocket {
+    /// Binds `path` with mode 0660, replacing a file that a dead daemon left.
+    ///
+    /// # Errors
+    /// A daemon answers there already, something else is in the way, or the system refuses.
+    pub async fn bind(path: &Path, group: Option<&str>) -> Result<Self, Failure> {
+        let shown = path.display();
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            // 0755: who may connect is decided by the socket's own mode.
+            DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(|error| {
+                Failure::host(format!("creating {} for the socket", directory.display()), &error)
+            })?;
+        }
+        clear_the_way(path).await?;
+        // The mode is right from the first moment on, not after a chmod: connecting needs the right to write.
+        let before = umask(Mode::from_raw_mode(0o117));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let listener = bound.map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
+        let inode = fs::symlink_metadata(path).ok().map(|found| found.ino());
+        let socket = Self { path: path.to_owned(), inode, listener: Some(listener) };
+        socket.give_to_group(group)?;
+        debug!(socket = %shown, "the local API listens");
+        Ok(socket)
+    }
+
+    /// The listener; once.
+    pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
+        self.listener.take()
+    }
+
+    fn give_to_group(&self, group: Option<&str>) -> Result<(), Failure> {
+        let name = group.unwrap_or(USUAL_GROUP);
+        let Some(id) = group_id(name) else {
+            return match group {
+                Some(name) => Err(Failure::invalid(format!(
+                    "socket_group = \"{name}\": this machine has no such group; make it (`groupadd {name}`) or leave the key out"
+                ))),
+                None => Ok(()),
+            };
+        };
+        match chown(&self.path, None, Some(id)) {
+            Ok(()) => Ok(()),
+            Err(error) if group.is_none() => {
+                warn!(group = name, %error, "cannot give the socket to its group; only this user can use it");
+                Ok(())
+            }
+            Err(error) => {
+                Err(Failure::host(format!("giving {} to the group {name}", self.path.display()), &error))
+            }
+        }
+    }
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        let still_ours = fs::symlink_metadata(&self.path).ok().map(|found| found.ino()) == self.inode;
+        if still_ours && let Err(error) = fs::remove_file(&self.path) {
+            debug!(socket = %self.path.display(), %error, "cannot remove the socket file");
+        }
+    }
+}
+
+/// Removes a socket file that nobody listens on; anything else stays.
+async fn clear_the_way(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Failure::host(format!("looking at {shown}"), &error)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(Failure::new(
+            Reason::Conflict,
+            format!("{shown} is in the way and is not a socket: move it, or give another --socket"),
+        ));
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|error| Failure::host(format!("removing the stale socket {shown}"), &error)),
+        Ok(_) => Err(Failure::new(
+            Reason::Conflict,
+            format!("a daemon listens on {shown} already: stop it, or give this one its own --socket"),
+        )),
+        Err(error) => Err(Failure::host(format!("asking who listens on {shown}"), &error)),
+    }
+}
+
+/// A group's number from `/etc/group` (group(5)); groups of other sources are given by number in the file system anyway.
+fn group_id(name: &str) -> Option<u32> {
+    let text = fs::read_to_string("/etc/group").ok()?;
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let found = fields.next()? == name;
+        let id = fields.nth(1)?.parse().ok()?;
+        found.then_some(id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_for_owner_and_group_only_and_is_removed_at_the_end() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run/meshd.sock");
+        let socket = LocalSocket::bind(&path, None).await.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_listening_daemon_is_not_displaced_but_a_dead_ones_file_is() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("meshd.sock");
+        let first = LocalSocket::bind(&path, None).await.unwrap();
+        let refused = LocalSocket::bind(&path, None).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::Conflict);
+        assert!(path.exists());
+        drop(first);
+
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "a dead daemon's file");
+        LocalSocket::bind(&path, None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_plain_file_is_never_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("precious");
+        fs::write(&path, "text").unwrap();
+        let refused = LocalSocket::bind(&path, None).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::Conflict);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+    }
+
+    #[tokio::test]
+    async fn an_unknown_group_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = LocalSocket::bind(&root.path().join("s"), Some("no-such-group")).await.unwrap_err();
+        assert!(refused.to_string().contains("groupadd no-such-group"), "{refused}");
+    }
+
+    #[test]
+    fn groups_are_found_by_name() {
+        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(group_id("no-such-group"), None);
+    }
+}

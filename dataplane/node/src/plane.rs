@@ -1,0 +1,362 @@
+//! The data plane as the asynchronous side sees it: opened, fed with peers, asked, stopped.
+//!
+//! Behind it run two threads: the worker, which alone moves packets, and the handshaker, which alone does key agreement.
+//! Two bounded channels and a waker lead to the worker; its answers come back as [`Event`]s.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
+use ringmesh_proto::control::Reason;
+use ringmesh_tunnel::{
+    PeerConfig, PeerStatus,
+    key::{NodeId, SecretKey},
+    path::Path,
+    time::UnixTime,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::{Config, DEFAULT_PORT},
+    error::Failure,
+    handshaker, worker,
+};
+
+/// Commands that wait for the worker.
+const COMMANDS: usize = 64;
+/// Events that wait for the asynchronous side; beyond it they are lost and counted.
+const EVENTS: usize = 1024;
+/// Ports tried from [`DEFAULT_PORT`] on before the kernel chooses.
+const PORTS_TRIED: u16 = 64;
+/// A worker that does not answer for so long is broken.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the asynchronous side asks of the worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Makes exactly these the peers; answered once no packet is judged by the old ones any more.
+    Apply(Vec<PeerConfig>, oneshot::Sender<()>),
+    /// Sends an echo; its answer is an [`Event::Pong`] with the same token.
+    Ping(NodeId, u64, oneshot::Sender<Result<(), ringmesh_tunnel::PingError>>),
+    /// Copies out all counters.
+    Report(oneshot::Sender<WorkerReport>),
+    /// Ends the worker's loop.
+    Stop,
+}
+
+/// What the worker tells unasked.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// An echo came back.
+    Pong { token: u64, path: Path, rtt: Duration },
+    /// A session began.
+    Established { peer: NodeId, initiator: bool },
+    /// A peer's last session ended.
+    Expired { peer: NodeId },
+    /// A peer is heard from elsewhere.
+    Moved { peer: NodeId, path: Path },
+}
+
+/// Everything a worker counts, at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerReport {
+    pub(crate) io: Counters,
+    pub(crate) traffic: Traffic,
+    pub(crate) drops: BTreeMap<&'static str, u64>,
+    pub(crate) peers: Vec<PeerStatus>,
+}
+
+/// Packets that crossed the TUN device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) sent_packets: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_packets: u64,
+    pub(crate) received_bytes: u64,
+}
+
+/// The answer to an echo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pong {
+    pub(crate) path: Path,
+    pub(crate) rtt: Duration,
+}
+
+/// A TUN device and UDP sockets, taken before anything else is done, so that a machine which refuses them is noticed first.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    tun: Tun,
+    udp: Udp,
+}
+
+impl Prepared {
+    /// Creates the TUN device and binds the UDP port.
+    ///
+    /// # Errors
+    /// Names what the machine refuses and the cure; nothing is left behind.
+    pub(crate) fn open(config: &Config) -> Result<Self, Failure> {
+        let udp = bind(config.listen_port)?;
+        let tun = Tun::create(&config.interface).map_err(|error| tun_failure(&error))?;
+        Ok(Self { tun, udp })
+    }
+
+    /// The UDP port.
+    pub(crate) fn port(&self) -> u16 {
+        self.udp.port()
+    }
+}
+
+/// Binds the port the user fixed, or the next free one.
+fn bind(fixed: Option<u16>) -> Result<Udp, Failure> {
+    let buffers = SocketBuffers::default();
+    if let Some(port) = fixed {
+        return Udp::bind(port, buffers).map_err(|error| udp_failure(&error));
+    }
+    for port in DEFAULT_PORT..DEFAULT_PORT + PORTS_TRIED {
+        match Udp::bind(port, buffers) {
+            Ok(udp) => return Ok(udp),
+            Err(UdpError::PortTaken { .. }) => debug!(port, "UDP port taken; trying the next"),
+            Err(error) => return Err(udp_failure(&error)),
+        }
+    }
+    Udp::bind(0, buffers).map_err(|error| udp_failure(&error))
+}
+
+fn udp_failure(error: &UdpError) -> Failure {
+    match error {
+        UdpError::PortTaken { .. } => Failure::new(Reason::Conflict, error.to_string()),
+        UdpError::NotPermitted { .. } => Failure::permission(error.to_string()),
+        _ => Failure::new(Reason::Host, error.to_string()),
+    }
+}
+
+fn tun_failure(error: &TunError) -> Failure {
+    match error {
+        TunError::NotPermitted { .. } | TunError::NotReadable => Failure::permission(error.to_string()),
+        TunError::NameTaken { .. } => Failure::new(Reason::Conflict, error.to_string()),
+        TunError::BadName { .. } => Failure::invalid(error.to_string()),
+        _ => Failure::new(Reason::Host, error.to_string()),
+    }
+}
+
+/// The running data plane. Dropping it stops the threads without waiting; [`stop`](Self::stop) waits.
+#[derive(Debug)]
+pub(crate) struct DataPlane {
+    interface: String,
+    mtu: u16,
+    port: u16,
+    chosen: Chosen,
+    commands: mpsc::Sender<Command>,
+    tables: crossbeam::channel::Sender<handshaker::Table>,
+    waker: Waker,
+    pings: Arc<Pings>,
+    failed: watch::Receiver<Option<String>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+/// Echoes that wait for their answer.
+#[derive(Debug, Default)]
+struct Pings {
+    next: AtomicU64,
+    waiting: Mutex<BTreeMap<u64, oneshot::Sender<Pong>>>,
+}
+
+impl Pings {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Pong>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DataPlane {
+    /// Starts both threads and waits until packets can flow.
+    ///
+    /// # Errors
+    /// The back end asked for cannot be had, or the machine gives no thread.
+    pub(crate) async fn start(
+        prepared: Prepared,
+        config: &Config,
+        key: SecretKey,
+        floor: UnixTime,
+    ) -> Result<Self, Failure> {
+        let Prepared { tun, udp } = prepared;
+        let interface = tun.name().to_owned();
+        let port = udp.port();
+        let waker = Waker::new().map_err(|error| Failure::host("making an eventfd", &error))?;
+        let parts = Parts { tun, udp, waker: waker.clone(), mtu: config.mtu };
+        let (commands, commands_in) = mpsc::channel(COMMANDS);
+        let (events_out, events) = mpsc::channel(EVENTS);
+        let (failed_out, failed) = watch::channel(None);
+        let (handshakes, tables, handshake_thread) = handshaker::start(&key, floor, waker.clone())
+            .map_err(|error| Failure::host("starting the handshake thread", &error))?;
+        let (started_out, started) = oneshot::channel();
+        let worker = worker::Worker {
+            choice: config.io,
+            cpu: config.cpu,
+            key,
+            parts,
+            commands: commands_in,
+            events: events_out,
+            handshakes,
+        };
+        let worker_thread = thread::Builder::new()
+            .name("mesh-worker-0".to_owned())
+            .spawn(move || {
+                if let Err(failure) = worker.run(started_out) {
+                    failed_out.send_replace(Some(failure));
+                }
+            })
+            .map_err(|error| Failure::host("starting the worker thread", &error))?;
+        let chosen = started
+            .await
+            .map_err(|_| Failure::new(Reason::Host, "the worker ended before it had begun"))??;
+        info!(interface, port, back_end = %chosen.back_end, reason = chosen.reason, "the data plane runs");
+        let pings = Arc::new(Pings::default());
+        tokio::spawn(dispatch(events, Arc::clone(&pings)));
+        let threads = Mutex::new(vec![worker_thread, handshake_thread]);
+        Ok(Self { interface, mtu: config.mtu, port, chosen, commands, tables, waker, pings, failed, threads })
+    }
+
+    /// Makes exactly `peers` the peers of both threads; returns once it is so.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) async fn apply(&self, peers: Vec<PeerConfig>) -> Result<(), Failure> {
+        // The handshaker first: it must know a peer before the worker asks for a handshake with it, and what it still
+        // answers for a removed one the worker refuses.
+        let (table, known) = handshaker::Table::new(&peers);
+        let tables = self.tables.clone();
+        tokio::task::spawn_blocking(move || tables.send(table)).await.map_err(|_| gone())?.map_err(|_| gone())?;
+        known.await.map_err(|_| gone())?;
+        let (installed, wait) = oneshot::channel();
+        self.command(Command::Apply(peers, installed)).await?;
+        answer(wait).await
+    }
+
+    /// Sends an echo inside the session with `peer` and waits for its answer.
+    ///
+    /// # Errors
+    /// [`Reason::NoReply`] after `timeout`, or why none could be sent.
+    pub(crate) async fn ping(&self, peer: NodeId, timeout: Duration) -> Result<Pong, Failure> {
+        let token = self.pings.next.fetch_add(1, Ordering::Relaxed);
+        let (pong, wait) = oneshot::channel();
+        self.pings.waiting().insert(token, pong);
+        let result = self.ping_with(peer, token, wait, timeout).await;
+        self.pings.waiting().remove(&token);
+        result
+    }
+
+    async fn ping_with(
+        &self,
+        peer: NodeId,
+        token: u64,
+        pong: oneshot::Receiver<Pong>,
+        timeout: Duration,
+    ) -> Result<Pong, Failure> {
+        let (sent, wait) = oneshot::channel();
+        self.command(Command::Ping(peer, token, sent)).await?;
+        answer(wait).await?.map_err(|error| Failure::new(Reason::NoReply, error.to_string()))?;
+        match tokio::time::timeout(timeout, pong).await {
+            Ok(Ok(pong)) => Ok(pong),
+            Ok(Err(_)) => Err(gone()),
+            Err(_) => Err(Failure::new(Reason::NoReply, format!("no reply within {} ms", timeout.as_millis()))),
+        }
+    }
+
+    /// Copies out what the worker counted.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) async fn report(&self) -> Result<WorkerReport, Failure> {
+        let (report, wait) = oneshot::channel();
+        self.command(Command::Report(report)).await?;
+        answer(wait).await
+    }
+
+    async fn command(&self, command: Command) -> Result<(), Failure> {
+        self.commands.send(command).await.map_err(|_| gone())?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Waits until the worker fails, and gives its last words. Never returns while all is well.
+    pub(crate) async fn failure(&self) -> String {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await {
+            Ok(words) => words.clone().unwrap_or_default(),
+            // The thread ended without complaint: it was told to.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops both threads and waits for them: the interface, its addresses and its routes are gone afterwards.
+    pub(crate) async fn stop(&self) {
+        let _ = self.command(Command::Stop).await;
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let waited = tokio::task::spawn_blocking(move || {
+            threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
+        });
+        if let Ok(1..) = waited.await {
+            warn!("a data plane thread panicked");
+        }
+    }
+
+    pub(crate) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    pub(crate) fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn chosen(&self) -> &Chosen {
+        &self.chosen
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        // Closing the channel is enough; the wake only makes it soon.
+        let _ = self.commands.try_send(Command::Stop);
+        self.waker.wake();
+    }
+}
+
+async fn answer<T>(wait: oneshot::Receiver<T>) -> Result<T, Failure> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, wait).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) => Err(gone()),
+        Err(_) => Err(Failure::new(Reason::Host, "the data plane does not answer")),
+    }
+}
+
+fn gone() -> Failure {
+    Failure::new(Reason::Host, "the data plane has stopped")
+}
+
+/// Hands events to those who wait for them, until the worker is gone.
+async fn dispatch(mut events: mpsc::Receiver<Event>, pings: Arc<Pings>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Pong { token, path, rtt } => {
+                if let Some(waiting) = pings.waiting().remove(&token) {
+                    let _ = waiting.send(Pong { path, rtt });
+                }
+            }
+            Event::Established { peer, initiator } => debug!(%peer, initiator, "session established"),
+            Event::Expired { peer } => debug!(%peer, "session expired"),
+            Event::Moved { peer, path } => debug!(%peer, %path, "a peer moved"),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What a node keeps between starts, in one private directory.
+//!
+//! | file | holds | if it is lost |
+//! |---|---|---|
+//! | `identity` | the OpenSSH Ed25519 private key | the node must join again |
+//! | `network.json` | which network, which node, where coordinators are | the node must join again |
+//! | `map` | the last verified network map | a coordinator sends it again |
+//! | `secrets` | the network's secrets and pre-shared keys | a coordinator sends them again |
+//! | `timestamps` | the highest handshake timestamp and record serial spent | the clock is trusted instead |
+//!
+//! A file that cannot be understood is never overwritten: the first two stop the daemon with the cure, the others are moved
+//! aside under a name that says so.
+
+mod directory;
+mod identity;
+mod membership;
+// mod secrets;
+// mod timestamps;
+
+pub use self::directory::{StateDir, StateFile};
+pub use self::identity::Identity;
+pub use self::membership::{Membership, Standing};
+// pub use self::secrets::Secrets;
+// pub use self::timestamps::Timestamps;
