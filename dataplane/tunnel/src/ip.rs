@@ -1,6 +1,6 @@
 //! Addresses of packets and routes: the checked [`Prefix`].
 
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use core::fmt;
 use core::net::IpAddr;
@@ -165,5 +165,88 @@ impl fmt::Display for Prefix {
 impl fmt::Debug for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn prefix_reads_what_it_writes() {
+        for text in ["0.0.0.0/0", "10.1.0.0/16", "192.0.2.1/32", "::/0", "fd00:1::/32", "fd00::1/128"] {
+            assert_eq!(prefix(text).to_string(), text);
+        }
+        assert_eq!(prefix("192.0.2.1"), prefix("192.0.2.1/32"));
+        assert_eq!(prefix("fd00::1"), prefix("fd00::1/128"));
+    }
+
+    #[test]
+    fn prefix_refuses_host_bits_and_names_the_cure() {
+        let error = "10.1.2.3/16".parse::<Prefix>().unwrap_err();
+        assert_eq!(error, PrefixError::HostBits { meant: prefix("10.1.0.0/16") });
+        assert!(error.to_string().contains("did you mean 10.1.0.0/16?"));
+        assert!(matches!("::1/0".parse::<Prefix>(), Err(PrefixError::HostBits { .. })));
+    }
+
+    #[test]
+    fn prefix_refuses_what_is_none() {
+        assert_eq!("10.0.0.0/33".parse::<Prefix>(), Err(PrefixError::Length { len: 33, most: 32 }));
+        assert_eq!("fd00::/129".parse::<Prefix>(), Err(PrefixError::Length { len: 129, most: 128 }));
+        for bad in [
+            "",
+            "/",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0.0/-1",
+            "10.0.0/8",
+            "10.0.0.0/8/8",
+            "x/8",
+            "10.0.0.0/256",
+        ] {
+            assert_eq!(bad.parse::<Prefix>(), Err(PrefixError::Syntax), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prefix_knows_what_is_inside() {
+        assert!(prefix("10.1.0.0/16").contains("10.1.255.255".parse().unwrap()));
+        assert!(!prefix("10.1.0.0/16").contains("10.2.0.0".parse().unwrap()));
+        assert!(prefix("0.0.0.0/0").contains("255.255.255.255".parse().unwrap()));
+        assert!(!prefix("0.0.0.0/0").contains("::".parse().unwrap()));
+        assert!(!prefix("::/0").contains("1.2.3.4".parse().unwrap()));
+        assert!(prefix("10.0.0.0/8").covers(&prefix("10.1.0.0/16")));
+        assert!(!prefix("10.1.0.0/16").covers(&prefix("10.0.0.0/8")));
+        assert!(prefix("10.1.0.0/16").overlaps(&prefix("10.0.0.0/8")));
+        assert!(!prefix("10.1.0.0/16").overlaps(&prefix("10.2.0.0/16")));
+        assert!(prefix("10.1.2.3/32").is_host() && !prefix("10.1.2.0/31").is_host());
+    }
+
+    /// Compares bit by bit, as the text of CIDR (RFC 4632 §3.1) says it.
+    fn naive_contains(bits: &[u8], len: u8, address: &[u8]) -> bool {
+        let bit = |bytes: &[u8], i: usize| bytes[i / 8] >> (7 - i % 8) & 1;
+        (0..usize::from(len)).all(|i| bit(bits, i) == bit(address, i))
+    }
+
+    proptest! {
+        #[test]
+        fn prefix_contains_what_shares_its_leading_bits(a: [u8; 16], b: [u8; 16], len in 0_u8..=128, keep in 0_u32..=128) {
+            // Makes `b` share a random count of leading bits, else nothing is ever inside.
+            let low = u128::MAX.checked_shr(keep).unwrap_or(0);
+            let b = (u128::from_be_bytes(a) & !low | u128::from_be_bytes(b) & low).to_be_bytes();
+            let range = Prefix::containing(IpAddr::from(a), len).unwrap();
+            prop_assert_eq!(range.contains(b.into()), naive_contains(&a, len, &b));
+            let (a, b): ([u8; 4], [u8; 4]) = (a[..4].try_into().unwrap(), b[..4].try_into().unwrap());
+            let len = len / 4;
+            let range = Prefix::containing(IpAddr::from(a), len).unwrap();
+            prop_assert_eq!(range.contains(b.into()), naive_contains(&a, len, &b));
+            prop_assert_eq!(range.to_string().parse(), Ok(range));
+        }
     }
 }

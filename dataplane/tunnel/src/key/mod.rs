@@ -30,3 +30,6 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     getrandom::fill(&mut bytes).expect("invariant: the operating system gives random bytes");
     bytes
 }
+
+#[cfg(test)]
+mod tests;
