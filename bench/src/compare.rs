@@ -54,6 +54,12 @@ pub(crate) struct Options {
     output: Output,
 }
 
+impl Options {
+    fn kinds(&self) -> &[SubjectKind] {
+        if self.only.is_empty() { SubjectKind::value_variants() } else { &self.only }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Output {
     Table,
@@ -73,6 +79,9 @@ fn seconds(text: &str) -> std::result::Result<f64, String> {
 /// When it does not build.
 pub(crate) fn build_meshctl(options: &Options) -> Result<()> {
     let (None, Some(cargo)) = (&options.meshctl, std::env::var_os("CARGO")) else { return Ok(()) };
+    if !options.kinds().iter().any(|kind| kind.is_ours()) {
+        return Ok(());
+    }
     let own = std::env::current_exe().context("asking for this program's path")?;
     let folder = own.parent().and_then(Path::file_name);
     let profile = if folder.is_some_and(|name| name == "release") { "release" } else { "dev" };
@@ -114,10 +123,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Brings up every subject: those asked for must come up, of the others those that can.
 fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
     let asked = !options.only.is_empty();
-    let kinds = if asked { options.only.as_slice() } else { SubjectKind::value_variants() };
     let tools = Tools::find(options.meshctl.as_deref())?;
     let (mut subjects, mut remarks) = (Vec::new(), Vec::new());
-    for &kind in kinds {
+    for &kind in options.kinds() {
         if let Some(reason) = tools.missing_for(kind) {
             if asked {
                 bail!("cannot measure {}: {reason}", kind.name());

@@ -42,7 +42,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report::progress(&format!("error: {error:#}"));
-            if error.is::<gate::Busy>() { ExitCode::from(BUSY) } else { ExitCode::FAILURE }
+            if error.is::<gate::Busy>() {
+                report::progress(
+                    "the box is busy: wait until the others are done, or measure anyway with --force",
+                );
+                return ExitCode::from(BUSY);
+            }
+            ExitCode::FAILURE
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::cpu::{Snapshot, Usage};
 
 /// Between two requests.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(2);
+/// How long one receive waits; set once, for a system call per request would be part of its time.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A reply later than this is lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 const ECHO_REQUEST: u8 = 8;
@@ -47,6 +49,7 @@ impl Pinger {
     pub(crate) fn open(to: Ipv4Addr) -> Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).context("opening ICMP")?;
         socket.connect(&SocketAddrV4::new(to, 0).into()).with_context(|| format!("no route to {to}"))?;
+        socket.set_read_timeout(Some(LOOK_AGAIN)).context("bounding receives")?;
         Ok(Self { socket, identity: std::process::id() as u16, to, sequence: 0 })
     }
 
@@ -56,7 +59,7 @@ impl Pinger {
     /// When there is none within `limit`.
     pub(crate) fn wait_for_answer(&mut self, limit: Duration) -> Result<()> {
         let give_up = Instant::now() + limit;
-        while self.round_trip(Duration::from_millis(100))?.is_none() {
+        while self.round_trip(LOOK_AGAIN)?.is_none() {
             ensure!(Instant::now() < give_up, "no ping of {} was answered within {limit:?}", self.to);
         }
         Ok(())
@@ -99,11 +102,6 @@ impl Pinger {
         }
         let mut packet = [0; 256];
         loop {
-            let left = limit.saturating_sub(begin.elapsed());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            self.socket.set_read_timeout(Some(left)).context("bounding a receive")?;
             match (&self.socket).read(&mut packet) {
                 Ok(length) => {
                     let time = begin.elapsed();
@@ -113,6 +111,9 @@ impl Pinger {
                 }
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error).context("receiving a ping's answer"),
+            }
+            if begin.elapsed() >= limit {
+                return Ok(None);
             }
         }
     }

@@ -24,7 +24,8 @@ pub(super) fn set_up(hosts: &[Host; 2], daemons: &mut Daemons) -> Result<([Ipv4A
     for (index, host) in hosts.iter().enumerate() {
         let other = 1 - index;
         let mut daemon = host.command("wireguard-go")?;
-        daemon.args(["--foreground", INTERFACE]).env("LOG_LEVEL", "error");
+        // In the foreground, without the banner that recommends the kernel module.
+        daemon.arg(INTERFACE).env("WG_PROCESS_FOREGROUND", "1").env("LOG_LEVEL", "error");
         daemons.start_measured(daemon)?;
         let configuration = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n\
