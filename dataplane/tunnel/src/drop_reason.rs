@@ -1,0 +1,148 @@
+//! Why a packet or datagram went no further: the metric label, the status row and the test assertion in one.
+
+use std::fmt;
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// The reason for which a packet or datagram was dropped. Never an error and never a reply: a stranger learns
+        /// nothing, we count.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason there is, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name used as a metric label and in status tables.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Not an IPv4 or IPv6 packet with a whole header and a truthful length.
+    MalformedPacket = "malformed_packet",
+    /// No peer has an allowed address range with this destination.
+    NoAllowedIp = "no_allowed_ip",
+    /// The peer has neither a confirmed endpoint nor a candidate.
+    NoPath = "no_path",
+    /// The caller's buffer cannot hold the sealed packet.
+    BufferTooSmall = "buffer_too_small",
+    /// The oldest of too many packets held for one peer while it had no session.
+    HeldTooMany = "held_too_many",
+    /// A packet held for a peer that did not answer for 90 s.
+    PeerUnreachable = "peer_unreachable",
+    /// A packet or message for a peer that was removed.
+    PeerRemoved = "peer_removed",
+    /// Neither the size nor the type of any of WireGuard's four messages.
+    UnknownMessage = "unknown_message",
+    /// The first MAC does not prove knowledge of our public key.
+    BadMac1 = "bad_mac1",
+    /// No session or handshake of ours has this index.
+    UnknownIndex = "unknown_index",
+    /// A handshake message beyond what the queue to the handshaker holds.
+    HandshakeQueueFull = "handshake_queue_full",
+    /// Under load: a handshake message without a proof of its source address; a cookie was sent.
+    CookieRequired = "cookie_required",
+    /// Under load: more handshake messages than one source address may send.
+    RateLimited = "rate_limited",
+    /// A handshake message that does not decrypt: forged, or of a peer with another key or preshared key.
+    BadHandshake = "bad_handshake",
+    /// A Diffie-Hellman result that is zero, because one side's public key has low order.
+    LowOrderKey = "low_order_key",
+    /// A valid initiation of a key that is not a peer.
+    UnknownPeer = "unknown_peer",
+    /// An initiation that is not newer than the last one accepted from that peer.
+    OldTimestamp = "old_timestamp",
+    /// More than 50 initiations a second from one peer.
+    InitiationFlood = "initiation_flood",
+    /// A handshake result that nobody waits for any more.
+    SupersededHandshake = "superseded_handshake",
+    /// A cookie reply that answers no message of ours or does not decrypt.
+    BadCookieReply = "bad_cookie_reply",
+    /// The operating system gave no random bytes.
+    NoRandomness = "no_randomness",
+    /// No free session index is left on this worker.
+    NoFreeIndex = "no_free_index",
+    /// A datagram of a session older than 180 s.
+    SessionExpired = "session_expired",
+    /// A sealed datagram that does not decrypt.
+    BadSeal = "bad_seal",
+    /// A datagram that was delivered before, or is too old to tell.
+    Replayed = "replayed",
+    /// An inner source address that does not belong to the sending peer.
+    SpoofedSource = "spoofed_source",
+    /// A notice from a peer that is not one of our nodes.
+    NoticeFromStock = "notice_from_stock",
+    /// A notice whose length or body is not what its type demands.
+    MalformedNotice = "malformed_notice",
+    /// A notice of a type that this version does not know.
+    UnknownNotice = "unknown_notice",
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How often each [`DropReason`] occurred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropCounters([u64; DropReason::ALL.len()]);
+
+impl Default for DropCounters {
+    fn default() -> Self {
+        Self([0; DropReason::ALL.len()])
+    }
+}
+
+impl DropCounters {
+    /// How often `reason` occurred.
+    #[must_use]
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// Every reason with its count, zeros included.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.get(reason)))
+    }
+
+    /// The sum over all reasons.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Counts one drop.
+    pub fn add(&mut self, reason: DropReason) {
+        if let Some(count) = self.0.get_mut(reason as usize) {
+            *count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_counter_and_name() {
+        let mut counters = DropCounters::default();
+        for &reason in DropReason::ALL {
+            counters.add(reason);
+        }
+        assert!(counters.iter().all(|(_, count)| count == 1));
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}

@@ -1,0 +1,144 @@
+//! The three places of a peer's sessions (whitepaper §6.3, W17).
+
+use super::Session;
+
+/// A peer's sessions: the one in use, the one before it for datagrams still under way, and one that we answered but whose
+/// initiator has not yet shown that it has the keys.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    previous: Option<Box<Session>>,
+    current: Option<Box<Session>>,
+    next: Option<Box<Session>>,
+}
+
+/// Which of the three a session is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Position {
+    Previous,
+    Current,
+    /// Answered, not confirmed: opens, but seals nothing.
+    Next,
+}
+
+/// Sessions that ended: their indices are to be taken back.
+pub(crate) type Ended = [Option<Box<Session>>; 3];
+
+impl Sessions {
+    /// The session in use, for sealing.
+    pub(crate) fn current_mut(&mut self) -> Option<&mut Session> {
+        self.current.as_deref_mut()
+    }
+
+    /// The session in use.
+    pub(crate) fn current(&self) -> Option<&Session> {
+        self.current.as_deref()
+    }
+
+    /// Whether an answered handshake waits for its first datagram.
+    pub(crate) fn has_unconfirmed(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// The session with this index of ours, for opening.
+    pub(crate) fn find_mut(&mut self, index: u32) -> Option<(Position, &mut Session)> {
+        let places = [
+            (Position::Current, &mut self.current),
+            (Position::Next, &mut self.next),
+            (Position::Previous, &mut self.previous),
+        ];
+        places.into_iter().find_map(|(position, session)| {
+            let session = session.as_deref_mut()?;
+            (session.local_index() == index).then_some((position, session))
+        })
+    }
+
+    /// Takes a session into use whose handshake we began: its response was the peer's proof.
+    pub(crate) fn initiated(&mut self, session: Session) -> Ended {
+        let next = self.next.take();
+        let current = self.current.replace(Box::new(session));
+        let (keep, end) = if next.is_some() { (next, current) } else { (current, None) };
+        [std::mem::replace(&mut self.previous, keep), end, None]
+    }
+
+    /// Keeps a session that we answered until its initiator confirms it.
+    pub(crate) fn responded(&mut self, session: Session) -> Ended {
+        [self.previous.take(), self.next.replace(Box::new(session)), None]
+    }
+
+    /// Takes the confirmed session into use.
+    pub(crate) fn confirm(&mut self) -> Ended {
+        let next = self.next.take();
+        let current = std::mem::replace(&mut self.current, next);
+        [std::mem::replace(&mut self.previous, current), None, None]
+    }
+
+    /// Ends all three.
+    pub(crate) fn clear(&mut self) -> Ended {
+        [self.previous.take(), self.current.take(), self.next.take()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handshake::TransportKeys;
+    use crate::time::test_epoch;
+
+    fn session(index: u32) -> Session {
+        Session::new(index, 0, true, &TransportKeys::new([0; 32], [0; 32]), test_epoch()).unwrap()
+    }
+
+    fn held(sessions: &Sessions) -> [Option<u32>; 3] {
+        [&sessions.previous, &sessions.current, &sessions.next]
+            .map(|session| session.as_ref().map(|session| session.local_index()))
+    }
+
+    fn ended(ended: Ended) -> Vec<u32> {
+        ended.into_iter().flatten().map(|session| session.local_index()).collect()
+    }
+
+    #[test]
+    fn an_initiated_session_is_used_at_once() {
+        let mut sessions = Sessions::default();
+        assert!(ended(sessions.initiated(session(1))).is_empty());
+        assert!(ended(sessions.initiated(session(2))).is_empty());
+        assert_eq!(held(&sessions), [Some(1), Some(2), None]);
+        assert_eq!(ended(sessions.initiated(session(3))), [1]);
+        assert_eq!(held(&sessions), [Some(2), Some(3), None]);
+    }
+
+    #[test]
+    fn a_responded_session_waits_for_confirmation() {
+        let mut sessions = Sessions::default();
+        sessions.initiated(session(1));
+        sessions.initiated(session(2));
+        assert_eq!(ended(sessions.responded(session(3))), [1]);
+        assert_eq!(held(&sessions), [None, Some(2), Some(3)]);
+        assert_eq!(ended(sessions.responded(session(4))), [3]);
+        assert_eq!(held(&sessions), [None, Some(2), Some(4)]);
+        assert!(ended(sessions.confirm()).is_empty());
+        assert_eq!(held(&sessions), [Some(2), Some(4), None]);
+    }
+
+    #[test]
+    fn an_unconfirmed_session_outlives_the_current_one_when_ours_wins() {
+        let mut sessions = Sessions::default();
+        sessions.initiated(session(1));
+        sessions.responded(session(2));
+        assert_eq!(ended(sessions.initiated(session(3))), [1]);
+        assert_eq!(held(&sessions), [Some(2), Some(3), None]);
+    }
+
+    #[test]
+    fn each_session_is_found_by_its_index() {
+        let mut sessions = Sessions::default();
+        sessions.initiated(session(1));
+        sessions.initiated(session(2));
+        assert_eq!(sessions.find_mut(1).unwrap().0, Position::Previous);
+        sessions.responded(session(3));
+        assert_eq!(sessions.find_mut(2).unwrap().0, Position::Current);
+        assert_eq!(sessions.find_mut(3).unwrap().0, Position::Next);
+        assert!(sessions.find_mut(1).is_none());
+        assert_eq!(ended(sessions.clear()), [2, 3]);
+    }
+}

@@ -1,0 +1,705 @@
+//! [`Tunnel`]: one worker's peers, sessions and timers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+
+use std::time::{Duration, Instant};
+
+use crate::allowed_ips::AllowedIps;
+use crate::drop_reason::{DropCounters, DropReason};
+use crate::handshake::cookie::COOKIE_LIFETIME;
+use crate::handshake::mac::Stamp;
+use crate::handshake::{HandshakeId, Job, JobDone, Outcome, TransportKeys};
+use crate::index::{IndexTable, MAX_WORKERS};
+use crate::ip::Prefix;
+use crate::key::{NodeId, PublicKey};
+use crate::message::{self, INITIATION_LEN, INITIATION_NOISE_LEN, RESPONSE_NOISE_LEN};
+use crate::notice::Notice;
+use crate::outbound::Sent;
+use crate::path::Path;
+use crate::peer::{
+    MAX_HELD_PACKETS, MAX_NOTICES, PeerConfig, PeerStatus, PendingHandshake, Ping, PingError, QueuedNotice,
+};
+use crate::peers::Peers;
+pub(crate) use crate::peers::Slot;
+use crate::random::{NoRandomness, Random};
+use crate::schedule::Schedule;
+use crate::session::Session;
+use crate::time::Now;
+use crate::timers::Due;
+
+/// The inner MTU that padding respects until it is set: fits IPv6, UDP and a relay's header in 1500.
+pub const DEFAULT_MTU: u16 = 1408;
+/// Handshake messages waiting to be sent; beyond it they are dropped, and retried by their timers.
+pub const MAX_WAITING_MESSAGES: usize = 1024;
+/// Jobs waiting to be taken to the handshaker.
+pub const MAX_WAITING_JOBS: usize = 1024;
+/// Events waiting to be taken; the oldest is dropped for the next.
+pub const MAX_WAITING_EVENTS: usize = 4096;
+/// Empty buffers kept for held packets.
+const MAX_SPARE_BUFFERS: usize = MAX_HELD_PACKETS;
+
+/// A datagram that came out of [`Tunnel::poll_transmit`]: the first `len` bytes of the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Bytes of the datagram.
+    pub len: usize,
+    /// Where it goes.
+    pub path: Path,
+}
+
+/// Something that a user, a log or a metric wants to hear about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// There is a new session, and both sides are known to have it.
+    Established {
+        /// With whom.
+        peer: NodeId,
+        /// Whether we began the handshake.
+        initiator: bool,
+    },
+    /// Nobody answered for 90 s; what was held is dropped. The next packet begins anew.
+    Unreachable {
+        /// Who did not answer.
+        peer: NodeId,
+    },
+    /// Nothing new was agreed for 540 s, and all keys were erased.
+    Expired {
+        /// With whom.
+        peer: NodeId,
+    },
+    /// Sealed packets take another path from now on: the peer was heard there.
+    EndpointChanged {
+        /// Who moved.
+        peer: NodeId,
+        /// The new path.
+        path: Path,
+    },
+    /// A ping was answered.
+    Pong {
+        /// By whom.
+        peer: NodeId,
+        /// The token that the ping was given.
+        token: u64,
+        /// The path by which the answer came.
+        path: Path,
+        /// The path by which the peer saw our ping come: our address as seen from there.
+        seen_from: Option<Path>,
+        /// From the ping's sealing to its answer.
+        rtt: Duration,
+    },
+}
+
+/// Why a handshake is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// A packet or a timer wants a session.
+    Fresh,
+    /// The last initiation was not answered.
+    Retry,
+    /// Our response was not confirmed: the peer may be unable to open it, so it is for us to begin.
+    Insist,
+}
+
+struct ControlMessage {
+    bytes: [u8; INITIATION_LEN],
+    len: u8,
+    path: Path,
+}
+
+/// The protocol state of one worker: its peers, their sessions, and when each needs attention.
+///
+/// Input: [`outbound`](Self::outbound), [`inbound`](Self::inbound), [`handle_job`](Self::handle_job),
+/// [`handle_deadline`](Self::handle_deadline), [`apply`](Self::apply) and [`ping`](Self::ping). After any of them take
+/// the output, until there is none: [`poll_transmit`](Self::poll_transmit), [`poll_job`](Self::poll_job),
+/// [`poll_event`](Self::poll_event); then wait no longer than until [`poll_deadline`](Self::poll_deadline).
+pub struct Tunnel {
+    pub(crate) worker: u8,
+    local: PublicKey,
+    /// What messages to us are stamped with.
+    pub(crate) stamp: Stamp,
+    pub(crate) random: Random,
+    pub(crate) mtu: usize,
+    pub(crate) peers: Peers,
+    pub(crate) allowed_ips: AllowedIps<Slot>,
+    prefixes: BTreeMap<Prefix, Slot>,
+    pub(crate) indices: IndexTable<Slot>,
+    schedule: Schedule,
+    messages: VecDeque<ControlMessage>,
+    /// Peers that may have something to send, each once.
+    listed: VecDeque<Slot>,
+    jobs: VecDeque<Job>,
+    events: VecDeque<Event>,
+    pub(crate) drops: DropCounters,
+    pub(crate) spare_buffers: Vec<Vec<u8>>,
+    last_handshake_id: u64,
+}
+
+impl Tunnel {
+    /// A tunnel without peers, for worker number `worker` (0 to 63) of a node with public key `local`.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no random bytes to give.
+    ///
+    /// # Panics
+    ///
+    /// If `worker` is 64 or more.
+    pub fn new(worker: u8, local: PublicKey, mut random: Random) -> Result<Self, NoRandomness> {
+        assert!(worker < MAX_WORKERS, "a session index has room for {MAX_WORKERS} workers");
+        Ok(Self {
+            worker,
+            local,
+            stamp: Stamp::of(&local),
+            indices: IndexTable::new(worker, random.bytes()?),
+            random,
+            mtu: DEFAULT_MTU.into(),
+            peers: Peers::default(),
+            allowed_ips: AllowedIps::default(),
+            prefixes: BTreeMap::new(),
+            schedule: Schedule::default(),
+            messages: VecDeque::new(),
+            listed: VecDeque::new(),
+            jobs: VecDeque::new(),
+            events: VecDeque::new(),
+            drops: DropCounters::default(),
+            spare_buffers: Vec::new(),
+            last_handshake_id: 0,
+        })
+    }
+
+    /// Tells the interface's MTU, beyond which no packet is padded.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = mtu.into();
+    }
+
+    /// Takes the list of this worker's peers. Peers that stay keep their sessions, whatever else about them changed; peers
+    /// that are gone, or have another key, lose theirs at once.
+    ///
+    /// A prefix that two peers claim belongs to the later one in the list.
+    pub fn apply(&mut self, peers: &[PeerConfig], now: Now) {
+        let wanted: BTreeMap<PublicKey, &PeerConfig> =
+            peers.iter().filter(|peer| peer.key != self.local).map(|peer| (peer.key, peer)).collect();
+        let gone: Vec<Slot> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| wanted.get(&peer.key).is_none_or(|config| config.id != peer.id))
+            .map(|(slot, _)| slot)
+            .collect();
+        gone.into_iter().for_each(|slot| self.remove(slot));
+
+        for config in wanted.values() {
+            let slot = self.peers.find_or_insert(config);
+            self.schedule.grow(self.peers.capacity());
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.configure(config, now.monotonic);
+            }
+            self.reschedule(slot);
+        }
+        self.route_prefixes(peers);
+    }
+
+    /// Brings the routes in line with the list, touching only those that changed.
+    fn route_prefixes(&mut self, peers: &[PeerConfig]) {
+        let mut wanted = BTreeMap::new();
+        for peer in peers {
+            let Some(slot) = self.peers.by_key(&peer.key) else { continue };
+            wanted.extend(peer.allowed_ips.iter().map(|&prefix| (prefix, slot)));
+        }
+        for prefix in self.prefixes.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+            self.allowed_ips.remove(*prefix);
+        }
+        for (&prefix, &slot) in &wanted {
+            if self.prefixes.get(&prefix) != Some(&slot) {
+                self.allowed_ips.insert(prefix, slot);
+            }
+        }
+        self.prefixes = wanted;
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        self.end_sessions(slot);
+        self.end_handshake(slot);
+        self.drop_held(slot, DropReason::PeerRemoved);
+        self.schedule.cancel(slot);
+        self.listed.retain(|&listed| listed != slot);
+        self.prefixes.retain(|&prefix, owner| {
+            if *owner == slot {
+                self.allowed_ips.remove(prefix);
+            }
+            *owner != slot
+        });
+        self.peers.remove(slot);
+    }
+
+    /// Ends all sessions at once, so that no key outlives a suspend or is used twice after a copy of the machine (W8, W9).
+    pub fn expire_sessions(&mut self) {
+        let slots: Vec<Slot> = self.peers.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.end_sessions(slot);
+            self.end_handshake(slot);
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.timers.clear();
+            }
+        }
+    }
+
+    /// Asks a peer for a sign of life, which arrives as [`Event::Pong`] with this token. Begins a handshake if need be.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such peer, it is a stock device, no address of it is known, or 16 pings are waiting already.
+    pub fn ping(&mut self, peer: NodeId, token: u64, now: Now) -> Result<(), PingError> {
+        let slot = self.peers.by_id(peer).ok_or(PingError::UnknownPeer)?;
+        let peer = self.peers.get_mut(slot).ok_or(PingError::UnknownPeer)?;
+        if !peer.mesh {
+            return Err(PingError::StockPeer);
+        }
+        if !peer.has_path() {
+            return Err(PingError::NoPath);
+        }
+        if peer.notices.len() >= MAX_NOTICES {
+            return Err(PingError::TooMany);
+        }
+        peer.notices.push_back(QueuedNotice { notice: Notice::EchoRequest { token }, path: None });
+        self.flush_or_begin(slot, now);
+        Ok(())
+    }
+
+    /// Takes the result of a job.
+    pub fn handle_job(&mut self, done: JobDone, now: Now) {
+        let handled = match done.outcome {
+            Outcome::Initiated { peer, id, noise } => self.initiated(peer, id, &noise, now),
+            Outcome::Responded { peer, from, sender, noise, keys } => {
+                self.responded(peer, from, sender, &noise, &keys, now)
+            }
+            Outcome::Finished { peer, id, from, sender, keys } => {
+                self.finished(peer, id, from, sender, &keys, now)
+            }
+            Outcome::CookieReply { to, message } => {
+                self.push_message(&message, to);
+                Err(DropReason::CookieRequired)
+            }
+            Outcome::Dropped(reason) => Err(reason),
+            Outcome::Abandoned => Ok(()),
+        };
+        if let Err(reason) = handled {
+            self.drops.add(reason);
+        }
+    }
+
+    /// An initiation is ready: it gets its index and MACs, and goes wherever the peer may be.
+    fn initiated(
+        &mut self,
+        key: PublicKey,
+        id: HandshakeId,
+        noise: &[u8; INITIATION_NOISE_LEN],
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let slot = self.peers.by_key(&key).ok_or(DropReason::PeerRemoved)?;
+        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
+        let pending = peer.handshake.as_mut().filter(|pending| pending.id == id);
+        let pending = pending.ok_or(DropReason::SupersededHandshake)?;
+        let index = self.indices.insert(slot).ok_or(DropReason::NoFreeIndex)?;
+        if let Some(old) = pending.index.replace(index) {
+            self.indices.remove(old);
+        }
+        let mut message = message::initiation(index, noise);
+        let cookie = peer.fresh_cookie(now.monotonic, COOKIE_LIFETIME).copied();
+        peer.last_mac1 = Some(peer.stamp.seal(&mut message, cookie.as_ref()));
+        let paths = peer.initiation_paths();
+        for path in paths.iter() {
+            peer.sent_bytes += message.len() as u64;
+            push_message(&mut self.messages, &message, path);
+        }
+        peer.timers.authenticated_sent(now.monotonic);
+        self.reschedule(slot);
+        Ok(())
+    }
+
+    /// A peer's initiation was read and answered: the session waits for its confirmation.
+    fn responded(
+        &mut self,
+        key: PublicKey,
+        from: Path,
+        sender: u32,
+        noise: &[u8; RESPONSE_NOISE_LEN],
+        keys: &TransportKeys,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let slot = self.peers.by_key(&key).ok_or(DropReason::PeerRemoved)?;
+        self.give_way(slot);
+        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
+        let index = self.indices.insert(slot).ok_or(DropReason::NoFreeIndex)?;
+        let session = Session::new(index, sender, false, keys, now.monotonic);
+        let ended = peer.sessions.responded(session.ok_or(DropReason::BadHandshake)?);
+        let mut message = message::response(index, sender, noise);
+        let cookie = peer.fresh_cookie(now.monotonic, COOKIE_LIFETIME).copied();
+        peer.last_mac1 = Some(peer.stamp.seal(&mut message, cookie.as_ref()));
+        peer.sent_bytes += message.len() as u64;
+        peer.received_bytes += INITIATION_LEN as u64;
+        peer.last_received = Some(now.monotonic);
+        peer.timers.authenticated_received(now.monotonic);
+        peer.timers.authenticated_sent(now.monotonic);
+        peer.timers.responded(now.monotonic, peer.mesh, &mut self.random);
+        // An initiation may be an old one, repeated from elsewhere. It moves no session that works; what confirms the new
+        // session will.
+        let moves = !peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
+        self.release(ended.into_iter().flatten());
+        self.push_message(&message, from);
+        if moves {
+            self.set_endpoint(slot, from);
+        }
+        self.reschedule(slot);
+        Ok(())
+    }
+
+    /// Our initiation was answered: the session is there.
+    fn finished(
+        &mut self,
+        key: PublicKey,
+        id: HandshakeId,
+        from: Path,
+        sender: u32,
+        keys: &TransportKeys,
+        now: Now,
+    ) -> Result<(), DropReason> {
+        let slot = self.peers.by_key(&key).ok_or(DropReason::PeerRemoved)?;
+        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
+        let pending = peer.handshake.take_if(|pending| pending.id == id);
+        let index = pending.and_then(|pending| pending.index).ok_or(DropReason::SupersededHandshake)?;
+        let session = Session::new(index, sender, true, keys, now.monotonic);
+        let ended = peer.sessions.initiated(session.ok_or(DropReason::BadHandshake)?);
+        peer.received_bytes += message::RESPONSE_LEN as u64;
+        peer.last_received = Some(now.monotonic);
+        peer.last_handshake = Some(now.wall);
+        peer.timers.authenticated_received(now.monotonic);
+        peer.timers.session_made(now.monotonic);
+        peer.timers.completed();
+        // Whatever goes first confirms the session to the peer, so something must go.
+        peer.owes_keepalive = true;
+        let id = peer.id;
+        self.release(ended.into_iter().flatten());
+        self.set_endpoint(slot, from);
+        self.push_event(Event::Established { peer: id, initiator: true });
+        self.list(slot);
+        self.reschedule(slot);
+        Ok(())
+    }
+
+    /// The initiator of the session we answered has used it: so shall we (W17).
+    pub(crate) fn confirm(&mut self, slot: Slot, now: Now) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let ended = peer.sessions.confirm();
+        peer.last_handshake = Some(now.wall);
+        peer.timers.completed();
+        let id = peer.id;
+        self.release(ended.into_iter().flatten());
+        self.push_event(Event::Established { peer: id, initiator: false });
+        self.list(slot);
+    }
+
+    /// When two of our nodes begin at once, the one with the greater key gives way, so that one session comes of it and not
+    /// two. Stock peers forget their own initiation when they answer ours, so with them nobody may give way.
+    fn give_way(&mut self, slot: Slot) {
+        let Some(peer) = self.peers.get(slot) else { return };
+        let yields = peer.handshake.as_ref().is_some_and(|pending| !pending.insist);
+        if yields && peer.mesh && self.local > peer.key {
+            self.end_handshake(slot);
+        }
+    }
+
+    /// Asks the handshaker for an initiation, unless the last one is too recent (W4).
+    pub(crate) fn begin_handshake(&mut self, slot: Slot, why: Begin, now: Now) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if !peer.has_path() {
+            self.drop_held(slot, DropReason::NoPath);
+            return;
+        }
+        if why == Begin::Fresh && !peer.timers.retrying() {
+            peer.timers.restart_attempt();
+        }
+        if why == Begin::Insist || peer.timers.may_initiate(now.monotonic, &mut self.random) {
+            peer.timers.initiated(now.monotonic, &mut self.random);
+            self.last_handshake_id += 1;
+            let id = HandshakeId(self.last_handshake_id);
+            let insist = why == Begin::Insist;
+            let job = Job::initiate(self.worker, peer.key, id);
+            let old = peer.handshake.replace(PendingHandshake { id, index: None, insist });
+            if let Some(index) = old.and_then(|old| old.index) {
+                self.indices.remove(index);
+            }
+            // A full queue is a lost initiation: the next one is timed already.
+            if let Err(reason) = self.push_job(job) {
+                self.drops.add(reason);
+            }
+        }
+        self.reschedule(slot);
+    }
+
+    /// Something waits to be sent to a peer: it goes now, or a handshake is begun for it.
+    fn flush_or_begin(&mut self, slot: Slot, now: Now) {
+        let Some(peer) = self.peers.get(slot) else { return };
+        let ready = peer.endpoint.is_some()
+            && peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
+        if ready {
+            self.list(slot);
+        } else {
+            self.begin_handshake(slot, Begin::Fresh, now);
+        }
+    }
+
+    /// Takes the next datagram to send that is not the direct answer to a packet: handshakes, keepalives, notices, and
+    /// packets that were held. `datagram` must have room for [`crate::message::MAX_OVERHEAD`] bytes more than the MTU.
+    pub fn poll_transmit(&mut self, datagram: &mut [u8], now: Now) -> Option<Transmit> {
+        while let Some(message) = self.messages.pop_front() {
+            let len = usize::from(message.len);
+            match (datagram.get_mut(..len), message.bytes.get(..len)) {
+                (Some(place), Some(bytes)) => place.copy_from_slice(bytes),
+                _ => {
+                    self.drops.add(DropReason::BufferTooSmall);
+                    continue;
+                }
+            }
+            return Some(Transmit { len, path: message.path });
+        }
+        while let Some(&slot) = self.listed.front() {
+            match self.next_for_peer(slot, datagram, now) {
+                Ok(Some((len, path))) => return Some(Transmit { len, path }),
+                Ok(None) => {
+                    self.listed.pop_front();
+                    if let Some(peer) = self.peers.get_mut(slot) {
+                        peer.listed = false;
+                    }
+                }
+                Err(reason) => self.drops.add(reason),
+            }
+        }
+        None
+    }
+
+    /// What goes to a peer next: notices, then packets in their order, then a keepalive if nothing else went.
+    fn next_for_peer(
+        &mut self,
+        slot: Slot,
+        datagram: &mut [u8],
+        now: Now,
+    ) -> Result<Option<(usize, Path)>, DropReason> {
+        let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
+        let can_seal = peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
+        if !can_seal || peer.endpoint.is_none() {
+            if peer.owes_keepalive || !peer.notices.is_empty() || !peer.held.is_empty() {
+                self.begin_handshake(slot, Begin::Fresh, now);
+            }
+            return Ok(None);
+        }
+        if let Some(QueuedNotice { notice, path }) = peer.notices.pop_front() {
+            if let Notice::EchoRequest { token } = notice {
+                if peer.pings.len() >= MAX_NOTICES {
+                    peer.pings.pop_front();
+                }
+                peer.pings.push_back(Ping { token, sent: now.monotonic });
+            }
+            peer.owes_keepalive = false;
+            let sent = if notice.is_request() { Sent::Data } else { Sent::Quiet };
+            let (bytes, len) = notice.emit();
+            return self.seal(slot, &bytes[..len], path, sent, datagram, now);
+        }
+        if let Some(packet) = peer.held.pop_front() {
+            peer.owes_keepalive = false;
+            let sealed = self.seal(slot, &packet, None, Sent::Data, datagram, now);
+            self.recycle(packet);
+            return sealed;
+        }
+        if std::mem::take(&mut peer.owes_keepalive) {
+            return self.seal(slot, &[], None, Sent::Quiet, datagram, now);
+        }
+        Ok(None)
+    }
+
+    /// Takes the next job for the handshaker.
+    pub fn poll_job(&mut self) -> Option<Job> {
+        self.jobs.pop_front()
+    }
+
+    /// Counts a job that the queue to the handshaker had no room for.
+    pub fn drop_job(&mut self, _job: Job) {
+        self.drops.add(DropReason::HandshakeQueueFull);
+    }
+
+    /// Takes the next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_deadline`](Self::handle_deadline) wants to be called. It may find nothing to do then.
+    #[must_use]
+    pub fn poll_deadline(&self) -> Option<Instant> {
+        self.schedule.next()
+    }
+
+    /// Does what is due.
+    pub fn handle_deadline(&mut self, now: Now) {
+        while let Some(slot) = self.schedule.pop(now.monotonic) {
+            while let Some(due) = self.peers.get_mut(slot).and_then(|peer| peer.timers.due(now.monotonic)) {
+                self.handle_due(slot, due, now);
+            }
+            self.reschedule(slot);
+        }
+    }
+
+    fn handle_due(&mut self, slot: Slot, due: Due, now: Now) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        match due {
+            Due::Retry => self.begin_handshake(slot, Begin::Retry, now),
+            Due::PeerSilent => self.begin_handshake(slot, Begin::Fresh, now),
+            Due::ResponseUnconfirmed if peer.sessions.has_unconfirmed() => {
+                self.begin_handshake(slot, Begin::Insist, now);
+            }
+            Due::ResponseUnconfirmed => {}
+            Due::Keepalive => {
+                peer.owes_keepalive = true;
+                self.flush_or_begin(slot, now);
+            }
+            Due::GiveUp => {
+                let id = peer.id;
+                peer.notices.clear();
+                peer.owes_keepalive = false;
+                self.end_handshake(slot);
+                self.drop_held(slot, DropReason::PeerUnreachable);
+                self.push_event(Event::Unreachable { peer: id });
+            }
+            Due::Erase => {
+                let had_session = peer.sessions.current().is_some();
+                let id = peer.id;
+                self.end_sessions(slot);
+                self.end_handshake(slot);
+                if had_session {
+                    self.push_event(Event::Expired { peer: id });
+                }
+            }
+        }
+    }
+
+    /// What can be said about each peer at `now`.
+    pub fn peers(&self, now: Now) -> impl Iterator<Item = PeerStatus> + '_ {
+        self.peers.iter().map(move |(_, peer)| peer.status(now.monotonic))
+    }
+
+    /// What was dropped, and why.
+    #[must_use]
+    pub const fn drops(&self) -> &DropCounters {
+        &self.drops
+    }
+
+    /// Whom a packet to `address` goes to.
+    #[must_use]
+    pub fn owner_of(&self, address: std::net::IpAddr) -> Option<NodeId> {
+        self.allowed_ips.lookup(address).and_then(|slot| self.peers.get(slot)).map(|peer| peer.id)
+    }
+
+    /// The peer was heard at `path`, by something authentic and new: sealed packets go there from now on (W21).
+    pub(crate) fn set_endpoint(&mut self, slot: Slot, path: Path) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        if peer.endpoint != Some(path) {
+            peer.endpoint = Some(path);
+            let peer = peer.id;
+            self.push_event(Event::EndpointChanged { peer, path });
+        }
+    }
+
+    /// Puts a peer among those that may have something to send.
+    pub(crate) fn list(&mut self, slot: Slot) {
+        if let Some(peer) = self.peers.get_mut(slot)
+            && !peer.listed
+        {
+            peer.listed = true;
+            self.listed.push_back(slot);
+        }
+    }
+
+    /// Makes sure that the peer's next timer is not slept through.
+    pub(crate) fn reschedule(&mut self, slot: Slot) {
+        if let Some(deadline) = self.peers.get(slot).and_then(|peer| peer.timers.next()) {
+            self.schedule.at_latest(slot, deadline);
+        }
+    }
+
+    pub(crate) fn push_job(&mut self, job: Job) -> Result<(), DropReason> {
+        if self.jobs.len() >= MAX_WAITING_JOBS {
+            return Err(DropReason::HandshakeQueueFull);
+        }
+        self.jobs.push_back(job);
+        Ok(())
+    }
+
+    pub(crate) fn push_event(&mut self, event: Event) {
+        if self.events.len() >= MAX_WAITING_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    fn push_message(&mut self, message: &[u8], path: Path) {
+        push_message(&mut self.messages, message, path);
+    }
+
+    fn end_sessions(&mut self, slot: Slot) {
+        if let Some(peer) = self.peers.get_mut(slot) {
+            let ended = peer.sessions.clear();
+            self.release(ended.into_iter().flatten());
+        }
+    }
+
+    fn end_handshake(&mut self, slot: Slot) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let Some(pending) = peer.handshake.take() else { return };
+        let job = Job::abandon(self.worker, peer.key);
+        if let Some(index) = pending.index {
+            self.indices.remove(index);
+        }
+        // If the queue is full, the handshaker's next handshake with the peer takes the old one's place.
+        if let Err(reason) = self.push_job(job) {
+            self.drops.add(reason);
+        }
+    }
+
+    fn drop_held(&mut self, slot: Slot, reason: DropReason) {
+        while let Some(packet) = self.peers.get_mut(slot).and_then(|peer| peer.held.pop_front()) {
+            self.drops.add(reason);
+            self.recycle(packet);
+        }
+    }
+
+    fn recycle(&mut self, buffer: Vec<u8>) {
+        if self.spare_buffers.len() < MAX_SPARE_BUFFERS {
+            self.spare_buffers.push(buffer);
+        }
+    }
+
+    /// Takes back the indices of sessions that ended.
+    fn release(&mut self, ended: impl Iterator<Item = Box<Session>>) {
+        for session in ended {
+            self.indices.remove(session.local_index());
+        }
+    }
+}
+
+fn push_message(messages: &mut VecDeque<ControlMessage>, message: &[u8], path: Path) {
+    if messages.len() >= MAX_WAITING_MESSAGES {
+        return;
+    }
+    let mut bytes = [0; INITIATION_LEN];
+    bytes[..message.len()].copy_from_slice(message);
+    messages.push_back(ControlMessage { bytes, len: message.len() as u8, path });
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("worker", &self.worker)
+            .field("local", &self.local)
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
+}
