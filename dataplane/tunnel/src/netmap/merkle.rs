@@ -102,3 +102,155 @@ impl MerkleTree {
         Some(siblings)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "the tests' own bytes")]
+mod tests {
+    use super::*;
+
+    /// The leaves of the test vectors that Certificate Transparency's implementations share.
+    const LEAVES: [&[u8]; 8] = [
+        &[],
+        &[0x00],
+        &[0x10],
+        &[0x20, 0x21],
+        &[0x30, 0x31],
+        &[0x40, 0x41, 0x42, 0x43],
+        &[0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57],
+        &[0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f],
+    ];
+
+    const ROOTS: [&str; 9] = [
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+        "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+        "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+        "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+        "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+        "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+        "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+    ];
+
+    /// RFC 6962 §2.1, word for word: the hash of a list.
+    fn naive_root(leaves: &[Vec<u8>]) -> [u8; 32] {
+        match leaves {
+            [] => Sha256::digest([]).into(),
+            [leaf] => Sha256::digest([&[0], leaf.as_slice()].concat()).into(),
+            _ => {
+                let (left, right) = leaves.split_at(split(leaves.len()));
+                Sha256::digest([&[1], naive_root(left).as_slice(), &naive_root(right)].concat()).into()
+            }
+        }
+    }
+
+    /// RFC 6962 §2.1.1, word for word: the path of leaf `m`.
+    fn naive_path(m: usize, leaves: &[Vec<u8>]) -> Vec<[u8; 32]> {
+        if leaves.len() == 1 {
+            return Vec::new();
+        }
+        let k = split(leaves.len());
+        let (left, right) = leaves.split_at(k);
+        let (mut path, sibling) =
+            if m < k { (naive_path(m, left), right) } else { (naive_path(m - k, right), left) };
+        path.push(naive_root(sibling));
+        path
+    }
+
+    /// The largest power of two smaller than `count`.
+    fn split(count: usize) -> usize {
+        count.next_power_of_two() / 2
+    }
+
+    fn leaves(count: usize) -> Vec<Vec<u8>> {
+        (0..count).map(|i| format!("leaf {i}").into_bytes()).collect()
+    }
+
+    #[test]
+    fn roots_are_those_of_certificate_transparency() {
+        for (count, root) in ROOTS.iter().enumerate() {
+            let tree = MerkleTree::new(&LEAVES[..count]);
+            let text: String = tree.root().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(text, *root, "{count} leaves");
+            assert_eq!(tree.size(), count as u64);
+        }
+    }
+
+    #[test]
+    fn roots_and_proofs_are_those_of_the_rfcs_recursion() {
+        for count in 0..=70 {
+            let leaves = leaves(count);
+            let tree = MerkleTree::new(&leaves);
+            assert_eq!(tree.root(), naive_root(&leaves), "{count} leaves");
+            for index in 0..count {
+                assert_eq!(
+                    tree.proof(index as u64),
+                    Some(naive_path(index, &leaves)),
+                    "leaf {index} of {count}"
+                );
+            }
+            assert_eq!(tree.proof(count as u64), None);
+            assert_eq!(tree.proof(u64::MAX), None);
+        }
+    }
+
+    #[test]
+    fn proof_holds_for_its_leaf_index_and_size_alone() {
+        for count in 1..=20 {
+            let leaves = leaves(count);
+            let tree = MerkleTree::new(&leaves);
+            let (root, size) = (tree.root(), tree.size());
+            for index in 0..size {
+                let proof = tree.proof(index).unwrap();
+                let leaf = leaf_hash(&leaves[index as usize]);
+                assert!(verify_proof(&root, size, &leaf, index, &proof), "leaf {index} of {count}");
+                for other in (0..size + 3).filter(|other| *other != index) {
+                    assert!(
+                        !verify_proof(&root, size, &leaf, other, &proof),
+                        "{index} as {other} of {count}"
+                    );
+                }
+                for place in 0..proof.len() {
+                    let mut flipped = proof.clone();
+                    flipped[place][31] ^= 1;
+                    assert!(!verify_proof(&root, size, &leaf, index, &flipped));
+                }
+                let short = proof.split_last().map(|(_, rest)| rest);
+                assert!(short.is_none_or(|short| !verify_proof(&root, size, &leaf, index, short)));
+                let long = [proof.as_slice(), &[[0; 32]]].concat();
+                assert!(!verify_proof(&root, size, &leaf, index, &long));
+                assert!(!verify_proof(&[0; 32], size, &leaf, index, &proof));
+                assert!(!verify_proof(&root, size, &leaf_hash(b"another"), index, &proof));
+                let other = MerkleTree::new(&leaves[..count - 1]).root();
+                assert!(!verify_proof(&other, size, &leaf, index, &proof));
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_in_the_empty_tree() {
+        let root = MerkleTree::new::<&[u8]>([]).root();
+        assert!(!verify_proof(&root, 0, &root, 0, &[]));
+    }
+
+    #[test]
+    fn leaf_is_never_a_node() {
+        let tree = MerkleTree::new(leaves(2));
+        let [left, right] = [0, 1].map(|i| leaf_hash(&leaves(2)[i]));
+        // The bytes below the root, given as a leaf, do not hash to it.
+        assert_ne!(leaf_hash(&[left, right].concat()), tree.root());
+    }
+
+    #[test]
+    fn proof_of_any_depth_ends() {
+        let siblings = [[7; 32]; SIBLINGS_MAX + 1];
+        let top = 1 << 63;
+        assert!(!verify_proof(&[0; 32], top, &[1; 32], top - 1, &siblings));
+        assert!(!verify_proof(&[0; 32], u64::MAX, &[1; 32], u64::MAX - 1, &siblings));
+        let mut hash = [1; 32];
+        for sibling in &siblings[..SIBLINGS_MAX] {
+            hash = node_hash(&hash, sibling);
+        }
+        assert!(verify_proof(&hash, top, &[1; 32], 0, &siblings[..SIBLINGS_MAX]));
+    }
+}

@@ -40,3 +40,6 @@ pub use merkle::{MerkleTree, leaf_hash, verify_proof};
 pub use record::{Certificate, Head, NodeRecord, Policy, Position, Record, Role, Statement};
 pub use rule::{Leaf, NameRecord, PortRange, Protocol, Rule, Selector};
 pub use update::{MapUpdate, ProvenRule, digest};
+
+#[cfg(test)]
+mod tests;
