@@ -1,13 +1,32 @@
-//! The node daemon of Ringmesh, as a library.
+//! The node daemon of Ringmesh, as a library: one machine's part in a mesh.
+//!
+//! ```text
+//!   local API ──► daemon ──► mesh ──► control: one stream to a coordinator, verified maps
+//!   (unix socket)              │
+//!                              ▼ Command / Event, a waker
+//!                            plane ──► worker thread: PacketIo::turn + pipeline + Tunnel
+//!                                 └──► handshake thread: key agreement
+//! ```
+//!
+//! [`run`] is the whole daemon. Protobuf stops at `control/convert.rs` and `local/`; the kernel's words stop at
+//! `ringmesh-io` and `host/`; what is trusted is decided in `ringmesh_tunnel::netmap`.
 #![forbid(unsafe_code)]
 
 mod clock;
-mod config;
+pub mod config;
 mod control;
+mod daemon;
 mod error;
+mod handshaker;
 mod host;
 mod local;
+mod mesh;
+mod peers;
+mod pipeline;
+mod plane;
 mod state;
+mod worker;
 
 pub use config::Config;
-pub use error::Failure;
+pub use daemon::run;
+pub use error::{ERROR_DOMAIN, Failure};

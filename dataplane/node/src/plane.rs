@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -16,10 +16,8 @@ use std::{
 use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
-    PeerConfig, PeerStatus,
+    Event, Floors, Path, PeerConfig, PeerStatus,
     key::{NodeId, SecretKey},
-    path::Path,
-    time::UnixTime,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
@@ -50,19 +48,6 @@ pub(crate) enum Command {
     Report(oneshot::Sender<WorkerReport>),
     /// Ends the worker's loop.
     Stop,
-}
-
-/// What the worker tells unasked.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// An echo came back.
-    Pong { token: u64, path: Path, rtt: Duration },
-    /// A session began.
-    Established { peer: NodeId, initiator: bool },
-    /// A peer's last session ended.
-    Expired { peer: NodeId },
-    /// A peer is heard from elsewhere.
-    Moved { peer: NodeId, path: Path },
 }
 
 /// Everything a worker counts, at one moment.
@@ -130,6 +115,7 @@ fn bind(fixed: Option<u16>) -> Result<Udp, Failure> {
     Udp::bind(0, buffers).map_err(|error| udp_failure(&error))
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "the list of `ringmesh-io` may grow")]
 fn udp_failure(error: &UdpError) -> Failure {
     match error {
         UdpError::PortTaken { .. } => Failure::new(Reason::Conflict, error.to_string()),
@@ -138,6 +124,7 @@ fn udp_failure(error: &UdpError) -> Failure {
     }
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "the list of `ringmesh-io` may grow")]
 fn tun_failure(error: &TunError) -> Failure {
     match error {
         TunError::NotPermitted { .. } | TunError::NotReadable => Failure::permission(error.to_string()),
@@ -155,23 +142,30 @@ pub(crate) struct DataPlane {
     port: u16,
     chosen: Chosen,
     commands: mpsc::Sender<Command>,
-    tables: crossbeam::channel::Sender<handshaker::Table>,
+    requests: crossbeam::channel::Sender<handshaker::Request>,
     waker: Waker,
-    pings: Arc<Pings>,
+    heard: Arc<Heard>,
     failed: watch::Receiver<Option<String>>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
-/// Echoes that wait for their answer.
+/// What the worker's events left behind.
 #[derive(Debug, Default)]
-struct Pings {
-    next: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, oneshot::Sender<Pong>>>,
+struct Heard {
+    next_token: AtomicU64,
+    /// Echoes that wait for their answer.
+    pings: Mutex<BTreeMap<u64, oneshot::Sender<Pong>>>,
+    /// How many sessions each peer had.
+    sessions: Mutex<BTreeMap<NodeId, u64>>,
 }
 
-impl Pings {
-    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Pong>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl Heard {
+    fn pings(&self) -> MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Pong>>> {
+        self.pings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<NodeId, u64>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,8 +177,8 @@ impl DataPlane {
     pub(crate) async fn start(
         prepared: Prepared,
         config: &Config,
-        key: SecretKey,
-        floor: UnixTime,
+        key: &SecretKey,
+        floors: Floors,
     ) -> Result<Self, Failure> {
         let Prepared { tun, udp } = prepared;
         let interface = tun.name().to_owned();
@@ -194,13 +188,13 @@ impl DataPlane {
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (events_out, events) = mpsc::channel(EVENTS);
         let (failed_out, failed) = watch::channel(None);
-        let (handshakes, tables, handshake_thread) = handshaker::start(&key, floor, waker.clone())
+        let (handshakes, requests, handshake_thread) = handshaker::start(key, floors, waker.clone())
             .map_err(|error| Failure::host("starting the handshake thread", &error))?;
         let (started_out, started) = oneshot::channel();
         let worker = worker::Worker {
             choice: config.io,
             cpu: config.cpu,
-            key,
+            key: key.public_key(),
             parts,
             commands: commands_in,
             events: events_out,
@@ -218,10 +212,21 @@ impl DataPlane {
             .await
             .map_err(|_| Failure::new(Reason::Host, "the worker ended before it had begun"))??;
         info!(interface, port, back_end = %chosen.back_end, reason = chosen.reason, "the data plane runs");
-        let pings = Arc::new(Pings::default());
-        tokio::spawn(dispatch(events, Arc::clone(&pings)));
+        let heard = Arc::new(Heard::default());
+        tokio::spawn(dispatch(events, Arc::clone(&heard)));
         let threads = Mutex::new(vec![worker_thread, handshake_thread]);
-        Ok(Self { interface, mtu: config.mtu, port, chosen, commands, tables, waker, pings, failed, threads })
+        Ok(Self {
+            interface,
+            mtu: config.mtu,
+            port,
+            chosen,
+            commands,
+            requests,
+            waker,
+            heard,
+            failed,
+            threads,
+        })
     }
 
     /// Makes exactly `peers` the peers of both threads; returns once it is so.
@@ -231,13 +236,33 @@ impl DataPlane {
     pub(crate) async fn apply(&self, peers: Vec<PeerConfig>) -> Result<(), Failure> {
         // The handshaker first: it must know a peer before the worker asks for a handshake with it, and what it still
         // answers for a removed one the worker refuses.
-        let (table, known) = handshaker::Table::new(&peers);
-        let tables = self.tables.clone();
-        tokio::task::spawn_blocking(move || tables.send(table)).await.map_err(|_| gone())?.map_err(|_| gone())?;
-        known.await.map_err(|_| gone())?;
+        let (known, wait) = oneshot::channel();
+        self.ask_handshaker(handshaker::Request::Apply(peers.clone(), known)).await?;
+        answer(wait).await?;
         let (installed, wait) = oneshot::channel();
         self.command(Command::Apply(peers, installed)).await?;
         answer(wait).await
+    }
+
+    /// The timestamps that a restart must not go behind.
+    ///
+    /// # Errors
+    /// The handshaker is gone.
+    pub(crate) async fn floors(&self) -> Result<Floors, Failure> {
+        let (floors, wait) = oneshot::channel();
+        self.ask_handshaker(handshaker::Request::Floors(floors)).await?;
+        answer(wait).await
+    }
+
+    async fn ask_handshaker(&self, request: handshaker::Request) -> Result<(), Failure> {
+        let requests = self.requests.clone();
+        let sent = tokio::task::spawn_blocking(move || requests.send(request)).await;
+        sent.map_err(|_| gone())?.map_err(|_| gone())
+    }
+
+    /// How many sessions there were with each peer since the data plane started.
+    pub(crate) fn sessions(&self) -> BTreeMap<NodeId, u64> {
+        self.heard.sessions().clone()
     }
 
     /// Sends an echo inside the session with `peer` and waits for its answer.
@@ -245,11 +270,11 @@ impl DataPlane {
     /// # Errors
     /// [`Reason::NoReply`] after `timeout`, or why none could be sent.
     pub(crate) async fn ping(&self, peer: NodeId, timeout: Duration) -> Result<Pong, Failure> {
-        let token = self.pings.next.fetch_add(1, Ordering::Relaxed);
+        let token = self.heard.next_token.fetch_add(1, Ordering::Relaxed);
         let (pong, wait) = oneshot::channel();
-        self.pings.waiting().insert(token, pong);
+        self.heard.pings().insert(token, pong);
         let result = self.ping_with(peer, token, wait, timeout).await;
-        self.pings.waiting().remove(&token);
+        self.heard.pings().remove(&token);
         result
     }
 
@@ -266,7 +291,9 @@ impl DataPlane {
         match tokio::time::timeout(timeout, pong).await {
             Ok(Ok(pong)) => Ok(pong),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(Failure::new(Reason::NoReply, format!("no reply within {} ms", timeout.as_millis()))),
+            Err(_) => {
+                Err(Failure::new(Reason::NoReply, format!("no reply within {} ms", timeout.as_millis())))
+            }
         }
     }
 
@@ -346,17 +373,23 @@ fn gone() -> Failure {
 }
 
 /// Hands events to those who wait for them, until the worker is gone.
-async fn dispatch(mut events: mpsc::Receiver<Event>, pings: Arc<Pings>) {
+async fn dispatch(mut events: mpsc::Receiver<Event>, heard: Arc<Heard>) {
     while let Some(event) = events.recv().await {
         match event {
-            Event::Pong { token, path, rtt } => {
-                if let Some(waiting) = pings.waiting().remove(&token) {
+            Event::Pong { token, path, rtt, .. } => {
+                if let Some(waiting) = heard.pings().remove(&token) {
                     let _ = waiting.send(Pong { path, rtt });
                 }
             }
-            Event::Established { peer, initiator } => debug!(%peer, initiator, "session established"),
+            Event::Established { peer, initiator } => {
+                debug!(%peer, initiator, "session established");
+                *heard.sessions().entry(peer).or_default() += 1;
+            }
             Event::Expired { peer } => debug!(%peer, "session expired"),
-            Event::Moved { peer, path } => debug!(%peer, %path, "a peer moved"),
+            Event::Unreachable { peer } => debug!(%peer, "a peer answers no handshake"),
+            Event::EndpointChanged { peer, path } => {
+                debug!(%peer, %path, "a peer is reached by another path")
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use ringmesh_proto::control::{
     self as wire, ChallengeRequest, ChallengeResponse, Reason, control_service_client::ControlServiceClient,
 };
 use ringmesh_tunnel::{
+    enroll::transcript,
     key::{IdentityKey, NetworkId},
     netmap::Chain,
     time::UnixTime,
@@ -60,6 +61,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// What a signature on this connection covers.
+    pub(crate) fn transcript(&self, network: NetworkId) -> transcript::Connection<'_> {
+        transcript::Connection {
+            network,
+            client_nonce: &self.client_nonce,
+            server_nonce: &self.server_nonce,
+            exporter: self.exporter.as_ref(),
+        }
+    }
+
     /// The proof's public part.
     pub(crate) fn proof(&self) -> wire::Proof {
         wire::Proof {
@@ -239,13 +250,9 @@ where
 
 /// Of several failures the one that a person should hear.
 fn worst(failures: Vec<Failure>) -> Failure {
-    let weight = |failure: &Failure| match failure.reason() {
-        Reason::Unreachable => 0,
-        Reason::Busy => 1,
-        Reason::NotTrusted => 2,
-        Reason::Clock => 3,
-        _ => 4,
-    };
+    const BY_WEIGHT: [Reason; 4] = [Reason::Unreachable, Reason::Busy, Reason::NotTrusted, Reason::Clock];
+    let weight =
+        |failure: &Failure| BY_WEIGHT.iter().position(|reason| *reason == failure.reason()).unwrap_or(4);
     let reasons: Vec<_> = failures.iter().map(ToString::to_string).collect();
     let Some(worst) = failures.into_iter().max_by_key(weight) else {
         return Failure::new(Reason::Unreachable, "no coordinator's address was tried");

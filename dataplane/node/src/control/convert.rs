@@ -64,12 +64,13 @@ pub(crate) fn position_to_wire(position: Position) -> wire::Position {
     wire::Position { durable: position.durable, replica: position.replica, ephemeral: position.ephemeral }
 }
 
-/// What travels beside the signed map: secrets sealed to this node, and where things are.
+/// What travels beside the signed map: secrets sealed to this node, and where coordinators are.
+///
+/// Names and pools, which come again as well, are fixed at enrolment: they are not signed, and pools end in routes.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
     pub(crate) secrets: Vec<wire::SealedSecret>,
     pub(crate) peer_secrets: Vec<wire::PeerSecret>,
-    pub(crate) network: Option<Network>,
     pub(crate) coordinators: Vec<String>,
 }
 
@@ -101,7 +102,6 @@ pub(crate) fn map_update(wire: wire::MapUpdate) -> Result<(MapUpdate, Beside), M
     let beside = Beside {
         secrets: wire.secrets,
         peer_secrets: wire.peer_secrets,
-        network: wire.network.map(network).transpose()?,
         coordinators: coordinators(wire.coordinators)?,
     };
     Ok((update, beside))

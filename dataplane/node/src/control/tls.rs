@@ -20,12 +20,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use ringmesh_tunnel::enroll::transcript;
+
 use crate::error::Failure;
 
 /// Time for TCP, and again for TLS.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Exporter label that both ends of a direct connection know (RFC 8446 section 7.5).
-const EXPORTER_LABEL: &[u8] = b"EXPORTER-ringmesh-v1";
 
 /// An open TLS connection whose certificate nobody has judged yet.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ pub(crate) async fn dial(address: &str) -> Result<Dialled, Failure> {
     let first = chain.first().ok_or_else(|| unreachable(address, &"it showed no certificate"))?;
     let spki = spki_hash(first).ok_or_else(|| unreachable(address, &"its certificate cannot be read"))?;
     let exporter = session
-        .export_keying_material([0; 32], EXPORTER_LABEL, None)
+        .export_keying_material([0; 32], transcript::EXPORTER_LABEL, None)
         .map_err(|error| unreachable(address, &format!("TLS exporter: {error}")))?;
     Ok(Dialled { server: ServerKey { spki, exporter, chain, name }, stream })
 }

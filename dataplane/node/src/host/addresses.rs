@@ -31,7 +31,7 @@ const POLL: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// Netlink fails.
-pub async fn local_endpoints(
+pub(crate) async fn local_endpoints(
     netlink: &Netlink,
     own: &str,
     pools: &[Prefix],
@@ -69,7 +69,7 @@ fn may_be_reached(address: IpAddr) -> bool {
 type Messages = futures_util::stream::BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, NetlinkAddr)>;
 
 /// Tells when addresses or links of the machine may have changed.
-pub struct AddressWatch {
+pub(crate) struct AddressWatch {
     messages: Option<Messages>,
     connection: Option<JoinHandle<()>>,
 }
@@ -82,7 +82,7 @@ impl std::fmt::Debug for AddressWatch {
 
 impl AddressWatch {
     /// Subscribes to the kernel's notices; where that is refused, [`changed`](Self::changed) falls back to looking every 15 s.
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         match rtnetlink::new_multicast_connection(&groups) {
             Ok((connection, _, messages)) => {
@@ -96,7 +96,7 @@ impl AddressWatch {
     }
 
     /// Returns when it is time to look again. May be dropped and called anew at any point.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         let Some(messages) = &mut self.messages else {
             tokio::time::sleep(POLL).await;
             return;

@@ -14,35 +14,25 @@ use crate::error::Failure;
 
 /// What the TUN device will carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The device.
-    pub interface: String,
+    pub(crate) interface: String,
     /// Its MTU in bytes.
-    pub mtu: u16,
+    pub(crate) mtu: u16,
     /// The node's IPv4 address, if the network has one for it.
-    pub ipv4: Option<Ipv4Addr>,
+    pub(crate) ipv4: Option<Ipv4Addr>,
     /// The node's IPv6 address.
-    pub ipv6: Ipv6Addr,
+    pub(crate) ipv6: Ipv6Addr,
     /// What is routed into the device.
-    pub pools: Vec<Prefix>,
+    pub(crate) pools: Vec<Prefix>,
 }
 
-/// Looks for anything on the machine that the plan would fight with. Changes nothing.
+/// Looks for anything on the machine that the plan's pools would fight with. Changes nothing.
 ///
 /// # Errors
-/// [`Reason::Conflict`] for a taken interface name or a colliding pool, naming both sides.
-pub async fn preflight(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
+/// [`Reason::Conflict`] for a colliding pool, naming both sides.
+pub(crate) async fn preflight(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
     let interfaces = netlink.interfaces().await?;
-    if interfaces.values().any(|name| *name == plan.interface) {
-        return Err(Failure::new(
-            Reason::Conflict,
-            format!(
-                "an interface named {0} exists already: another daemon may be using it; stop it, or choose another name with \
-                 `--interface`",
-                plan.interface
-            ),
-        ));
-    }
     let addresses = netlink.addresses().await?;
     let routes = netlink.routes().await?;
     collision::check(&plan.pools, &addresses, &routes, &interfaces)
@@ -52,7 +42,7 @@ pub async fn preflight(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
 ///
 /// # Errors
 /// The kernel refuses a step; the caller drops the device, and with it what was done so far.
-pub async fn bring_up(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
+pub(crate) async fn bring_up(netlink: &Netlink, plan: &Plan) -> Result<(), Failure> {
     let index = netlink.index_of(&plan.interface).await?.ok_or_else(|| {
         Failure::new(Reason::Host, format!("the interface {} vanished while it was set up", plan.interface))
     })?;

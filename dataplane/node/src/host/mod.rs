@@ -8,6 +8,6 @@ mod collision;
 mod interface;
 mod netlink;
 
-pub use self::addresses::{AddressWatch, local_endpoints};
-pub use self::interface::{Plan, bring_up, preflight};
-pub use self::netlink::Netlink;
+pub(crate) use self::addresses::{AddressWatch, local_endpoints};
+pub(crate) use self::interface::{Plan, bring_up, preflight};
+pub(crate) use self::netlink::Netlink;

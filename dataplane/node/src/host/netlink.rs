@@ -1,5 +1,10 @@
 //! One connection to the kernel's routing tables, and what it lists.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel has far more attributes than we read, and gets more"
+)]
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -22,7 +27,7 @@ use crate::error::Failure;
 
 /// A netlink socket and the task that reads it. Dropping it closes both.
 #[derive(Debug)]
-pub struct Netlink {
+pub(crate) struct Netlink {
     handle: Handle,
     connection: JoinHandle<()>,
 }
@@ -57,15 +62,11 @@ impl Netlink {
     ///
     /// # Errors
     /// The system refuses netlink sockets (a sandbox, say).
-    pub fn open() -> Result<Self, Failure> {
+    pub(crate) fn open() -> Result<Self, Failure> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| {
             Failure::host("opening a netlink socket (does a sandbox forbid AF_NETLINK?)", &error)
         })?;
         Ok(Self { handle, connection: tokio::spawn(connection) })
-    }
-
-    pub(crate) fn handle(&self) -> &Handle {
-        &self.handle
     }
 
     /// The index of an interface, if there is one of that name.

@@ -2,8 +2,8 @@
 //!
 //! Whoever may open the socket (its owner and its group) may read; only root and the daemon's own user may change anything.
 
-// mod service;
+mod service;
 mod socket;
 
-// pub(crate) use self::service::serve;
-pub use self::socket::LocalSocket;
+pub(crate) use self::service::serve;
+pub(crate) use self::socket::LocalSocket;

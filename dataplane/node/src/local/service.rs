@@ -6,8 +6,8 @@ use futures_util::Stream;
 use ringmesh_proto::{
     control::Reason,
     local::{
-        JoinDone, JoinProgress, JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse, StatusRequest,
-        StatusResponse, join_progress,
+        JoinDone, JoinProgress, JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse,
+        StatusRequest, StatusResponse, join_progress,
         local_service_server::{LocalService, LocalServiceServer},
     },
 };
@@ -41,7 +41,8 @@ pub(crate) async fn serve(
     mut socket: LocalSocket,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let listener = socket.take_listener().ok_or_else(|| Failure::new(Reason::Host, "the local socket is in use"))?;
+    let listener =
+        socket.take_listener().ok_or_else(|| Failure::new(Reason::Host, "the local socket is in use"))?;
     let service = LocalServiceServer::new(Local { daemon });
     Server::builder()
         .add_service(service)
@@ -93,7 +94,8 @@ impl LocalService for Local {
 
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<Self::PingStream>, Status> {
         let PingRequest { node, count, interval_ms, timeout_ms } = request.into_inner();
-        let or = |value: u32, usual: u32| Duration::from_millis(u64::from(if value == 0 { usual } else { value }));
+        let or =
+            |value: u32, usual: u32| Duration::from_millis(u64::from(if value == 0 { usual } else { value }));
         let plan = PingPlan {
             count: count.clamp(1, MAX_PINGS),
             interval: or(interval_ms, 1000),
@@ -128,7 +130,9 @@ fn decide(caller: Option<u32>, own: u32, to_do: &str) -> Result<(), Failure> {
         Some(uid) if uid == 0 || uid == own => Ok(()),
         Some(uid) => Err(Failure::new(
             Reason::NotPermitted,
-            format!("user {uid} may read here but not {to_do}: that is for root and for the daemon's user ({own}); use sudo"),
+            format!(
+                "user {uid} may read here but not {to_do}: that is for root and for the daemon's user ({own}); use sudo"
+            ),
         )),
         None => Err(Failure::new(
             Reason::NotPermitted,

@@ -19,7 +19,7 @@ const USUAL_GROUP: &str = "mesh";
 
 /// A listening socket file of ours. Dropping it removes the file.
 #[derive(Debug)]
-pub struct LocalSocket {
+pub(crate) struct LocalSocket {
     path: PathBuf,
     /// The inode, so that a successor's file is never removed.
     inode: Option<u64>,
@@ -31,7 +31,7 @@ impl LocalSocket {
     ///
     /// # Errors
     /// A daemon answers there already, something else is in the way, or the system refuses.
-    pub async fn bind(path: &Path, group: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) async fn bind(path: &Path, group: Option<&str>) -> Result<Self, Failure> {
         let shown = path.display();
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             // 0755: who may connect is decided by the socket's own mode.

@@ -20,7 +20,7 @@ const TEMPORARY: &str = ".tmp";
 
 /// One of the files that this crate keeps in a [`StateDir`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StateFile {
+pub(crate) enum StateFile {
     /// The private key.
     Identity,
     /// The membership.
@@ -35,7 +35,7 @@ pub enum StateFile {
 
 impl StateFile {
     /// The file's name in the directory.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Identity => "identity",
             Self::Network => "network.json",
@@ -48,7 +48,7 @@ impl StateFile {
 
 /// An open, locked state directory.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
     /// Holds the lock for as long as it is open.
     _lock: File,
@@ -59,7 +59,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Another daemon holds it, somebody else may write to it, or the system refuses.
-    pub fn open(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
         DirBuilder::new()
             .recursive(true)
@@ -94,20 +94,15 @@ impl StateDir {
     }
 
     /// Where a file is, for messages.
-    pub fn path_of(&self, file: StateFile) -> PathBuf {
+    pub(crate) fn path_of(&self, file: StateFile) -> PathBuf {
         self.path.join(file.name())
-    }
-
-    /// The directory itself.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Reads a file; `None` if there is none.
     ///
     /// # Errors
     /// It exists but cannot be read.
-    pub fn read(&self, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+    pub(crate) fn read(&self, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
         let path = self.path_of(file);
         let opened = match File::open(&path) {
             Ok(opened) => opened,
@@ -128,7 +123,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The disk refuses; the old content is then still there.
-    pub fn write(&self, file: StateFile, content: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn write(&self, file: StateFile, content: &[u8]) -> Result<(), Failure> {
         let path = self.path_of(file);
         self.replace(&path, content)
             .map_err(|error| Failure::host(format!("writing {}", path.display()), &error))
@@ -157,7 +152,7 @@ impl StateDir {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn remove(&self, file: StateFile) -> Result<(), Failure> {
+    pub(crate) fn remove(&self, file: StateFile) -> Result<(), Failure> {
         let path = self.path_of(file);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
@@ -167,7 +162,7 @@ impl StateDir {
     }
 
     /// Renames a file that cannot be understood, so that it can be looked at and a new one written.
-    pub fn set_aside(&self, file: StateFile, why: &dyn std::fmt::Display) {
+    pub(crate) fn set_aside(&self, file: StateFile, why: &dyn std::fmt::Display) {
         let from = self.path_of(file);
         let stamp = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)

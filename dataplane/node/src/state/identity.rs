@@ -17,7 +17,7 @@ const CURE: &str =
     "make one with `ssh-keygen -t ed25519 -N '' -f FILE`, or leave --identity out to have one made";
 
 /// The identity key pair, and how it is written.
-pub struct Identity {
+pub(crate) struct Identity {
     secret: IdentitySecret,
 }
 
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Identity {
 
 impl Identity {
     /// A fresh key.
-    pub fn generate() -> Self {
+    pub(crate) fn generate() -> Self {
         Self { secret: IdentitySecret::generate() }
     }
 
@@ -38,7 +38,7 @@ impl Identity {
     /// # Errors
     /// It is encrypted, of another kind (RSA, ECDSA, a hardware key) or no private key at all; the message says how to get
     /// one that will do.
-    pub fn import(pem: &str) -> Result<Self, Failure> {
+    pub(crate) fn import(pem: &str) -> Result<Self, Failure> {
         let refuse = |what: &str| Failure::invalid(format!("unsupported identity key: {what}; {CURE}"));
         let trimmed = pem.trim_start();
         if trimmed.starts_with("ssh-") || trimmed.starts_with("ecdsa-") || trimmed.starts_with("sk-") {
@@ -65,7 +65,7 @@ impl Identity {
             KeypairData::Rsa(_) => Err(refuse("it is an RSA key")),
             KeypairData::Ecdsa(_) => Err(refuse("it is an ECDSA key")),
             KeypairData::Dsa(_) => Err(refuse("it is a DSA key")),
-            _ => Err(refuse("it is not an Ed25519 key")),
+            KeypairData::Other(_) | _ => Err(refuse("it is not an Ed25519 key")),
         }
     }
 
@@ -73,7 +73,7 @@ impl Identity {
     ///
     /// # Errors
     /// The file is corrupt; it is left as it is.
-    pub fn load(state: &StateDir) -> Result<Option<Self>, Failure> {
+    pub(crate) fn load(state: &StateDir) -> Result<Option<Self>, Failure> {
         let Some(content) = state.read(StateFile::Identity)? else { return Ok(None) };
         let text = std::str::from_utf8(&content).map_err(|_| corrupt(state, "it is not text"))?;
         match Self::import(text) {
@@ -82,11 +82,16 @@ impl Identity {
         }
     }
 
+    /// What it means that a joined node has no key.
+    pub(crate) fn missing(state: &StateDir) -> Failure {
+        corrupt(state, "it is missing")
+    }
+
     /// Writes the key to the state directory.
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn save(&self, state: &StateDir) -> Result<(), Failure> {
+    pub(crate) fn save(&self, state: &StateDir) -> Result<(), Failure> {
         state.write(StateFile::Identity, self.to_pem()?.as_bytes())
     }
 
@@ -98,27 +103,28 @@ impl Identity {
     }
 
     /// The public half.
-    pub fn public_key(&self) -> IdentityKey {
+    pub(crate) fn public_key(&self) -> IdentityKey {
         self.secret.public_key()
     }
 
     /// The signing half.
-    pub fn secret(&self) -> &IdentitySecret {
+    pub(crate) fn secret(&self) -> &IdentitySecret {
         &self.secret
     }
 
     /// The key of the sessions, which follows from this one.
-    pub fn noise_secret(&self) -> SecretKey {
+    pub(crate) fn noise_secret(&self) -> SecretKey {
         self.secret.noise_secret()
     }
 }
 
 fn corrupt(state: &StateDir, why: &str) -> Failure {
-    let path = state.path_of(StateFile::Identity);
-    let path = path.display();
+    let key = state.path_of(StateFile::Identity);
+    let network = state.path_of(StateFile::Network);
+    let (key, network) = (key.display(), network.display());
     Failure::corrupt(format!(
-        "the identity key in {path} cannot be used ({why}); restore it from a backup, or give the node up: \
-         `mv {path} {path}.broken`, then `meshctl leave` and join again"
+        "the identity key in {key} cannot be used ({why}); restore it from a backup, or give the membership up \
+         (`mv {key} {key}.broken; mv {network} {network}.broken`) and join again"
     ))
 }
 

@@ -15,7 +15,7 @@ const VERSION: u32 = 1;
 /// How the node stands to its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
+pub(crate) enum Standing {
     /// It belongs to it.
     Member,
     /// A coordinator said that it was removed; it keeps quiet until `leave`.
@@ -24,25 +24,25 @@ pub enum Standing {
 
 /// What enrolment gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
+pub(crate) struct Membership {
     /// The network.
-    pub network: NetworkId,
+    pub(crate) network: NetworkId,
     /// The key that vouches for everything in it.
-    pub root: IdentityKey,
+    pub(crate) root: IdentityKey,
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// The network's name, for people.
-    pub network_name: String,
+    pub(crate) network_name: String,
     /// The DNS zone of node names.
-    pub zone: String,
+    pub(crate) zone: String,
     /// The pool that holds every node's IPv4 address, if the network has one.
-    pub ipv4_pool: Option<Prefix>,
+    pub(crate) ipv4_pool: Option<Prefix>,
     /// The pool that holds every node's IPv6 address.
-    pub ipv6_pool: Prefix,
+    pub(crate) ipv6_pool: Prefix,
     /// Where coordinators can be reached, `host:port`, best first.
-    pub coordinators: Vec<String>,
+    pub(crate) coordinators: Vec<String>,
     /// Member, or removed.
-    pub standing: Standing,
+    pub(crate) standing: Standing,
 }
 
 /// The same, as written.
@@ -65,7 +65,7 @@ impl Membership {
     ///
     /// # Errors
     /// The file is corrupt or of a newer version; it is left as it is.
-    pub fn load(state: &StateDir) -> Result<Option<Self>, Failure> {
+    pub(crate) fn load(state: &StateDir) -> Result<Option<Self>, Failure> {
         let Some(content) = state.read(StateFile::Network)? else { return Ok(None) };
         Self::parse(&content).map(Some).map_err(|why| {
             let path = state.path_of(StateFile::Network);
@@ -81,7 +81,7 @@ impl Membership {
     ///
     /// # Errors
     /// The disk refuses.
-    pub fn save(&self, state: &StateDir) -> Result<(), Failure> {
+    pub(crate) fn save(&self, state: &StateDir) -> Result<(), Failure> {
         state.write(StateFile::Network, self.emit().as_bytes())
     }
 
@@ -127,7 +127,7 @@ impl Membership {
     }
 
     /// The pools that the host routes into the tunnel.
-    pub fn pools(&self) -> impl Iterator<Item = Prefix> {
+    pub(crate) fn pools(&self) -> impl Iterator<Item = Prefix> {
         self.ipv4_pool.into_iter().chain([self.ipv6_pool])
     }
 }

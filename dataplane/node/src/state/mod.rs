@@ -14,11 +14,12 @@
 mod directory;
 mod identity;
 mod membership;
-// mod secrets;
-// mod timestamps;
+mod secrets;
+mod timestamps;
 
-pub use self::directory::{StateDir, StateFile};
-pub use self::identity::Identity;
-pub use self::membership::{Membership, Standing};
-// pub use self::secrets::Secrets;
-// pub use self::timestamps::Timestamps;
+pub(crate) use self::directory::{StateDir, StateFile};
+pub(crate) use self::identity::Identity;
+pub(crate) use self::membership::{Membership, Standing};
+pub(crate) use self::secrets::Secrets;
+pub(crate) use self::timestamps::TIMESTAMP_RENEWAL;
+pub(crate) use self::timestamps::Timestamps;

@@ -1,0 +1,144 @@
+//! Enrolment: a join token and a key pair become a membership.
+
+use std::fs;
+
+use ringmesh_proto::control::{EnrollRequest, EnrollResponse, Reason};
+use ringmesh_tunnel::{
+    enroll::{JoinToken, transcript},
+    key::{Label, NodeId},
+    netmap::{Chain, Member},
+    time::UnixTime,
+};
+
+use super::{
+    VERSION,
+    connect::{self, Connection, Pin},
+    convert,
+};
+use crate::{
+    clock,
+    error::Failure,
+    state::{Identity, Membership, Secrets, Standing},
+};
+
+/// A node that just came to be.
+#[derive(Debug)]
+pub(crate) struct Enrolled {
+    pub(crate) membership: Membership,
+    pub(crate) secrets: Secrets,
+    /// The name it got.
+    pub(crate) name: String,
+    /// The coordinator that enrolled it.
+    pub(crate) address: String,
+}
+
+/// Redeems `token` for the key pair `identity`, wishing for `name` (empty: the coordinator's choice).
+///
+/// # Errors
+/// No coordinator is reached or trusted, or it refuses; nothing was written.
+pub(crate) async fn enroll(token: &JoinToken, identity: &Identity, name: &str) -> Result<Enrolled, Failure> {
+    let pin = Pin { network: token.network(), root: token.root() };
+    let mut connection = connect::any(token.coordinators(), pin).await?;
+    let request = request(token, identity, name, &connection);
+    let response = connection
+        .client
+        .enroll(request)
+        .await
+        .map_err(|status| {
+            Failure::from_status(&status).context(format!("coordinator {}", connection.address))
+        })?
+        .into_inner();
+    accept(response, token, identity, &connection.address, clock::wall())
+}
+
+fn request(token: &JoinToken, identity: &Identity, name: &str, connection: &Connection) -> EnrollRequest {
+    let identity_key = identity.public_key();
+    let transcript = transcript::enroll(&transcript::Enroll {
+        connection: connection.transcript(token.network()),
+        token: token.token(),
+        noise_key: identity_key.noise_key(),
+        identity_key,
+        name,
+    });
+    EnrollRequest {
+        network_id: token.network().as_bytes().to_vec(),
+        proof: Some(connection.proof()),
+        token_id: token.token().as_bytes().to_vec(),
+        token_signature: token.secret().sign(&transcript).as_bytes().to_vec(),
+        noise_key: identity_key.noise_key().as_bytes().to_vec(),
+        identity_key: identity_key.as_bytes().to_vec(),
+        identity_signature: identity.secret().sign(Label::Enroll, &transcript).as_bytes().to_vec(),
+        name: name.to_owned(),
+        host_name: host_name(),
+        os: os_name(),
+        version: VERSION.to_owned(),
+    }
+}
+
+/// Believes an answer only as far as the token's root key vouches for it.
+fn accept(
+    response: EnrollResponse,
+    token: &JoinToken,
+    identity: &Identity,
+    address: &str,
+    now: UnixTime,
+) -> Result<Enrolled, Failure> {
+    let not_trusted = |why: String| {
+        Failure::new(
+            Reason::NotTrusted,
+            format!("coordinator {address}: its answer does not hold, so nothing was kept: {why}"),
+        )
+    };
+    let node = convert::array(&response.node_id, "the node id")
+        .map(NodeId::from_bytes)
+        .map_err(|error| not_trusted(error.to_string()))?;
+    let member = own_record(&response, token, now).map_err(not_trusted)?;
+    if member.id != node || member.identity_key != Some(identity.public_key()) {
+        return Err(not_trusted("the membership record is another node's".to_owned()));
+    }
+    let network =
+        response.network.ok_or_else(|| not_trusted("it does not describe the network".to_owned()))?;
+    let network = convert::network(network).map_err(|error| not_trusted(error.to_string()))?;
+    let coordinators =
+        convert::coordinators(response.coordinators).map_err(|error| not_trusted(error.to_string()))?;
+    let sealed = response.secrets.into_iter().map(|secret| (secret.epoch, secret.sealed));
+    let secrets = Secrets::default()
+        .with_epochs(token.network(), &identity.noise_secret(), sealed)
+        .map_err(|error| not_trusted(error.to_string()))?;
+    let membership = Membership {
+        network: token.network(),
+        root: token.root(),
+        node,
+        network_name: network.name,
+        zone: network.zone,
+        ipv4_pool: network.ipv4_pool,
+        ipv6_pool: network.ipv6_pool,
+        coordinators: if coordinators.is_empty() { token.coordinators().to_vec() } else { coordinators },
+        standing: Standing::Member,
+    };
+    Ok(Enrolled { membership, secrets, name: member.name, address: address.to_owned() })
+}
+
+fn own_record(response: &EnrollResponse, token: &JoinToken, now: UnixTime) -> Result<Member, String> {
+    let mut chain = Chain::new(token.network(), token.root());
+    for certificate in convert::envelopes(response.certificates.clone()).map_err(|error| error.to_string())? {
+        chain.add(certificate, now).map_err(|error| error.to_string())?;
+    }
+    let member = response.member.clone().ok_or("it holds no membership record")?;
+    let member = convert::envelope(member).map_err(|error| error.to_string())?;
+    chain.open(&member, now).map_err(|error| error.to_string())
+}
+
+/// The machine's name, as operators will see it.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().chars().take(64).collect()
+}
+
+/// The operating system's name for people (os-release(5)), and the kernel's release.
+fn os_name() -> String {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let pretty = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let name = pretty.map_or("Linux", |name| name.trim_matches('"'));
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    format!("{name}, Linux {kernel}").chars().take(128).collect()
+}

@@ -1,0 +1,239 @@
+//! The map stream: opened with a proof, resumed from the held position, supervised by heartbeats, opened again when it ends.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ringmesh_proto::control::{
+    Acknowledgement, Envelope, Heartbeat, Hello, Reason, SyncRequest, SyncResponse, Welcome,
+    sync_request::Message as Out, sync_response::Message as In,
+};
+use ringmesh_tunnel::{enroll::transcript, key::Label};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tracing::{debug, info, warn};
+
+use super::{
+    VERSION,
+    backoff::Backoff,
+    connect::{self, Connection},
+    convert, report,
+};
+use crate::{
+    clock,
+    error::Failure,
+    mesh::{Link, Live, Mesh},
+};
+
+/// Time for the first response of a stream.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests that wait for the connection.
+const REQUESTS: usize = 16;
+/// Time between reports.
+const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+/// Heartbeats that may be missed.
+const MISSED_HEARTBEATS: u32 = 3;
+/// Bounds of what a coordinator may ask for, seconds.
+const HEARTBEAT_SECONDS: std::ops::RangeInclusive<u32> = 1..=300;
+/// A stream that lasted this long was a good one: the next failure begins with the shortest wait.
+const GOOD_STREAM: Duration = Duration::from_secs(10);
+
+/// Keeps a stream open until the mesh stops or the node is removed.
+pub(crate) async fn keep_in_step(mesh: Arc<Mesh>) {
+    let mut backoff = Backoff::default();
+    let mut attempt = Attempt::default();
+    loop {
+        let began = Instant::now();
+        let failure = match attempt.run(&mesh).await {
+            Err(failure) => failure,
+            Ok(never) => match never {},
+        };
+        if failure.reason() == Reason::NodeRemoved {
+            mesh.set_stuck(&failure, true);
+            mesh.removed().await;
+            return;
+        }
+        if began.elapsed() >= GOOD_STREAM {
+            backoff.reset();
+        }
+        let wait = backoff.next(random());
+        warn!(%failure, next_try_ms = wait.as_millis() as u64, "not in step with a coordinator");
+        mesh.set_stuck(&failure, false);
+        mesh.set_link(Link::failed(&attempt.address, failure, Instant::now() + wait), None);
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn random() -> u32 {
+    // Without random numbers the wait is the shortest; nothing hangs on it.
+    getrandom::u32().unwrap_or(0)
+}
+
+/// What one attempt leaves for the next.
+#[derive(Debug, Default)]
+struct Attempt {
+    /// The coordinator that answered last.
+    address: String,
+    /// An update was refused: ask for the whole map, not for the next difference.
+    wants_full: bool,
+}
+
+/// An open stream.
+struct Stream {
+    requests: mpsc::Sender<SyncRequest>,
+    responses: Streaming<SyncResponse>,
+    live: Live,
+    heartbeat: Duration,
+}
+
+impl Attempt {
+    async fn run(&mut self, mesh: &Arc<Mesh>) -> Result<std::convert::Infallible, Failure> {
+        let mut addresses = mesh.membership().coordinators;
+        // The one that served last goes first.
+        addresses.sort_by_key(|address| *address != self.address);
+        let connection = connect::any(&addresses, mesh.pin()).await?;
+        self.address.clone_from(&connection.address);
+        let stream = self.open(mesh, connection).await?;
+        info!(coordinator = self.address, "in touch with a coordinator");
+        mesh.set_link(Link::connected(&self.address), Some(stream.live.clone()));
+        self.follow(mesh, stream).await
+    }
+
+    /// Says who we are and what we hold; gives the stream once we are welcome.
+    async fn open(&self, mesh: &Mesh, mut connection: Connection) -> Result<Stream, Failure> {
+        let here = |failure: Failure| failure.context(format!("coordinator {}", self.address));
+        let (requests, queue) = mpsc::channel(REQUESTS);
+        let hello = SyncRequest { message: Some(Out::Hello(self.hello(mesh, &connection))) };
+        requests.try_send(hello).expect("invariant: a new queue has room");
+        let welcome = async {
+            let mut responses = connection.client.sync(ReceiverStream::new(queue)).await?.into_inner();
+            let first = responses.message().await?;
+            Ok::<_, tonic::Status>((responses, first))
+        };
+        let (responses, first) = timeout(WELCOME_TIMEOUT, welcome)
+            .await
+            .map_err(|_| here(Failure::new(Reason::Unreachable, "no welcome in 10 s")))?
+            .map_err(|status| here(Failure::from_status(&status)))?;
+        let Some(In::Welcome(Welcome { session, heartbeat_seconds, .. })) =
+            first.and_then(|first| first.message)
+        else {
+            return Err(here(Failure::new(Reason::Unreachable, "the stream did not begin with a welcome")));
+        };
+        let seconds = heartbeat_seconds.clamp(*HEARTBEAT_SECONDS.start(), *HEARTBEAT_SECONDS.end());
+        let live = Live { client: connection.client, session };
+        Ok(Stream { requests, responses, live, heartbeat: Duration::from_secs(seconds.into()) })
+    }
+
+    fn hello(&self, mesh: &Mesh, connection: &Connection) -> Hello {
+        let membership = mesh.membership();
+        let map = mesh.held().map;
+        let transcript = transcript::sync(&transcript::Sync {
+            connection: connection.transcript(membership.network),
+            id: membership.node,
+            identity_key: mesh.identity().public_key(),
+        });
+        let position = map.position().filter(|_| !self.wants_full);
+        Hello {
+            network_id: membership.network.as_bytes().to_vec(),
+            node_id: membership.node.as_bytes().to_vec(),
+            proof: Some(connection.proof()),
+            signature: mesh.identity().secret().sign(Label::Sync, &transcript).as_bytes().to_vec(),
+            position: position.map(convert::position_to_wire),
+            digest: position.map(|_| map.digest().to_vec()).unwrap_or_default(),
+            version: VERSION.to_owned(),
+        }
+    }
+
+    /// Serves the stream until it fails.
+    async fn follow(
+        &mut self,
+        mesh: &Arc<Mesh>,
+        mut stream: Stream,
+    ) -> Result<std::convert::Infallible, Failure> {
+        let mut endpoints = mesh.watch_own_endpoints();
+        // Tells the endpoints known now, too.
+        endpoints.mark_changed();
+        let mut beat = interval(stream.heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reports = interval(REPORT_INTERVAL);
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let silence = stream.heartbeat * MISSED_HEARTBEATS;
+        let mut supervised = tokio::time::Instant::now() + silence;
+        loop {
+            tokio::select! {
+                response = stream.responses.message() => {
+                    supervised = tokio::time::Instant::now() + silence;
+                    let response = response.map_err(|status| Failure::from_status(&status))?;
+                    let response = response.and_then(|response| response.message)
+                        .ok_or_else(|| Failure::new(Reason::Unreachable, "the coordinator closed the stream"))?;
+                    self.take(mesh, &stream, response).await?;
+                }
+                () = tokio::time::sleep_until(supervised) => {
+                    let seconds = silence.as_secs();
+                    return Err(Failure::new(Reason::Unreachable, format!("the coordinator was silent for {seconds} s")));
+                }
+                _ = beat.tick() => {
+                    send(&stream.requests, Out::Heartbeat(Heartbeat { time_ms: clock::wall().as_millis() }))?;
+                }
+                _ = reports.tick() => {
+                    let (mesh, live) = (Arc::clone(mesh), stream.live.clone());
+                    tokio::spawn(async move { report::send(&mesh, live).await });
+                }
+                record = own_record(mesh, &mut endpoints) => {
+                    send(&stream.requests, Out::NodeRecord(record?))?;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, mesh: &Arc<Mesh>, stream: &Stream, response: In) -> Result<(), Failure> {
+        match response {
+            In::Update(update) => {
+                // Until it is taken, ask for everything: what a difference applied to may be what was wrong.
+                self.wants_full = true;
+                let durable = mesh.accept(update).await?;
+                self.wants_full = false;
+                mesh.vouch();
+                debug!(durable, "a map is installed");
+                send(&stream.requests, Out::Acknowledgement(Acknowledgement { durable }))
+            }
+            In::Head(head) => {
+                self.wants_full = true;
+                mesh.renew(head)?;
+                self.wants_full = false;
+                Ok(())
+            }
+            In::Heartbeat(_) => Ok(()),
+            In::Welcome(_) => Err(Failure::new(Reason::NotTrusted, "the coordinator welcomed us twice")),
+        }
+    }
+}
+
+/// Waits for endpoints that the coordinator has not heard of, and signs them.
+async fn own_record(
+    mesh: &Mesh,
+    endpoints: &mut watch::Receiver<Option<Vec<std::net::SocketAddr>>>,
+) -> Result<Envelope, Failure> {
+    loop {
+        if endpoints.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        // Before the data plane runs there is nothing to tell.
+        let known = endpoints.borrow_and_update().clone();
+        if let Some(known) = known {
+            return mesh.node_record(known).map(|record| convert::envelope_to_wire(&record));
+        }
+    }
+}
+
+/// Queues a request. A full queue means that the connection takes nothing: as good as broken.
+fn send(requests: &mpsc::Sender<SyncRequest>, message: Out) -> Result<(), Failure> {
+    requests
+        .try_send(SyncRequest { message: Some(message) })
+        .map_err(|_| Failure::new(Reason::Unreachable, "the coordinator takes nothing any more"))
+}

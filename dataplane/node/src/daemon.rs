@@ -1,0 +1,428 @@
+//! The daemon: one state directory, at most one network, and what people may ask of it.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use ringmesh_proto::{control::Reason, local};
+use ringmesh_tunnel::{
+    enroll::{JoinToken, TokenError},
+    netmap::{Member, MemberKind, NetworkMap},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tonic::Status;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    control::{VERSION, enroll},
+    error::Failure,
+    local::{LocalSocket, serve},
+    mesh::{Mesh, Stage, endpoint_text},
+    plane::Prepared,
+    state::{Identity, StateDir, StateFile},
+};
+
+/// How long `join` waits for the first map once the node is enrolled.
+const FIRST_MAP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs the daemon until `shutdown` completes; then interface, routes and socket are gone.
+///
+/// `ready` is sent to once the local API answers and, if the node has joined and holds a map, packets flow.
+///
+/// # Errors
+/// The configuration, the state or the machine does not let it start, or the data plane broke; the message names the cure.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: oneshot::Sender<()>,
+) -> Result<(), Failure> {
+    config.check()?;
+    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    let socket = LocalSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
+    let daemon = Arc::new(Daemon::new(config, state));
+    daemon.resume().await?;
+    let (stop, stopped) = watch::channel(false);
+    let mut wait = stopped.clone();
+    let mut api = tokio::spawn(serve(Arc::clone(&daemon), socket, async move {
+        let _ = wait.wait_for(|stop| *stop).await;
+    }));
+    info!(version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
+    // Nobody has to wait for it.
+    let _ = ready.send(());
+    let result = tokio::select! {
+        () = shutdown => Ok(()),
+        words = daemon.broken() => Err(Failure::new(Reason::Host, words)),
+        ended = &mut api => ended.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string()))),
+    };
+    daemon.close().await;
+    let _ = stop.send(true);
+    // An open ping must not keep the daemon from ending.
+    let _ = timeout(Duration::from_secs(1), api).await;
+    info!("the node daemon ends");
+    result
+}
+
+/// What the local API acts on.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    config: Config,
+    state: Arc<StateDir>,
+    mesh: RwLock<Option<Arc<Mesh>>>,
+    /// Tells [`broken`](Self::broken) to look at the mesh anew.
+    changed: watch::Sender<()>,
+    /// Held while joining or leaving: one at a time.
+    change: tokio::sync::Mutex<()>,
+}
+
+/// How a ping is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PingPlan {
+    pub(crate) count: u32,
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
+}
+
+impl Daemon {
+    fn new(config: Config, state: Arc<StateDir>) -> Self {
+        Self {
+            config,
+            state,
+            mesh: RwLock::new(None),
+            changed: watch::Sender::new(()),
+            change: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn mesh(&self) -> Option<Arc<Mesh>> {
+        self.mesh.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_mesh(&self, mesh: Option<Arc<Mesh>>) {
+        *self.mesh.write().unwrap_or_else(PoisonError::into_inner) = mesh;
+        self.changed.send_replace(());
+    }
+
+    /// Goes on where the last start ended.
+    async fn resume(&self) -> Result<(), Failure> {
+        let Some(mesh) = Mesh::load(&self.config, &self.state)? else { return Ok(()) };
+        let mesh = Arc::new(mesh);
+        mesh.resume().await?;
+        mesh.start().await;
+        self.set_mesh(Some(mesh));
+        Ok(())
+    }
+
+    async fn close(&self) {
+        let _change = self.change.lock().await;
+        if let Some(mesh) = self.mesh() {
+            mesh.stop().await;
+        }
+    }
+
+    /// Ends when the data plane breaks.
+    async fn broken(&self) -> String {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let failed = async {
+                let Some(mesh) = self.mesh() else { return std::future::pending().await };
+                let mut plane = mesh.watch_plane();
+                loop {
+                    let current = plane.borrow_and_update().clone();
+                    let failed = async {
+                        match current {
+                            Some(current) => current.failure().await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        words = failed => return words,
+                        next = plane.changed() => if next.is_err() { return std::future::pending().await },
+                    }
+                }
+            };
+            tokio::select! {
+                words = failed => return words,
+                next = changed.changed() => if next.is_err() { return std::future::pending().await },
+            }
+        }
+    }
+
+    pub(crate) async fn status(&self) -> local::StatusResponse {
+        match self.mesh() {
+            Some(mesh) => mesh.status().await,
+            None => local::StatusResponse {
+                version: VERSION.to_owned(),
+                state: "not-joined".to_owned(),
+                ..Default::default()
+            },
+        }
+    }
+
+    /// Joins a network, whole: enrolled, a map installed, packets able to flow. `tell` hears each step.
+    ///
+    /// # Errors
+    /// Any step fails; then the machine is as it was before.
+    pub(crate) async fn join(
+        &self,
+        token: &str,
+        name: &str,
+        identity_pem: &str,
+        tell: &(dyn Fn(&str) + Sync),
+    ) -> Result<local::StatusResponse, Failure> {
+        let _change = self.one_change("join")?;
+        if let Some(mesh) = self.mesh() {
+            return Err(already_joined(&mesh));
+        }
+        let token: JoinToken =
+            token.trim().parse().map_err(|error: TokenError| Failure::invalid(error.to_string()))?;
+        tell("asking this machine for a TUN device and a UDP port");
+        // Before the token is spent on a machine that would not let packets flow.
+        let prepared = Prepared::open(&self.config)?;
+        tell(&format!("{} and UDP port {} are there", self.config.interface, prepared.port()));
+        let chosen = JoinKey::choose(&self.state, identity_pem)?;
+        tell(&format!("asking the coordinator at {}", token.coordinators().join(" or ")));
+        let enrolled = match enroll::enroll(&token, &chosen.identity, name).await {
+            Ok(enrolled) => enrolled,
+            Err(failure) => {
+                chosen.forget_unless_older(&self.state);
+                return Err(failure);
+            }
+        };
+        tell(&format!("enrolled as {} by {}; waiting for the map", enrolled.name, enrolled.address));
+        let result = self.bring_up(chosen.identity, enrolled, prepared).await;
+        match result {
+            Ok(mesh) => {
+                let status = mesh.status().await;
+                self.set_mesh(Some(mesh));
+                Ok(status)
+            }
+            Err(failure) => {
+                self.clear_all_but_identity();
+                Err(failure.context(
+                    "the coordinator took this node, but it could not be brought up, and nothing was left behind but its key; \
+                     once that is solved, join again with the same token, which counts as the same use",
+                ))
+            }
+        }
+    }
+
+    /// Waits until the first map is in force, and only then writes the membership down.
+    async fn bring_up(
+        &self,
+        identity: Identity,
+        enrolled: enroll::Enrolled,
+        prepared: Prepared,
+    ) -> Result<Arc<Mesh>, Failure> {
+        let membership = enrolled.membership;
+        let map = NetworkMap::empty(membership.network, membership.root, membership.node);
+        let state = Arc::clone(&self.state);
+        let mesh = Mesh::new(self.config.clone(), state, identity, membership, map, enrolled.secrets)?;
+        mesh.use_prepared(prepared);
+        let mesh = Arc::new(mesh);
+        mesh.start().await;
+        let joined = match first_map(&mesh).await {
+            Ok(()) => mesh.membership().save(&self.state),
+            Err(failure) => Err(failure),
+        };
+        match joined {
+            Ok(()) => {
+                let membership = mesh.membership();
+                info!(network = membership.network_name, node = %membership.node, "joined");
+                Ok(mesh)
+            }
+            Err(failure) => {
+                mesh.stop().await;
+                Err(failure)
+            }
+        }
+    }
+
+    fn clear_all_but_identity(&self) {
+        for file in [StateFile::Network, StateFile::Map, StateFile::Secrets] {
+            if let Err(failure) = self.state.remove(file) {
+                warn!(%failure, "cannot clean up after a join that failed");
+            }
+        }
+    }
+
+    /// Leaves the network and forgets its keys; tells whether a coordinator heard of it.
+    ///
+    /// # Errors
+    /// The node has not joined, or its files cannot be removed.
+    pub(crate) async fn leave(&self) -> Result<bool, Failure> {
+        let _change = self.one_change("leave")?;
+        let mesh = self.mesh().ok_or_else(not_joined)?;
+        let told = mesh.tell_leaving().await;
+        mesh.stop().await;
+        // The membership first: a daemon that dies in between starts as one that has not joined.
+        for file in [
+            StateFile::Network,
+            StateFile::Identity,
+            StateFile::Secrets,
+            StateFile::Map,
+            StateFile::Timestamps,
+        ] {
+            self.state.remove(file)?;
+        }
+        self.set_mesh(None);
+        info!(coordinator_told = told, "left the network");
+        Ok(told)
+    }
+
+    fn one_change(&self, what: &str) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        self.change.try_lock().map_err(|_| {
+            Failure::new(
+                Reason::Busy,
+                format!("cannot {what} now: another join or leave is under way; wait for it"),
+            )
+        })
+    }
+
+    /// The peer that a person means.
+    ///
+    /// # Errors
+    /// There is none, or it is this node itself.
+    pub(crate) fn find_peer(&self, text: &str) -> Result<Member, Failure> {
+        let mesh = self.mesh().ok_or_else(not_joined)?;
+        let member = mesh.find_member(text).ok_or_else(|| {
+            Failure::new(
+                Reason::NodeUnknown,
+                format!("no node that this one may talk to has the name, address or id `{text}`"),
+            )
+        })?;
+        if member.id == mesh.membership().node {
+            return Err(Failure::invalid(format!("`{text}` is this node itself")));
+        }
+        Ok(member)
+    }
+
+    /// Sends echoes and answers each, until all are answered or nobody listens.
+    pub(crate) async fn ping(
+        &self,
+        target: Member,
+        plan: PingPlan,
+        answers: mpsc::Sender<Result<local::PingResponse, Status>>,
+    ) {
+        for sequence in 1..=plan.count {
+            let next = Instant::now() + plan.interval;
+            let answer = tokio::select! {
+                answer = self.ping_once(&target, sequence, plan.timeout) => answer,
+                () = answers.closed() => return,
+            };
+            if answers.send(Ok(answer)).await.is_err() {
+                return;
+            }
+            if sequence < plan.count {
+                sleep_until(next).await;
+            }
+        }
+    }
+
+    async fn ping_once(&self, target: &Member, sequence: u32, timeout: Duration) -> local::PingResponse {
+        let answer = local::PingResponse {
+            sequence,
+            node: target.name.clone(),
+            ipv4: target.ipv4.map(|address| address.to_string()).unwrap_or_default(),
+            ..Default::default()
+        };
+        let plane = self.mesh().and_then(|mesh| mesh.plane());
+        let result = match plane {
+            _ if target.kind == MemberKind::Stock => Err(format!(
+                "{} is a stock WireGuard device, which answers no echo of ours; use the system's ping",
+                target.name
+            )),
+            Some(plane) => plane.ping(target.id, timeout).await.map_err(|failure| failure.to_string()),
+            None => Err("the data plane does not run; see `meshctl status`".to_owned()),
+        };
+        match result {
+            Ok(pong) => local::PingResponse {
+                path: "direct".to_owned(),
+                endpoint: endpoint_text(pong.path),
+                rtt_us: u32::try_from(pong.rtt.as_micros()).unwrap_or(u32::MAX),
+                ..answer
+            },
+            Err(error) => local::PingResponse { error, ..answer },
+        }
+    }
+}
+
+/// Waits until the mesh runs, or cannot.
+async fn first_map(mesh: &Mesh) -> Result<(), Failure> {
+    let mut stage = mesh.watch_stage();
+    let mut last = Failure::new(Reason::Unreachable, "no map came within 30 s");
+    let waited = timeout(FIRST_MAP_TIMEOUT, async {
+        loop {
+            let now = stage.borrow_and_update().clone();
+            match now {
+                Stage::Running => return Ok(()),
+                Stage::Failed(failure) => return Err(failure),
+                // Only what may pass by itself is waited for.
+                Stage::Stuck(failure) if matches!(failure.reason(), Reason::Unreachable | Reason::Busy) => {
+                    last = failure;
+                }
+                Stage::Stuck(failure) => return Err(failure),
+                Stage::Waiting => {}
+            }
+            if stage.changed().await.is_err() {
+                return Err(Failure::new(Reason::Host, "the mesh ended while joining"));
+            }
+        }
+    });
+    match waited.await {
+        Ok(result) => result,
+        Err(_) => Err(last),
+    }
+}
+
+/// The key a join uses, and whether it was there before.
+struct JoinKey {
+    identity: Identity,
+    older: bool,
+}
+
+impl JoinKey {
+    /// The key given, or the one that an interrupted join left, or a new one; on disk before it is used, so that a crash
+    /// after enrolment does not lose it.
+    fn choose(state: &StateDir, pem: &str) -> Result<Self, Failure> {
+        if !pem.is_empty() {
+            let identity = Identity::import(pem)?;
+            identity.save(state)?;
+            return Ok(Self { identity, older: false });
+        }
+        if let Some(identity) = Identity::load(state)? {
+            return Ok(Self { identity, older: true });
+        }
+        let identity = Identity::generate();
+        identity.save(state)?;
+        Ok(Self { identity, older: false })
+    }
+
+    /// Removes the key of a join that came to nothing.
+    fn forget_unless_older(&self, state: &StateDir) {
+        if !self.older
+            && let Err(failure) = state.remove(StateFile::Identity)
+        {
+            warn!(%failure, "cannot clean up after a join that failed");
+        }
+    }
+}
+
+fn not_joined() -> Failure {
+    Failure::new(Reason::NotJoined, "this node has not joined a network: `meshctl join --token TOKEN`")
+}
+
+fn already_joined(mesh: &Mesh) -> Failure {
+    let membership = mesh.membership();
+    let name = membership.network_name;
+    let text = if mesh.is_removed() {
+        format!("this node was removed from the network {name}; `meshctl leave` first, then join")
+    } else {
+        format!("this node belongs to the network {name} already; `meshctl leave` first to join another")
+    };
+    Failure::new(Reason::AlreadyJoined, text)
+}

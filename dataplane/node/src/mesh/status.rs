@@ -1,0 +1,182 @@
+//! What `meshctl status` shows, from what is held, installed and counted.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ringmesh_proto::local;
+use ringmesh_tunnel::{
+    PeerState, PeerStatus,
+    key::NodeId,
+    netmap::{Member, MemberKind},
+    path::Path,
+};
+
+use super::{Held, Mesh, durable};
+use crate::{
+    clock,
+    control::VERSION,
+    plane::{DataPlane, WorkerReport},
+};
+
+/// A session with traffic in this time is `active` (as long as a handshake may stay unanswered, whitepaper section 6.4).
+const ACTIVE: Duration = Duration::from_secs(45);
+
+impl Mesh {
+    /// Everything there is to say, at this moment.
+    pub(crate) async fn status(&self) -> local::StatusResponse {
+        let held = self.held();
+        let plane = self.plane();
+        let report = match &plane {
+            Some(plane) => plane.report().await.ok(),
+            None => None,
+        };
+        let state = match (&plane, self.is_removed()) {
+            (_, true) => "removed",
+            (Some(_), false) => "running",
+            (None, false) => "starting",
+        };
+        local::StatusResponse {
+            version: VERSION.to_owned(),
+            state: state.to_owned(),
+            network: Some(self.network_status(&held)),
+            data_plane: plane.as_ref().map(|plane| data_plane_status(plane, report.as_ref())),
+            peers: peers_status(&held, plane.as_deref(), report.as_ref()),
+            coordinator: Some(self.link_status()),
+        }
+    }
+
+    fn network_status(&self, held: &Held) -> local::Network {
+        let membership = self.membership();
+        let me = held.map.me();
+        let key = self.identity().public_key();
+        local::Network {
+            name: membership.network_name,
+            id: membership.network.to_string(),
+            zone: membership.zone,
+            self_: Some(local::Self_ {
+                id: membership.node.to_string(),
+                name: me.map(|me| me.name.clone()).unwrap_or_default(),
+                ipv4: me.and_then(|me| me.ipv4).map(|address| address.to_string()).unwrap_or_default(),
+                ipv6: me.map(|me| me.ipv6.to_string()).unwrap_or_default(),
+                noise_key: key.noise_key().to_string(),
+                identity_fingerprint: key.fingerprint(),
+                expires_ms: me.map_or(0, |me| me.not_after.as_millis()),
+            }),
+            revision: durable(&held.map),
+            installed_revision: held.installed,
+            map_age_ms: held.vouched.map(|vouched| millis(vouched.elapsed())),
+            epoch: held.secrets.epoch(),
+        }
+    }
+
+    fn link_status(&self) -> local::Coordinator {
+        let link = self.link();
+        local::Coordinator {
+            state: link.state.as_str().to_owned(),
+            address: link.address,
+            last_error: link.last_error.map(|failure| failure.to_string()).unwrap_or_default(),
+            next_try_ms: link.next_try.map_or(0, |at| millis(at.saturating_duration_since(Instant::now()))),
+        }
+    }
+
+    /// The member that a person means by a name, an address or an id.
+    pub(crate) fn find_member(&self, text: &str) -> Option<Member> {
+        let held = self.held();
+        let zone = self.membership().zone;
+        let name = text.strip_suffix(&format!(".{zone}")).unwrap_or(text);
+        let address: Option<IpAddr> = text.parse().ok();
+        let id: Option<NodeId> = text.parse().ok();
+        let by_name = held.map.members().find(|member| member.name.eq_ignore_ascii_case(name));
+        let by_address = || {
+            held.map.members().find(|member| {
+                address.is_some_and(|address| {
+                    member.allowed_ips().any(|own| own.is_host() && own.contains(address))
+                })
+            })
+        };
+        let by_id = || id.and_then(|id| held.map.member(id));
+        by_name.or_else(by_address).or_else(by_id).cloned()
+    }
+}
+
+fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local::DataPlane {
+    let chosen = plane.chosen();
+    let traffic = report.map(|report| report.traffic).unwrap_or_default();
+    local::DataPlane {
+        interface: plane.interface().to_owned(),
+        mtu: plane.mtu().into(),
+        listen_port: plane.port().into(),
+        back_end: chosen.back_end.to_string(),
+        back_end_reason: chosen.reason.clone(),
+        workers: 1,
+        drops: report
+            .map(|report| report.drops.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect())
+            .unwrap_or_default(),
+        sent_packets: traffic.sent_packets,
+        sent_bytes: traffic.sent_bytes,
+        received_packets: traffic.received_packets,
+        received_bytes: traffic.received_bytes,
+        system_calls: report.map_or(0, |report| report.io.system_calls),
+    }
+}
+
+fn peers_status(held: &Held, plane: Option<&DataPlane>, report: Option<&WorkerReport>) -> Vec<local::Peer> {
+    let counted: BTreeMap<_, _> =
+        report.map(|report| report.peers.iter().map(|peer| (peer.id, peer)).collect()).unwrap_or_default();
+    let sessions = plane.map(DataPlane::sessions).unwrap_or_default();
+    held.map
+        .peers(clock::wall())
+        .map(|member| {
+            let sessions = sessions.get(&member.id).copied().unwrap_or_default();
+            peer_status(member, counted.get(&member.id).copied(), sessions)
+        })
+        .collect()
+}
+
+fn peer_status(member: &Member, counted: Option<&PeerStatus>, sessions: u64) -> local::Peer {
+    let established = counted.filter(|peer| peer.state == PeerState::Established);
+    let endpoint = established.and_then(|peer| peer.endpoint);
+    let recent = |peer: &PeerStatus| peer.last_received.is_some_and(|at| at.elapsed() < ACTIVE);
+    let state = match established {
+        Some(peer) if recent(peer) => "active",
+        Some(_) => "idle",
+        None => "no-session",
+    };
+    local::Peer {
+        id: member.id.to_string(),
+        name: member.name.clone(),
+        kind: match member.kind {
+            MemberKind::Mesh => "mesh",
+            MemberKind::Stock => "stock",
+        }
+        .to_owned(),
+        ipv4: member.ipv4.map(|address| address.to_string()).unwrap_or_default(),
+        ipv6: member.ipv6.to_string(),
+        state: state.to_owned(),
+        path: if endpoint.is_some() { "direct".to_owned() } else { String::new() },
+        endpoint: endpoint.map(endpoint_text).unwrap_or_default(),
+        handshake_age_ms: counted
+            .and_then(|peer| peer.last_handshake)
+            .map(|at| millis(clock::wall().saturating_since(at))),
+        sent_bytes: counted.map_or(0, |peer| peer.sent_bytes),
+        received_bytes: counted.map_or(0, |peer| peer.received_bytes),
+        rtt_us: counted
+            .and_then(|peer| peer.rtt)
+            .map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)),
+        noise_key: member.noise_key.to_string(),
+        allowed_ips: member.allowed_ips().map(|prefix| prefix.to_string()).collect(),
+        sessions,
+    }
+}
+
+/// A path's address, as people know it.
+pub(crate) fn endpoint_text(path: Path) -> String {
+    path.address().map(|address| address.to_string()).unwrap_or_default()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
