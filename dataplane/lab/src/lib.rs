@@ -29,13 +29,13 @@ mod host;
 mod lab;
 mod namespace;
 mod netlink;
+#[cfg(test)]
+mod netns_tests;
 #[allow(unsafe_code, reason = "starting a process inside new namespaces takes clone, exec and pre_exec")]
 mod process;
 mod residents;
 mod sandbox;
 mod switch;
-#[cfg(test)]
-mod tests;
 
 pub use error::{Denial, EnterError, LabError};
 pub use host::{Host, Interface};
