@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use crate::{Counters, Handler, Outbox, PacketIo, PollIo, Tun, Udp, Waker};
+use crate::uring::{Core, explain};
+use crate::{Counters, Handler, Outbox, PacketIo, PollIo, Tun, Udp, UringIo, Waker};
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl FromStr for Choice {
 /// A way to talk to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackEnd {
-    /// [`crate::UringIo`].
+    /// [`UringIo`].
     Uring,
     /// [`PollIo`].
     Poll,
@@ -115,14 +116,39 @@ pub struct Parts {
     pub mtu: u16,
 }
 
-/// Says which back end `choice` leads to on this machine, by setting one up and tearing it down.
+/// Says which back end `choice` leads to on this machine, by setting a ring up and tearing it down.
 ///
 /// # Errors
 ///
 /// When the choice is io_uring and the kernel does not have it for us.
 pub fn probe(choice: Choice) -> Result<Chosen, Refused> {
-    let _ = choice;
-    Ok(Chosen { back_end: BackEnd::Poll, reason: "poll was asked for".to_owned() })
+    let (_, chosen) = choose(choice, || Core::open(PROBE_MTU))?;
+    Ok(chosen)
+}
+
+/// The MTU of a ring made to be torn down: the smallest that IPv6 allows.
+const PROBE_MTU: u16 = 1280;
+
+/// Makes a ring if the choice is not against it. No ring and no error means poll.
+fn choose(
+    choice: Choice,
+    open: impl FnOnce() -> io::Result<Core>,
+) -> Result<(Option<Core>, Chosen), Refused> {
+    if choice == Choice::Poll {
+        let reason = "poll was chosen in the configuration".to_owned();
+        return Ok((None, Chosen { back_end: BackEnd::Poll, reason }));
+    }
+    match open() {
+        Ok(core) => {
+            let reason = "io_uring with multishot receive is available".to_owned();
+            Ok((Some(core), Chosen { back_end: BackEnd::Uring, reason }))
+        }
+        Err(error) if choice == Choice::Auto => {
+            let reason = format!("{}; using poll", explain(&error));
+            Ok((None, Chosen { back_end: BackEnd::Poll, reason }))
+        }
+        Err(source) => Err(Refused { reason: explain(&source), source }),
+    }
 }
 
 /// The back end that the machine allows, behind one type.
@@ -131,7 +157,18 @@ pub struct KernelIo(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Poll(PollIo),
+    Uring(Box<UringIo>),
+    Poll(Box<PollIo>),
+}
+
+/// Does the same with whichever back end there is.
+macro_rules! with {
+    ($kind:expr, $io:ident => $do:expr) => {
+        match $kind {
+            Kind::Uring($io) => $do,
+            Kind::Poll($io) => $do,
+        }
+    };
 }
 
 impl KernelIo {
@@ -142,45 +179,79 @@ impl KernelIo {
     ///
     /// When the choice is io_uring and the kernel does not have it for us.
     pub fn open(choice: Choice, parts: Parts) -> Result<(Self, Chosen), Refused> {
-        let chosen = probe(choice)?;
-        Ok((Self(Kind::Poll(PollIo::new(parts))), chosen))
+        let attached = || Core::open(parts.mtu).and_then(|core| core.attach(&parts).map(|()| core));
+        let (core, chosen) = choose(choice, attached)?;
+        let kind = match core {
+            Some(core) => Kind::Uring(Box::new(UringIo::assemble(core, parts))),
+            None => Kind::Poll(Box::new(PollIo::new(parts))),
+        };
+        Ok((Self(kind), chosen))
     }
 }
 
 impl PacketIo for KernelIo {
     fn turn(&mut self, deadline: Option<Instant>, handler: &mut impl Handler) -> io::Result<()> {
-        match &mut self.0 {
-            Kind::Poll(io) => io.turn(deadline, handler),
-        }
+        with!(&mut self.0, io => io.turn(deadline, handler))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.0 {
-            Kind::Poll(io) => io.flush(),
-        }
+        with!(&mut self.0, io => io.flush())
     }
 
     fn outbox(&mut self) -> &mut Outbox {
-        match &mut self.0 {
-            Kind::Poll(io) => io.outbox(),
-        }
+        with!(&mut self.0, io => io.outbox())
     }
 
     fn max_segments(&self) -> usize {
-        match &self.0 {
-            Kind::Poll(io) => io.max_segments(),
-        }
+        with!(&self.0, io => io.max_segments())
     }
 
     fn counters(&self) -> Counters {
-        match &self.0 {
-            Kind::Poll(io) => io.counters(),
-        }
+        with!(&self.0, io => io.counters())
     }
 
     fn waker(&self) -> Waker {
-        match &self.0 {
-            Kind::Poll(io) => io.waker(),
+        with!(&self.0, io => io.waker())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forbidden() -> io::Result<Core> {
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    }
+
+    #[test]
+    fn words_are_read_as_they_are_written() {
+        for choice in [Choice::Auto, Choice::Uring, Choice::Poll] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
         }
+        let error = "epoll".parse::<Choice>().unwrap_err();
+        assert!(error.to_string().contains("auto, uring or poll"));
+    }
+
+    #[test]
+    fn a_forbidden_ring_means_poll_and_says_why() {
+        let (core, chosen) = choose(Choice::Auto, forbidden).unwrap();
+        assert!(core.is_none());
+        assert_eq!(chosen.back_end, BackEnd::Poll);
+        assert!(chosen.reason.starts_with("io_uring refused: likely kernel.io_uring_disabled or seccomp"));
+        assert!(chosen.reason.ends_with("; using poll"));
+    }
+
+    #[test]
+    fn who_insists_on_a_forbidden_ring_is_told_what_to_choose() {
+        let refused = choose(Choice::Uring, forbidden).unwrap_err();
+        assert!(refused.to_string().contains("seccomp"));
+        assert!(refused.to_string().contains("choose `auto` or `poll`"));
+    }
+
+    #[test]
+    fn who_asks_for_poll_gets_no_ring() {
+        let (core, chosen) = choose(Choice::Poll, || panic!("no ring was asked for")).unwrap();
+        assert!(core.is_none());
+        assert_eq!(chosen.back_end, BackEnd::Poll);
     }
 }

@@ -31,13 +31,14 @@ mod sys;
 mod train;
 mod tun;
 mod udp;
+mod uring;
 mod waker;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
-pub use back_end::{BackEnd, Choice, Chosen, KernelIo, Parts, Refused, probe};
+pub use back_end::{BackEnd, Choice, Chosen, KernelIo, Parts, Refused, UnknownChoice, probe};
 pub use counters::Counters;
 pub use memory::MemoryIo;
 pub use outbox::{
@@ -47,6 +48,7 @@ pub use poll::PollIo;
 pub use train::{Delivery, RangeError, SuperPacket, Train};
 pub use tun::{Tun, TunError};
 pub use udp::{SocketBuffers, Udp, UdpError};
+pub use uring::UringIo;
 pub use waker::Waker;
 
 /// The most segments of one super-packet, and the most datagrams of one train, that any back end shows at once.

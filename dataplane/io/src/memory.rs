@@ -143,8 +143,11 @@ impl MemoryIo {
 
 impl PacketIo for MemoryIo {
     fn turn(&mut self, deadline: Option<Instant>, handler: &mut impl Handler) -> io::Result<()> {
+        let wanted_room = self.outbox.datagram_room() < self.max_segments();
         self.send();
-        self.wait(deadline);
+        if !wanted_room || self.outbox.datagram_room() < self.max_segments() {
+            self.wait(deadline);
+        }
         self.counters.turns += 1;
         if self.waker.is_pending() {
             self.waker.drain();

@@ -209,12 +209,8 @@ impl SendQueue {
         self.ready.len()
     }
 
-    /// Whether no slot is free.
-    pub(crate) fn is_full(&self) -> bool {
-        self.free.is_empty()
-    }
-
     /// How many slots the kernel holds.
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len() - self.ready.len()
     }

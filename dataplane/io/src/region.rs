@@ -41,11 +41,6 @@ impl Region {
         Self { base, layout, stride, slots }
     }
 
-    /// Bytes from the beginning of one slot to the next.
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
-    }
-
     /// Where `slot` begins, for giving its address to the kernel.
     ///
     /// # Panics
@@ -117,7 +112,6 @@ mod tests {
     #[test]
     fn slots_are_aligned_apart_and_zeroed() {
         let mut region = Region::new(3, 100);
-        assert_eq!(region.stride(), 128);
         assert_eq!(region.address(0) as usize % PAGE, 0);
         assert_eq!(region.address(2) as usize - region.address(1) as usize, 128);
         // SAFETY: no kernel knows this region.

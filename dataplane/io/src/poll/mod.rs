@@ -216,7 +216,10 @@ fn write(mut tun: &File, packet: &[u8], counters: &mut Counters) -> io::Result<(
 
 impl PacketIo for PollIo {
     fn turn(&mut self, deadline: Option<Instant>, handler: &mut impl Handler) -> io::Result<()> {
+        let wanted_room = !self.has_room();
         self.send()?;
+        // Whoever could not put everything into the outbox can now.
+        let deadline = if wanted_room && self.has_room() { Some(Instant::now()) } else { deadline };
         let ready = self.wait(deadline)?;
         let now = Now::read();
         self.counters.turns += 1;

@@ -1,0 +1,174 @@
+//! A network namespace of its own for each test, and interfaces in it, by plain system calls.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Says to a test that was started again that it is in its namespace.
+const INSIDE: &str = "RINGMESH_IO_TEST_INSIDE";
+
+/// Runs a test in a network namespace of its own, with `lo` up.
+///
+/// Root moves its thread there. Anybody else starts the test again in a user namespace, which only a process of one
+/// thread can enter. A machine that allows neither fails the test: a contract that was not checked is not kept.
+pub(crate) fn in_namespace(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        interface_up("lo").expect("lo comes up");
+        return body();
+    }
+    // SAFETY: takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        // SAFETY: no pointers are passed; the namespace goes away with the thread.
+        check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).expect("root may make a network namespace");
+        interface_up("lo").expect("lo comes up");
+        return body();
+    }
+    again_in_user_namespace(test);
+}
+
+fn again_in_user_namespace(test: &str) {
+    // SAFETY: takes nothing and cannot fail.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    let maps = [
+        ("/proc/self/uid_map", format!("0 {uid} 1")),
+        ("/proc/self/setgroups", "deny".to_owned()),
+        ("/proc/self/gid_map", format!("0 {gid} 1")),
+    ];
+    let mut command = Command::new(std::env::current_exe().expect("this test has a file"));
+    command.args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
+    let enter = move || {
+        // SAFETY: no pointers are passed.
+        check(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) })?;
+        maps.iter().try_for_each(|(path, content)| std::fs::write(path, content))
+    };
+    // SAFETY: runs in the only thread of the child between fork and exec, and touches nothing of the parent's.
+    unsafe { command.pre_exec(enter) };
+    let status = command.status().expect("a user namespace may be made: run as root where it may not");
+    assert!(status.success(), "{test} failed in its namespace");
+}
+
+pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn control_socket(family: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just made, nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: integers and pointers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request
+}
+
+fn control(call: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    let socket = control_socket(libc::AF_INET)?;
+    // SAFETY: all calls used here take one ifreq, which lives through the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), call, &raw mut *request) }).map(drop)
+}
+
+/// Brings an interface up.
+pub(crate) fn interface_up(name: &str) -> io::Result<()> {
+    let mut request = request(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    control(libc::SIOCSIFFLAGS, &mut request)
+}
+
+/// Takes an interface down.
+pub(crate) fn interface_down(name: &str) -> io::Result<()> {
+    control(libc::SIOCSIFFLAGS, &mut request(name))
+}
+
+/// Sets an interface's MTU.
+pub(crate) fn set_mtu(name: &str, mtu: i32) -> io::Result<()> {
+    let mut request = request(name);
+    request.ifr_ifru.ifru_mtu = mtu;
+    control(libc::SIOCSIFMTU, &mut request)
+}
+
+/// Gives an interface an IPv4 address with a /24 around it.
+pub(crate) fn add_ipv4(name: &str, address: Ipv4Addr) -> io::Result<()> {
+    for (call, value) in
+        [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, Ipv4Addr::new(255, 255, 255, 0))]
+    {
+        let mut request = request(name);
+        let mut data = [0; 14];
+        for (to, from) in data[2..6].iter_mut().zip(value.octets()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_addr =
+            libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data };
+        control(call, &mut request)?;
+    }
+    Ok(())
+}
+
+/// Gives an interface an IPv6 address with a /64 around it, usable at once.
+pub(crate) fn add_ipv6(name: &str, address: Ipv6Addr) -> io::Result<()> {
+    // Not to wait for duplicate address detection.
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0")?;
+    let request = libc::in6_ifreq {
+        ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
+        ifr6_prefixlen: 64,
+        ifr6_ifindex: interface_index(name)?.cast_signed(),
+    };
+    let socket = control_socket(libc::AF_INET6)?;
+    // SAFETY: SIOCSIFADDR of an IPv6 socket takes one in6_ifreq, which lives through the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) }).map(drop)
+}
+
+fn interface_index(name: &str) -> io::Result<u32> {
+    let name = CString::new(name).map_err(io::Error::other)?;
+    // SAFETY: a terminated string that lives through the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// Removes an interface, as `ip link delete` does.
+pub(crate) fn delete_interface(name: &str) -> io::Result<()> {
+    const RTM_DELLINK: u16 = 17;
+    let mut message = Vec::new();
+    message.extend(32u32.to_ne_bytes());
+    message.extend(RTM_DELLINK.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([0; 4]);
+    message.extend(interface_index(name)?.to_ne_bytes());
+    message.extend([0; 8]);
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE) })?;
+    // SAFETY: just made, nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the message lives through the call, its length is given.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
+    assert_eq!(sent, 32);
+    let mut answer = [0u8; 4096];
+    // SAFETY: the answer lives through the call, its length is given.
+    let len = unsafe { libc::recv(socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0) };
+    assert!(len >= 20);
+    let code = i32::from_ne_bytes(answer[16..20].try_into().expect("four bytes"));
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
+}
+
+/// Makes a TAP interface: an Ethernet whose other stations are played by the test.
+pub(crate) fn tap(name: &str) -> io::Result<File> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let mut request = request(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF takes one ifreq, which lives through the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(file)
+}

@@ -1,0 +1,365 @@
+//! The two sides a back end stands between: applications behind TUN and a peer on the network.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ringmesh_io::{
+    BackEnd, Choice, Delivery, Handler, KernelIo, MemoryIo, Now, Outbox, PacketIo, Parts, SocketBuffers,
+    SuperPacket, Train, Tun, Udp, Waker,
+};
+
+use crate::support;
+
+pub(crate) const MTU: u16 = 1408;
+
+const OURS_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+const THEIRS_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+const OURS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+const THEIRS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
+/// How long anything may take to arrive.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Bytes of IP and UDP header.
+    pub fn headers(self) -> usize {
+        match self {
+            Self::V4 => 28,
+            Self::V6 => 48,
+        }
+    }
+}
+
+/// A handler that puts each packet into a datagram behind 16 bytes, and takes it out again: a tunnel without secrets.
+pub(crate) struct Courier {
+    pub(crate) peer: SocketAddr,
+    pub(crate) seen: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(crate) times: Vec<Now>,
+    pub(crate) packets: u64,
+    pub(crate) dropped: u64,
+    pub(crate) wakes: u64,
+    pub(crate) idles: u64,
+}
+
+impl Courier {
+    /// Bytes in front of the packet.
+    pub const HEADER: usize = 16;
+    /// First byte of a datagram with a packet.
+    pub const PACKET: u8 = 4;
+    /// First byte of a datagram that only is looked at.
+    pub const NOT_A_PACKET: u8 = 0xfe;
+
+    pub fn new(peer: SocketAddr) -> Self {
+        Self { peer, seen: VecDeque::new(), times: Vec::new(), packets: 0, dropped: 0, wakes: 0, idles: 0 }
+    }
+}
+
+impl Handler for Courier {
+    fn packets(&mut self, mut packets: SuperPacket<'_>, outbox: &mut Outbox, now: Now) {
+        self.times.push(now);
+        let first = packets.first().to_vec();
+        if !is_udp(&first) {
+            // The kernel's own: router solicitations, multicast reports.
+            return;
+        }
+        assert_eq!(packets.segments(), 1);
+        while let Some(packet) = packets.next_packet() {
+            assert_eq!(packet, first);
+            self.packets += 1;
+            let Some(mut slot) = outbox.datagram() else {
+                self.dropped += 1;
+                continue;
+            };
+            slot[..Self::HEADER].fill(0);
+            slot[0] = Self::PACKET;
+            slot[Self::HEADER..Self::HEADER + packet.len()].copy_from_slice(packet);
+            slot.commit(Self::HEADER + packet.len(), self.peer);
+        }
+    }
+
+    fn datagrams(&mut self, mut train: Train<'_>, from: SocketAddr, delivery: &mut Delivery<'_>, now: Now) {
+        self.times.push(now);
+        assert_eq!(train.len(), 1);
+        let datagram = train.datagram(0).expect("a train has a datagram");
+        if datagram.first() == Some(&Self::PACKET) && datagram.len() > Self::HEADER {
+            let range = Self::HEADER..datagram.len();
+            delivery.packet(0, range).expect("a packet of the train");
+        } else {
+            self.seen.push_back((from, datagram.to_vec()));
+        }
+    }
+
+    fn wake(&mut self, _: &mut Outbox, now: Now) {
+        self.times.push(now);
+        self.wakes += 1;
+    }
+
+    fn idle(&mut self, _: &mut Outbox, now: Now) {
+        self.times.push(now);
+        self.idles += 1;
+    }
+}
+
+fn is_udp(packet: &[u8]) -> bool {
+    let protocol = if packet[0] >> 4 == 4 { packet[9] } else { packet[6] };
+    i32::from(protocol) == libc::IPPROTO_UDP
+}
+
+/// Swaps source and destination of the packet in a datagram: an answer from the far end, with a valid checksum, as
+/// the sum does not depend on the order.
+pub(crate) fn reflect(datagram: &[u8]) -> Vec<u8> {
+    let mut datagram = datagram.to_vec();
+    let packet = &mut datagram[Courier::HEADER..];
+    let (addresses, ports) = if packet[0] >> 4 == 4 { (12..20, 20..24) } else { (8..40, 40..44) };
+    for range in [addresses, ports] {
+        let half = range.len() / 2;
+        packet[range].rotate_left(half);
+    }
+    datagram
+}
+
+pub(crate) trait World {
+    type Io: PacketIo;
+
+    fn io(&mut self) -> &mut Self::Io;
+    /// Where the network's side is.
+    fn peer(&self, family: Family) -> SocketAddr;
+    /// An application sends `payload` to the far end of the tunnel.
+    fn app_send(&mut self, family: Family, payload: &[u8]);
+    /// What the application has received, if anything.
+    fn app_recv(&mut self, family: Family) -> Option<Vec<u8>>;
+    /// The peer sends us a datagram.
+    fn net_send(&mut self, family: Family, datagram: &[u8]);
+    /// What the peer has received, if anything.
+    fn net_recv(&mut self, family: Family) -> Option<Vec<u8>>;
+
+    /// Takes turns until there is something; fails when there is nothing for long.
+    fn turn_until<T>(
+        &mut self,
+        handler: &mut impl Handler,
+        mut get: impl FnMut(&mut Self) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(got) = get(self) {
+                return got;
+            }
+            assert!(Instant::now() < deadline, "nothing arrived: {:?}", self.io().counters());
+            let soon = Instant::now() + Duration::from_millis(20);
+            self.io().turn(Some(soon), handler).expect("a turn");
+        }
+    }
+
+    /// Takes turns until the courier was shown a datagram that is not a packet.
+    fn turn_until_seen(&mut self, courier: &mut Courier) -> (SocketAddr, Vec<u8>) {
+        let deadline = Instant::now() + PATIENCE;
+        while courier.seen.is_empty() {
+            assert!(Instant::now() < deadline, "nothing was shown: {:?}", self.io().counters());
+            let soon = Instant::now() + Duration::from_millis(20);
+            self.io().turn(Some(soon), courier).expect("a turn");
+        }
+        courier.seen.pop_front().expect("not empty")
+    }
+
+    /// What the peer receives without another turn.
+    fn net_recv_soon(&mut self, family: Family) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(got) = self.net_recv(family) {
+                return got;
+            }
+            assert!(Instant::now() < deadline, "the peer received nothing");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Takes turns until nothing happens any more.
+pub(crate) fn settle(io: &mut impl PacketIo, handler: &mut impl Handler) {
+    loop {
+        let before = io.counters();
+        io.turn(Some(Instant::now() + Duration::from_millis(20)), handler).expect("a turn");
+        let after = io.counters();
+        if before.packets_read == after.packets_read && before.datagrams_received == after.datagrams_received
+        {
+            return;
+        }
+    }
+}
+
+/// A real TUN interface and real sockets on loopback, in the namespace of the calling thread.
+pub(crate) struct KernelWorld {
+    pub(crate) io: KernelIo,
+    pub(crate) tun_name: String,
+    port: u16,
+    apps: [UdpSocket; 2],
+    peers: [UdpSocket; 2],
+}
+
+impl KernelWorld {
+    pub fn new(choice: Choice) -> Self {
+        Self::with_udp(choice, Udp::bind(0, SocketBuffers::default()).expect("a free port"))
+    }
+
+    pub fn with_udp(choice: Choice, udp: Udp) -> Self {
+        let tun = Tun::create("mesh%d").expect("TUN is available: these tests need it");
+        let (tun_name, port) = (tun.name().to_owned(), udp.port());
+        support::set_mtu(&tun_name, i32::from(MTU)).expect("an MTU");
+        support::interface_up(&tun_name).expect("the interface comes up");
+        support::add_ipv4(&tun_name, OURS_V4).expect("an IPv4 address");
+        support::add_ipv6(&tun_name, OURS_V6).expect("an IPv6 address");
+        let waker = Waker::new().expect("a waker");
+        let (io, chosen) = KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU }).expect("a back end");
+        let expected = if choice == Choice::Poll { BackEnd::Poll } else { BackEnd::Uring };
+        assert_eq!(chosen.back_end, expected, "{}", chosen.reason);
+        let apps = [app((OURS_V4, THEIRS_V4)), app((OURS_V6, THEIRS_V6))];
+        let peers = [peer("127.0.0.1:0"), peer("[::1]:0")];
+        Self { io, tun_name, port, apps, peers }
+    }
+
+    /// Where our sockets are reached.
+    pub fn ours(&self, family: Family) -> SocketAddr {
+        match family {
+            Family::V4 => SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
+            Family::V6 => SocketAddr::from((Ipv6Addr::LOCALHOST, self.port)),
+        }
+    }
+}
+
+fn app<A: Into<std::net::IpAddr>>((ours, theirs): (A, A)) -> UdpSocket {
+    let ours = ours.into();
+    let deadline = Instant::now() + PATIENCE;
+    // An IPv6 address is usable when the kernel's address worker has looked at it.
+    let socket = loop {
+        match UdpSocket::bind((ours, 0)) {
+            Ok(socket) => break socket,
+            Err(error) => assert!(Instant::now() < deadline, "{ours} is on TUN: {error}"),
+        }
+        std::thread::yield_now();
+    };
+    socket.connect((theirs.into(), 9)).expect("the far end is behind TUN");
+    socket.set_nonblocking(true).expect("non-blocking");
+    socket
+}
+
+fn peer(at: &str) -> UdpSocket {
+    let socket = UdpSocket::bind(at).expect("loopback");
+    socket.set_nonblocking(true).expect("non-blocking");
+    socket
+}
+
+pub(crate) fn receive(socket: &UdpSocket) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 1 << 16];
+    match socket.recv(&mut bytes) {
+        Ok(len) => {
+            bytes.truncate(len);
+            Some(bytes)
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(error) => panic!("receiving: {error}"),
+    }
+}
+
+impl World for KernelWorld {
+    type Io = KernelIo;
+
+    fn io(&mut self) -> &mut KernelIo {
+        &mut self.io
+    }
+
+    fn peer(&self, family: Family) -> SocketAddr {
+        self.peers[family as usize].local_addr().expect("bound")
+    }
+
+    fn app_send(&mut self, family: Family, payload: &[u8]) {
+        self.apps[family as usize].send(payload).expect("TUN takes it");
+    }
+
+    fn app_recv(&mut self, family: Family) -> Option<Vec<u8>> {
+        receive(&self.apps[family as usize])
+    }
+
+    fn net_send(&mut self, family: Family, datagram: &[u8]) {
+        self.peers[family as usize].send_to(datagram, self.ours(family)).expect("loopback takes it");
+    }
+
+    fn net_recv(&mut self, family: Family) -> Option<Vec<u8>> {
+        receive(&self.peers[family as usize])
+    }
+}
+
+/// The twin, with the packets that the kernel would make.
+pub(crate) struct MemoryWorld {
+    io: MemoryIo,
+    sent: [VecDeque<Vec<u8>>; 2],
+    delivered: [VecDeque<Vec<u8>>; 2],
+}
+
+impl MemoryWorld {
+    pub fn new() -> Self {
+        Self {
+            io: MemoryIo::new(MTU).expect("a waker"),
+            sent: Default::default(),
+            delivered: Default::default(),
+        }
+    }
+
+    fn collect(&mut self) {
+        for (to, datagram) in self.io.take_datagrams() {
+            self.sent[usize::from(to.is_ipv6())].push_back(datagram);
+        }
+        for packet in self.io.take_packets() {
+            self.delivered[usize::from(packet[0] >> 4 == 6)].push_back(packet);
+        }
+    }
+}
+
+impl World for MemoryWorld {
+    type Io = MemoryIo;
+
+    fn io(&mut self) -> &mut MemoryIo {
+        &mut self.io
+    }
+
+    fn peer(&self, family: Family) -> SocketAddr {
+        match family {
+            Family::V4 => SocketAddr::from((Ipv4Addr::LOCALHOST, 7)),
+            Family::V6 => SocketAddr::from((Ipv6Addr::LOCALHOST, 7)),
+        }
+    }
+
+    fn app_send(&mut self, family: Family, payload: &[u8]) {
+        // Addresses, ports and the version are all that anybody here looks at.
+        let mut packet = vec![0; family.headers()];
+        let (version, protocol) = if family == Family::V4 { (0x45, 9) } else { (0x60, 6) };
+        packet[0] = version;
+        packet[protocol] = libc::IPPROTO_UDP as u8;
+        packet.extend(payload);
+        self.io.push_packet(&packet);
+    }
+
+    fn app_recv(&mut self, family: Family) -> Option<Vec<u8>> {
+        self.collect();
+        let packet = self.delivered[family as usize].pop_front()?;
+        Some(packet[family.headers()..].to_vec())
+    }
+
+    fn net_send(&mut self, family: Family, datagram: &[u8]) {
+        self.io.push_datagram(self.peer(family), datagram);
+    }
+
+    fn net_recv(&mut self, family: Family) -> Option<Vec<u8>> {
+        self.collect();
+        self.sent[family as usize].pop_front()
+    }
+}
