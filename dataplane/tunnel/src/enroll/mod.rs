@@ -8,3 +8,6 @@ mod token;
 pub mod transcript;
 
 pub use token::{COORDINATORS_MAX, JoinToken, TokenError, TokenSecret};
+
+#[cfg(test)]
+mod tests;

@@ -386,7 +386,7 @@ fn ended_certificate_vouches_for_nothing_new() {
                 delta.policy = Some(Envelope::sign(&network.policy_of(&tree, 8), &network.policy).unwrap());
                 delta.rules = shown;
             }
-            _ => {}
+            Kind::Certificate | Kind::Head | Kind::NodeRecord | Kind::Statement => {}
         }
         let digest = Content::default().after(&full).after(&delta).digest();
         let head = network.head_of(delta.position, digest);

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::floor;
 use super::*;
 
 /// What may happen at the coordinator.
@@ -41,6 +42,7 @@ struct Coordinator {
     policy: (Envelope, Vec<ProvenRule>),
     certificates: Vec<Envelope>,
     serial: u64,
+    must_be_full: bool,
 }
 
 impl Coordinator {
@@ -57,6 +59,7 @@ impl Coordinator {
             policy: (full.policy.unwrap(), full.rules),
             certificates: full.certificates,
             serial: 100,
+            must_be_full: false,
             network,
         }
     }
@@ -122,7 +125,9 @@ impl Coordinator {
         let member =
             Member { name, serial: self.serial, identity_key, noise_key, ..self.network.member(node) };
         delta.members.retain(|envelope| Member::parse(&envelope.payload).unwrap().id != node_id(node));
-        delta.removed.retain(|id| *id != node_id(node));
+        // Who leaves and returns before a reader hears of it left nothing that a delta could take back: what the node said
+        // before would stay. Then the whole map it is.
+        self.must_be_full |= delta.removed.contains(&node_id(node));
         delta.members.push(self.network.admit(&member));
         self.members.insert(node, (member, secret));
     }
@@ -142,7 +147,7 @@ impl Coordinator {
 
 /// All that a map shows, but for what it remembers of the past.
 fn shown(map: &NetworkMap) -> NetworkMap {
-    NetworkMap { floors: super::super::floor::Floors::new(), head: None, ..map.clone() }
+    NetworkMap { floors: floor::Floors::new(), head: None, ..map.clone() }
 }
 
 proptest! {
@@ -164,8 +169,11 @@ proptest! {
             if *merge && i != last {
                 continue;
             }
-            delta.position.durable = coordinator.serial;
-            let update = coordinator.network.finish(&coordinator.content, std::mem::replace(&mut delta, coordinator.network.delta()));
+            let empty = coordinator.network.delta();
+            let delta = std::mem::replace(&mut delta, empty);
+            let mut update = if std::mem::take(&mut coordinator.must_be_full) { coordinator.full() } else { delta };
+            update.position.durable = coordinator.serial;
+            let update = coordinator.network.finish(&coordinator.content, update);
             coordinator.content = coordinator.content.after(&update);
             map = map.verify(update, NOW).unwrap();
             if i >= restart {
