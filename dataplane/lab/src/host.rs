@@ -77,6 +77,8 @@ impl Host {
         let interface = switch.connect(&self.namespace, &link)?;
         let (v4, v6) = Switch::PREFIX_LENGTHS;
         self.namespace.link_up(&link)?;
+        self.namespace.await_carrier(&link)?;
+        interface.switch.await_carrier(&interface.port)?;
         self.namespace.add_address(&link, interface.ipv4().into(), v4)?;
         self.namespace.add_address(&link, interface.ipv6().into(), v6)?;
         let place = self.interfaces.len();
@@ -89,6 +91,8 @@ impl Host {
         self.namespace.add_cable(&near, other.namespace.net(), &far)?;
         self.namespace.link_up(&near)?;
         other.namespace.link_up(&far)?;
+        self.namespace.await_carrier(&near)?;
+        other.namespace.await_carrier(&far)?;
         Ok((near, far))
     }
 
@@ -199,6 +203,7 @@ impl Interface {
 
     /// Puts the cable back.
     pub fn plug(&self) -> Result<(), LabError> {
-        self.switch.link_up(&self.port)
+        self.switch.link_up(&self.port)?;
+        self.switch.await_carrier(&self.port)
     }
 }

@@ -1,23 +1,49 @@
 //! Links, addresses and routes of a namespace, by netlink: no program is needed.
 
-use std::{fs::File, net::IpAddr, os::fd::AsRawFd as _};
+use std::{
+    fs::File,
+    net::IpAddr,
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags},
-        link::{InfoData, InfoVeth, LinkAttribute, LinkFlags},
+        link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, State},
     },
 };
 
 use crate::{error::LabError, namespace::Namespace};
+
+/// The kernel looks at changes of carriers once a second at the latest.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked whether it has.
+const CARRIER_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Namespace {
     /// Brings a link up.
     pub(crate) fn link_up(&self, name: &str) -> Result<(), LabError> {
         self.netlink(&format!("bring {name} up"), async |netlink| {
             netlink.link().set(LinkUnspec::new_with_name(name).up().build()).execute().await
+        })
+    }
+
+    /// Waits until packets pass: a link that is up has its carrier noticed a little later, by a kernel worker.
+    pub(crate) fn await_carrier(&self, name: &str) -> Result<(), LabError> {
+        self.netlink(&format!("see {name} get a carrier"), async |netlink| {
+            let started = Instant::now();
+            while started.elapsed() < CARRIER_PATIENCE {
+                let link = netlink.link().get().match_name(name.to_owned()).execute().try_next().await?;
+                let up = LinkAttribute::OperState(State::Up);
+                if link.is_some_and(|link| link.attributes.contains(&up)) {
+                    return Ok(());
+                }
+                tokio::time::sleep(CARRIER_INTERVAL).await;
+            }
+            Err(rtnetlink::Error::RequestFailed)
         })
     }
 
@@ -127,7 +153,7 @@ impl Namespace {
         let failed = |error| LabError::system("open a netlink socket", error);
         self.run(|| {
             let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
             runtime.block_on(async {
                 let (connection, handle, _) = rtnetlink::new_connection().map_err(failed)?;
                 runtime.spawn(connection);
