@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_quick_run_measures_every_subject_in_every_quantity() {
+fn a_quick_run_measures_the_cable_both_back_ends_and_wireguard_go() {
     let done = compare(&["--quick", "--force", "-o", "json"]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
