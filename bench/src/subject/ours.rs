@@ -11,6 +11,7 @@ use ringmesh_lab::Host;
 use serde_json::Value;
 
 use super::{Daemons, UNDERLAY, output};
+use crate::cpu::cpus;
 
 /// Where the daemons listen for clients; every host has its own `/run`.
 const COORDINATOR_SOCKET: &str = "/run/mesh/coordinator.sock";
@@ -31,16 +32,16 @@ pub(super) fn set_up(
     daemons.start(coordinator)?;
     wait_for_socket(&hosts[0], COORDINATOR_SOCKET, daemons)?;
 
-    for host in hosts {
-        let mut node = run(host, meshctl, &["node", "run", "--io", back_end])?;
+    for (index, host) in hosts.iter().enumerate() {
+        // By default both would pin their worker to the same CPU, as they may on two machines.
+        let cpu = (index % cpus()).to_string();
+        let mut node = run(host, meshctl, &["node", "run", "--io", back_end, "--cpu", &cpu])?;
         node.env("MESH_LOG", "warn");
         daemons.start_measured(node)?;
         wait_for_socket(host, NODE_SOCKET, daemons)?;
         let created = json(run(&hosts[0], meshctl, &["token", "create", "-o", "json"])?)?;
-        let token = text(&created, &["token"])?;
-        let mut join = run(host, meshctl, &["join", "--name", host.name()])?;
-        join.env("MESH_TOKEN", token);
-        output(join, "")?;
+        let join = run(host, meshctl, &["join", "--token", "-", "--name", host.name()])?;
+        output(join, text(&created, &["secret"])?)?;
     }
 
     let mut addresses = [Ipv4Addr::UNSPECIFIED; 2];
@@ -48,7 +49,7 @@ pub(super) fn set_up(
         let status = json(run(host, meshctl, &["status", "-o", "json"])?)?;
         let used = text(&status, &["data_plane", "back_end"])?;
         ensure!(used == back_end, "the node uses {used} and not {back_end}, which was asked for");
-        *address = text(&status, &["network", "me", "ipv4"])?.parse().context("the node's address")?;
+        *address = text(&status, &["network", "self", "ipv4"])?.parse().context("the node's address")?;
     }
     let version = output(run(&hosts[0], meshctl, &["--version"])?, "")?;
     Ok((addresses, version.trim().to_owned()))
