@@ -155,7 +155,7 @@ pub(crate) trait World {
                 return got;
             }
             assert!(Instant::now() < deadline, "nothing arrived: {:?}", self.io().counters());
-            let soon = Instant::now() + Duration::from_millis(20);
+            let soon = Instant::now() + Duration::from_micros(100);
             self.io().turn(Some(soon), handler).expect("a turn");
         }
     }
@@ -165,7 +165,7 @@ pub(crate) trait World {
         let deadline = Instant::now() + PATIENCE;
         while courier.seen.is_empty() {
             assert!(Instant::now() < deadline, "nothing was shown: {:?}", self.io().counters());
-            let soon = Instant::now() + Duration::from_millis(20);
+            let soon = Instant::now() + Duration::from_micros(100);
             self.io().turn(Some(soon), courier).expect("a turn");
         }
         courier.seen.pop_front().expect("not empty")
@@ -362,4 +362,14 @@ impl World for MemoryWorld {
         self.collect();
         self.sent[family as usize].pop_front()
     }
+}
+
+/// Hears nothing.
+pub(crate) struct Deaf;
+
+impl Handler for Deaf {
+    fn packets(&mut self, _: SuperPacket<'_>, _: &mut Outbox, _: Now) {}
+    fn datagrams(&mut self, _: Train<'_>, _: SocketAddr, _: &mut Delivery<'_>, _: Now) {}
+    fn wake(&mut self, _: &mut Outbox, _: Now) {}
+    fn idle(&mut self, _: &mut Outbox, _: Now) {}
 }
