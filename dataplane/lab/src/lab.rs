@@ -62,18 +62,20 @@ impl Lab {
         one.cable_to(other)
     }
 
-    /// Takes the lab down and says whether that worked, which dropping it cannot.
+    /// Takes the lab down; answers how many processes were still running on its hosts and had to be killed.
+    ///
+    /// Dropping a lab does the same, but cannot say whether it worked.
     ///
     /// # Errors
     /// [`LabError::Survivors`] if a process could not be killed; netlink's errors if a link could not be removed.
-    pub fn close(self) -> Result<(), LabError> {
+    pub fn close(self) -> Result<usize, LabError> {
         self.take_down()
     }
 
-    fn take_down(&self) -> Result<(), LabError> {
+    fn take_down(&self) -> Result<usize, LabError> {
         let namespaces = std::mem::take(&mut *self.shared.held());
         let all: Vec<&Namespace> = namespaces.iter().map(Arc::as_ref).collect();
-        residents::evict(&all)?;
+        let found = residents::evict(&all)?;
         // The kernel would do this too, but later, and somebody may be waiting for the links to be gone.
         for namespace in all {
             for link in namespace.links()? {
@@ -82,7 +84,7 @@ impl Lab {
                 }
             }
         }
-        Ok(())
+        Ok(found)
     }
 }
 

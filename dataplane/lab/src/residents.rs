@@ -17,13 +17,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often they are looked for meanwhile.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Kills every process in `namespaces` but our own, and waits until none is left.
-pub(crate) fn evict(namespaces: &[&Namespace]) -> Result<(), LabError> {
+/// Kills every process in `namespaces` but our own, and waits until none is left; answers how many there were.
+pub(crate) fn evict(namespaces: &[&Namespace]) -> Result<usize, LabError> {
     let started = Instant::now();
+    let mut left = residents(namespaces);
+    let found = left.len();
     loop {
-        let left = residents(namespaces);
         if left.is_empty() {
-            return Ok(());
+            return Ok(found);
         }
         if started.elapsed() > PATIENCE {
             return Err(LabError::Survivors(left.len()));
@@ -32,6 +33,7 @@ pub(crate) fn evict(namespaces: &[&Namespace]) -> Result<(), LabError> {
             let _ = kill(pid, Signal::SIGKILL);
         }
         thread::sleep(INTERVAL);
+        left = residents(namespaces);
     }
 }
 

@@ -150,7 +150,7 @@ fn closing_a_lab_ends_programs_that_nobody_waits_for() {
         let pid = output(&host, "setsid sleep 1000 >/dev/null 2>&1 & echo $!");
         let executable = format!("/proc/{}/exe", pid.trim_end());
         assert!(fs::read_link(&executable).is_ok());
-        lab.close().unwrap();
+        assert_eq!(lab.close().unwrap(), 1);
         assert!(fs::read_link(&executable).is_err());
         assert!(host.links().unwrap().is_empty());
     });
