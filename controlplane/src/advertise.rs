@@ -2,12 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ringmesh_tunnel::ip::Prefix;
+use ringmesh_tunnel::{enroll::COORDINATORS_MAX, ip::Prefix};
 
 use crate::config::Endpoint;
 
 /// The most addresses that are advertised: each one lengthens the join token.
-const MAX_ADVERTISED: usize = 16;
+const MAX_ADVERTISED: usize = COORDINATORS_MAX;
 
 /// The endpoints as `host:port`: what the configuration names, or else every global address that is listened on.
 ///

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use ringmesh_tunnel::ip::Prefix;
+use ringmesh_tunnel::{enroll::COORDINATORS_MAX, ip::Prefix};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// What a coordinator is told at start. Every field has a default, and an unknown one is an error.
@@ -117,8 +117,8 @@ impl Config {
         if !(1..=300).contains(&self.heartbeat_seconds) {
             return wrong("heartbeat_seconds", "must be from 1 to 300");
         }
-        if self.advertise.len() > 16 {
-            return wrong("advertise", "at most 16 addresses, or the join token becomes too long");
+        if self.advertise.len() > COORDINATORS_MAX {
+            return wrong("advertise", "at most 8 addresses: the join token carries them all");
         }
         self.network.check()
     }

@@ -1,11 +1,35 @@
-//! The coordinator of Ringmesh: hands out signed membership, rules and names over gRPC.
+//! The coordinator of Ringmesh: admits nodes, keeps their records, and tells each node what it may know.
+//!
+//! ```text
+//! server ──> api ──> auth ──> coordinator ──> store (SQLite)
+//!  TLS, unix    gRPC    proofs      │  ▲             │ commits
+//!                                   ▼  └─────────────┘
+//!                                network (sans-IO: state, plans, maps)
+//! ```
+//!
+//! [`run`] is the daemon. A coordinator gives out nothing that a node takes on trust: every right is an envelope signed by a
+//! key that the network's root certified, and nodes verify it from the root down.
 #![forbid(unsafe_code)]
 
 mod advertise;
+pub mod api;
+mod auth;
 pub mod clock;
 pub mod config;
+pub mod coordinator;
+mod error;
+pub mod network;
+mod run;
 pub mod server;
 pub mod state_dir;
 pub mod store;
 pub mod tls;
 pub mod vault;
+
+pub use self::{
+    config::{Config, ConfigError},
+    coordinator::Coordinator,
+    error::DOMAIN,
+    run::{Ready, StartError, run},
+    tls::certificate_pem,
+};

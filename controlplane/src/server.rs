@@ -11,6 +11,7 @@ use std::{future::Future, io, path::Path, time::Duration};
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::Server};
 
+pub(crate) use self::connection::Source;
 pub use self::{
     accept::Limits,
     connection::{Caller, Connection},

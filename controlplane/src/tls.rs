@@ -23,8 +23,6 @@ use crate::state_dir::{self, FileError};
 pub const CERTIFICATE_FILE: &str = "tls.crt";
 /// The name of the private key in the state directory.
 pub const KEY_FILE: &str = "tls.key";
-/// The label of the TLS exporter (RFC 8446, section 7.5) that ties a node's proof to the connection; no context, 32 bytes.
-pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-ringmesh-v1";
 
 /// The key and certificate that a coordinator shows.
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use futures_util::Stream;
+use ringmesh_tunnel::enroll::transcript::EXPORTER_LABEL;
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -16,7 +17,6 @@ use super::{
     connection::{Caller, Connection, LocalStream, NodeStream, Place, Source, Unproven},
     socket::AdminSocket,
 };
-use crate::tls::EXPORTER_LABEL;
 
 /// What strangers may hold.
 #[derive(Debug, Clone, Copy)]

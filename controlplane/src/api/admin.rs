@@ -1,0 +1,229 @@
+//! `ringmesh.admin.v1`: what operators ask. Every method begins with the proof that the caller is one.
+
+use std::time::Duration;
+
+use ringmesh_proto::admin as proto;
+use ringmesh_proto::admin::{
+    network_service_server::NetworkService, node_service_server::NodeService,
+    policy_service_server::PolicyService, token_service_server::TokenService,
+};
+use ringmesh_tunnel::key::{NetworkId, TokenId};
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use crate::{
+    auth::{Authed, NodeOf, Operator},
+    config::NetworkConfig,
+    coordinator::Coordinator,
+    error::Refused,
+    network::{
+        NetworkState, members,
+        tokens::{self, Wish},
+    },
+};
+
+/// All four services.
+#[derive(Debug, Clone)]
+pub(super) struct Admin {
+    coordinator: Coordinator,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Admin {
+    pub(super) const fn new(coordinator: Coordinator) -> Self {
+        Self { coordinator }
+    }
+
+    /// Finds a network by its name or id; empty: the only one.
+    fn network(&self, _by: &Authed<Operator>, name: &str) -> Result<NetworkId, Refused> {
+        self.coordinator.with_registry(|registry| {
+            let mut all = registry.networks();
+            if !name.is_empty() {
+                let named = |state: &&NetworkState| state.name == name || state.id.to_string() == name;
+                return all
+                    .find(named)
+                    .map(NetworkState::id)
+                    .ok_or_else(|| Refused::NetworkNotFound(name.into()));
+            }
+            match (all.next(), all.next()) {
+                (Some(only), None) => Ok(only.id()),
+                (None, _) => Err(Refused::NetworkNotFound(name.into())),
+                (Some(_), Some(_)) => {
+                    let names: Vec<&str> = registry.networks().map(|state| state.name.as_str()).collect();
+                    Err(Refused::NetworkAmbiguous(names.join(", ")))
+                }
+            }
+        })
+    }
+
+    fn token(&self, network: NetworkId, id: TokenId) -> Result<proto::Token, Refused> {
+        let token = self.coordinator.with_network(network, |state| {
+            state.tokens.get(&id).map(|token| convert::token(id, &token.row))
+        })?;
+        token.ok_or_else(|| tokens::Refusal::Unknown(id.to_string()).into())
+    }
+
+    fn node(&self, who: NodeOf) -> Result<proto::Node, Refused> {
+        let presence = self.coordinator.presence().get(&who);
+        self.coordinator
+            .with_network(who.network, |state| {
+                state.nodes.get(&who.node).map(|node| convert::node(node, state, presence.as_ref()))
+            })?
+            .ok_or_else(|| members::Refusal::Unknown(who.node.to_string()).into())
+    }
+
+    fn find(&self, network: NetworkId, node: &str) -> Result<NodeOf, Refused> {
+        let found = self.coordinator.with_network(network, |state| {
+            state.find(node).map(|node| NodeOf { network, node: node.member.record.id })
+        })?;
+        found.ok_or_else(|| members::Refusal::Unknown(crate::network::enroll::printable(node)).into())
+    }
+}
+
+#[tonic::async_trait]
+impl NetworkService for Admin {
+    async fn list_networks(
+        &self,
+        request: Request<proto::ListNetworksRequest>,
+    ) -> Answer<proto::ListNetworksResponse> {
+        let _operator = Authed::<Operator>::of_caller(&request)?;
+        let networks = self.coordinator.with_registry(|registry| {
+            registry.networks().map(|state| convert::network(state, registry.revision())).collect()
+        });
+        Ok(Response::new(proto::ListNetworksResponse { networks }))
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<proto::CreateNetworkRequest>,
+    ) -> Answer<proto::CreateNetworkResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let proto::CreateNetworkRequest { name, ipv4_pool, zone } = request.into_inner();
+        let default = NetworkConfig::default();
+        let config = NetworkConfig {
+            name,
+            ipv4_pool: match ipv4_pool.as_str() {
+                "" => default.ipv4_pool,
+                text => text.parse().map_err(Refused::field("ipv4_pool"))?,
+            },
+            zone: if zone.is_empty() { default.zone } else { zone },
+        };
+        let id = self.coordinator.create_network(&operator, &config).await?;
+        let network =
+            self.coordinator.with_place(id, |state, place| convert::network(state, place.durable))?;
+        Ok(Response::new(proto::CreateNetworkResponse { network: Some(network) }))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Admin {
+    async fn list_nodes(
+        &self,
+        request: Request<proto::ListNodesRequest>,
+    ) -> Answer<proto::ListNodesResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let network = self.network(&operator, &request.get_ref().network)?;
+        let presences = self.coordinator.presence();
+        let response = self.coordinator.with_place(network, |state, place| {
+            let nodes = state.nodes.iter().map(|(id, node)| {
+                convert::node(node, state, presences.get(&NodeOf { network, node: *id }).as_ref())
+            });
+            proto::ListNodesResponse { nodes: nodes.collect(), revision: place.durable }
+        })?;
+        Ok(Response::new(response))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<proto::RemoveNodeRequest>,
+    ) -> Answer<proto::RemoveNodeResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let network = self.network(&operator, &request.get_ref().network)?;
+        let who = self.find(network, &request.get_ref().node)?;
+        let node = self.node(who)?;
+        let revision = self.coordinator.remove(&operator, network, who.node).await?;
+        Ok(Response::new(proto::RemoveNodeResponse { node: Some(node), revision }))
+    }
+
+    async fn add_stock_device(
+        &self,
+        request: Request<proto::AddStockDeviceRequest>,
+    ) -> Answer<proto::AddStockDeviceResponse> {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let request = request.into_inner();
+        let network = self.network(&operator, &request.network)?;
+        let key = request.public_key.parse().map_err(Refused::field("public_key"))?;
+        let (id, psk, revision) =
+            self.coordinator.add_stock_device(&operator, network, &request.name, key).await?;
+        let node = self.node(NodeOf { network, node: id })?;
+        let preshared_key = STANDARD.encode(psk.expose());
+        Ok(Response::new(proto::AddStockDeviceResponse { node: Some(node), preshared_key, revision }))
+    }
+}
+
+#[tonic::async_trait]
+impl TokenService for Admin {
+    async fn create_token(
+        &self,
+        request: Request<proto::CreateTokenRequest>,
+    ) -> Answer<proto::CreateTokenResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let request = request.into_inner();
+        let network = self.network(&operator, &request.network)?;
+        let wish = Wish {
+            life: Duration::from_secs(request.ttl_seconds),
+            max_uses: if request.reusable || request.max_uses != 0 { request.max_uses } else { 1 },
+            tags: request.tags,
+            ephemeral: request.ephemeral,
+        };
+        let token = self.coordinator.create_token(&operator, network, &wish).await?;
+        let secret = token.text.as_str().to_owned();
+        Ok(Response::new(proto::CreateTokenResponse { token: Some(self.token(network, token.id)?), secret }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<proto::ListTokensRequest>,
+    ) -> Answer<proto::ListTokensResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let network = self.network(&operator, &request.get_ref().network)?;
+        let tokens = self.coordinator.with_network(network, |state| {
+            state.tokens.iter().map(|(id, token)| convert::token(*id, &token.row)).collect()
+        })?;
+        Ok(Response::new(proto::ListTokensResponse { tokens }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<proto::RevokeTokenRequest>,
+    ) -> Answer<proto::RevokeTokenResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let request = request.into_inner();
+        let network = self.network(&operator, &request.network)?;
+        let id = request.id.parse().map_err(Refused::field("id"))?;
+        self.coordinator.revoke_token(&operator, network, id).await?;
+        Ok(Response::new(proto::RevokeTokenResponse { token: Some(self.token(network, id)?) }))
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyService for Admin {
+    async fn get_policy(
+        &self,
+        request: Request<proto::GetPolicyRequest>,
+    ) -> Answer<proto::GetPolicyResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let network = self.network(&operator, &request.get_ref().network)?;
+        let response = self.coordinator.with_network(network, |state| {
+            let held = state.policy.as_ref().map(|policy| &policy.signed.record);
+            proto::GetPolicyResponse {
+                serial: held.map(|policy| policy.serial).unwrap_or_default(),
+                expires_ms: held.map(|policy| policy.not_after.as_millis()).unwrap_or_default(),
+                rules: convert::rules(state),
+            }
+        })?;
+        Ok(Response::new(response))
+    }
+}

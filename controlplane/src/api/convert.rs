@@ -1,0 +1,199 @@
+//! Between messages and the core's types. Envelopes are passed on as the bytes that were signed.
+
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+
+use ringmesh_proto::{admin, control as proto};
+use ringmesh_tunnel::{
+    key::TokenId,
+    netmap::{Envelope, EnvelopeError, Leaf, MapUpdate, MemberKind, Position, ProvenRule, Rule, Selector},
+};
+
+use crate::{
+    coordinator::Presence,
+    network::{
+        NetworkState, Node,
+        map::{Outgoing, SealedSecret},
+        row::TokenRow,
+    },
+};
+
+/// An envelope as it travels.
+#[must_use]
+pub fn envelope(envelope: &Envelope) -> proto::Envelope {
+    proto::Envelope {
+        kind: envelope.kind.number().into(),
+        payload: envelope.payload.clone(),
+        signer: envelope.signer.as_bytes().to_vec(),
+        signature: envelope.signature.as_bytes().to_vec(),
+    }
+}
+
+/// An envelope as it came.
+///
+/// # Errors
+/// If a part is not what it must be, or it is too long.
+pub fn parse_envelope(envelope: proto::Envelope) -> Result<Envelope, EnvelopeError> {
+    let proto::Envelope { kind, payload, signer, signature } = envelope;
+    Envelope::from_parts(kind, payload, &signer, &signature)
+}
+
+/// A position as it travels.
+#[must_use]
+pub const fn position(position: Position) -> proto::Position {
+    proto::Position { durable: position.durable, replica: position.replica, ephemeral: position.ephemeral }
+}
+
+/// A map update with what travels beside it.
+#[must_use]
+pub fn map_update(outgoing: Outgoing, network: &NetworkState, coordinators: Vec<String>) -> proto::MapUpdate {
+    let Outgoing { update, secrets, peer_secrets } = outgoing;
+    let MapUpdate {
+        full,
+        position: place,
+        certificates,
+        members,
+        removed,
+        policy,
+        rules,
+        node_records,
+        head,
+    } = update;
+    let envelopes = |list: Vec<Envelope>| list.iter().map(envelope).collect();
+    proto::MapUpdate {
+        full,
+        position: Some(position(place)),
+        certificates: envelopes(certificates),
+        members: envelopes(members),
+        removed: removed.iter().map(|id| id.as_bytes().to_vec()).collect(),
+        policy: policy.as_ref().map(envelope),
+        rules: rules.into_iter().map(proven_rule).collect(),
+        node_records: envelopes(node_records),
+        secrets: secrets.into_iter().map(sealed_secret).collect(),
+        peer_secrets: peer_secrets
+            .into_iter()
+            .map(|(id, sealed)| proto::PeerSecret { node_id: id.as_bytes().to_vec(), sealed })
+            .collect(),
+        head: Some(envelope(&head)),
+        network: Some(network_info(network)),
+        coordinators,
+    }
+}
+
+fn proven_rule(rule: ProvenRule) -> proto::ProvenRule {
+    let ProvenRule { leaf, index, siblings } = rule;
+    proto::ProvenRule { leaf, index, siblings: siblings.iter().map(|hash| hash.to_vec()).collect() }
+}
+
+/// A sealed secret as it travels.
+#[must_use]
+pub fn sealed_secret(secret: SealedSecret) -> proto::SealedSecret {
+    proto::SealedSecret { epoch: secret.epoch, sealed: secret.sealed }
+}
+
+/// What a node needs to know of its network besides signed records.
+#[must_use]
+pub fn network_info(network: &NetworkState) -> proto::Network {
+    proto::Network {
+        name: network.name.clone(),
+        zone: network.zone.clone(),
+        ipv4_pool: network.ipv4_pool.to_string(),
+        ipv6_pool: network.ipv6_pool().to_string(),
+    }
+}
+
+/// A network as operators see it.
+pub(super) fn network(network: &NetworkState, revision: u64) -> admin::Network {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    admin::Network {
+        name: network.name.clone(),
+        id: network.id.to_string(),
+        root_key: STANDARD.encode(network.root.as_bytes()),
+        ipv4_pool: network.ipv4_pool.to_string(),
+        ipv6_pool: network.ipv6_pool().to_string(),
+        zone: network.zone.clone(),
+        revision,
+        epoch: network.epoch(),
+    }
+}
+
+/// A node as operators see it.
+pub(super) fn node(node: &Node, network: &NetworkState, presence: Option<&Presence>) -> admin::Node {
+    let member = &node.member.record;
+    let kind = match member.kind {
+        MemberKind::Mesh => admin::NodeKind::Mesh,
+        MemberKind::Stock => admin::NodeKind::Stock,
+    };
+    let endpoints = network.node_records.get(&member.id).map(|held| held.record.endpoints.as_slice());
+    let version = presence.map(|presence| presence.version.clone()).filter(|version| !version.is_empty());
+    admin::Node {
+        id: member.id.to_string(),
+        name: member.name.clone(),
+        kind: kind.into(),
+        ipv4: member.ipv4.map(|address| address.to_string()).unwrap_or_default(),
+        ipv6: member.ipv6.to_string(),
+        noise_key: member.noise_key.to_string(),
+        identity_fingerprint: member.identity_key.map(|key| key.fingerprint()).unwrap_or_default(),
+        tags: member.tags.clone(),
+        online: presence.is_some_and(|presence| presence.stream != 0),
+        installed_revision: presence.map(Presence::installed).unwrap_or_default(),
+        enrolled_ms: node.row.enrolled_ms,
+        expires_ms: member.not_after.as_millis(),
+        last_seen_ms: presence.map(|presence| presence.last_seen.as_millis()).unwrap_or_default(),
+        endpoints: endpoints.unwrap_or_default().iter().map(ToString::to_string).collect(),
+        version: version.unwrap_or_else(|| node.row.version.clone()),
+        os: node.row.os.clone(),
+        back_end: presence.map(|presence| presence.back_end.clone()).unwrap_or_default(),
+    }
+}
+
+/// A token as operators see it; its secret is nowhere.
+pub(super) fn token(id: TokenId, row: &TokenRow) -> admin::Token {
+    admin::Token {
+        id: id.to_string(),
+        created_ms: row.created_ms,
+        expires_ms: row.expires_ms,
+        max_uses: row.max_uses,
+        uses: row.uses,
+        tags: row.tags.clone(),
+        ephemeral: row.ephemeral,
+        revoked: row.revoked,
+    }
+}
+
+/// The rules of a policy as operators read them.
+pub(super) fn rules(network: &NetworkState) -> Vec<admin::Rule> {
+    let leaves = network.policy.iter().flat_map(|policy| &policy.leaves);
+    leaves
+        .filter_map(|(leaf, _)| match leaf {
+            Leaf::Rule(found) => Some(rule(found, network)),
+            Leaf::Name(_) => None,
+        })
+        .collect()
+}
+
+fn rule(rule: &Rule, network: &NetworkState) -> admin::Rule {
+    let side = |selectors: &[Selector]| join(selectors.iter().map(|one| selector(one, network)));
+    let ports = join(rule.ports.iter().map(ToString::to_string));
+    admin::Rule {
+        source: side(&rule.sources),
+        destination: side(&rule.destinations),
+        protocol: rule.protocol.to_string(),
+        ports: if ports.is_empty() { "*".into() } else { ports },
+    }
+}
+
+fn selector(selector: &Selector, network: &NetworkState) -> String {
+    match selector {
+        Selector::All => "*".into(),
+        Selector::Node(id) => {
+            network.member(*id).map_or_else(|| id.to_string(), |member| member.name.clone())
+        }
+        Selector::Group(name) => format!("group:{name}"),
+        Selector::Tag(name) => format!("tag:{name}"),
+        Selector::Prefix(prefix) => prefix.to_string(),
+    }
+}
+
+fn join(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().join(",")
+}

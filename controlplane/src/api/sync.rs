@@ -1,0 +1,252 @@
+//! The map stream of one node: a task that sends what changed when there is room for it.
+//!
+//! The task computes a delta only when the node can take it, from what it sent last. So a slow node costs no memory, and
+//! gets one merged delta in the end.
+
+use std::time::Duration;
+
+use futures_util::Stream;
+use ringmesh_proto::control::{self as proto, sync_request, sync_response};
+use ringmesh_tunnel::netmap::NodeRecord;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::convert;
+use crate::{
+    auth::{Authed, NodeOf, random},
+    coordinator::Coordinator,
+    error::Refused,
+    network::{
+        Signed,
+        enroll::printable,
+        map::{Delta, Outgoing},
+    },
+    server::Connection,
+};
+
+/// Responses that wait for the node to read: one besides those in the connection's own buffers.
+const BACKLOG: usize = 1;
+/// How long the last word may take.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Heartbeats that a node may miss.
+const MISSED_HEARTBEATS: u32 = 3;
+/// The shortest time between two node records of a node that its peers are told; the newest wins.
+const RECORD_INTERVAL: Duration = Duration::from_millis(500);
+
+type Sender = mpsc::Sender<Result<proto::SyncResponse, Status>>;
+
+/// Begins the stream of a node that proved itself.
+pub(super) fn begin(
+    coordinator: &Coordinator,
+    who: &Authed<NodeOf>,
+    hello: proto::Hello,
+    connection: &Connection,
+    requests: Streaming<proto::SyncRequest>,
+) -> impl Stream<Item = Result<proto::SyncResponse, Status>> + use<> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let session = random::<32>();
+    let who = *who.who();
+    let version = printable(&hello.version);
+    let since = resume(coordinator, &who, &hello);
+    let number = coordinator.presence().begin(who, &session, version, coordinator.now());
+    // An older stream of the node notices that this one took over.
+    coordinator.wake();
+    let welcome = proto::Welcome {
+        session: session.to_vec(),
+        heartbeat_seconds: u32::try_from(coordinator.heartbeat().as_secs()).unwrap_or(u32::MAX).max(1),
+        time_ms: coordinator.now().as_millis(),
+        observed_address: connection.peer().to_string(),
+    };
+    let stream = MapStream {
+        coordinator: coordinator.clone(),
+        who,
+        number,
+        since,
+        coordinators: Vec::new(),
+        heard: Instant::now(),
+        heartbeat_due: since.is_some(),
+        staged: None,
+        record_after: Instant::now(),
+    };
+    tracing::debug!(node = %who.node, peer = %connection.peer(), resumed = since.is_some(), "a map stream began");
+    tokio::spawn(stream.run(welcome, requests, sender));
+    ReceiverStream::new(receiver)
+}
+
+/// From which change the node can go on: it names a map that this process sent it, and holds just that.
+fn resume(coordinator: &Coordinator, who: &NodeOf, hello: &proto::Hello) -> Option<u64> {
+    let position = hello.position.filter(|position| position.replica == coordinator.replica())?;
+    let presence = coordinator.presence().get(who)?;
+    presence.knows(position.ephemeral, &hello.digest).then_some(position.ephemeral)
+}
+
+struct MapStream {
+    coordinator: Coordinator,
+    who: NodeOf,
+    number: u64,
+    /// The change up to which everything was sent; `None`: nothing was.
+    since: Option<u64>,
+    /// The coordinators that were sent last.
+    coordinators: Vec<String>,
+    heard: Instant,
+    /// Whether a head has to be sent even if nothing changed.
+    heartbeat_due: bool,
+    /// A verified node record that waits for its turn.
+    staged: Option<Signed<NodeRecord>>,
+    record_after: Instant,
+}
+
+impl MapStream {
+    async fn run(
+        mut self,
+        welcome: proto::Welcome,
+        mut requests: Streaming<proto::SyncRequest>,
+        sender: Sender,
+    ) {
+        let end = match sender.send(Ok(response(sync_response::Message::Welcome(welcome)))).await {
+            Ok(()) => self.serve(&mut requests, &sender).await,
+            Err(_) => None,
+        };
+        let Self { coordinator, who, number, .. } = self;
+        coordinator.presence().end(&who, number, coordinator.now());
+        tracing::debug!(node = %who.node, reason = end.as_ref().map(tracing::field::display), "a map stream ended");
+        if let Some(refused) = end {
+            // A node that does not read does not hear why; its stream ends all the same.
+            drop(tokio::time::timeout(LAST_WORD, sender.send(Err(refused.into()))).await);
+        }
+    }
+
+    /// Serves until the node goes (`None`) or has to go, and says why.
+    async fn serve(
+        &mut self,
+        requests: &mut Streaming<proto::SyncRequest>,
+        sender: &Sender,
+    ) -> Option<Refused> {
+        let mut heartbeat = tokio::time::interval(self.coordinator.heartbeat());
+        heartbeat.reset();
+        let (mut changes, mut closing) = (self.coordinator.changed(), self.coordinator.closing());
+        if *closing.borrow() {
+            return Some(Refused::ShuttingDown);
+        }
+        let patience = self.coordinator.heartbeat() * MISSED_HEARTBEATS;
+        // Whether there may be something to send.
+        let mut pending = true;
+        loop {
+            tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => {
+                        self.heard = Instant::now();
+                        if let Err(refused) = self.handle(request) {
+                            return Some(refused);
+                        }
+                    }
+                    // Its connection or its patience ended.
+                    Ok(None) | Err(_) => return None,
+                },
+                permit = sender.reserve(), if pending => {
+                    let Ok(permit) = permit else { return None };
+                    match self.next() {
+                        Ok(Some(message)) => permit.send(Ok(response(message))),
+                        Ok(None) => {}
+                        Err(refused) => return Some(refused),
+                    }
+                    pending = false;
+                }
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return Some(Refused::ShuttingDown);
+                    }
+                    if let Err(refused) = self.check_standing() {
+                        return Some(refused);
+                    }
+                    pending = true;
+                }
+                _ = heartbeat.tick() => {
+                    self.heartbeat_due = true;
+                    pending = true;
+                }
+                () = tokio::time::sleep_until(self.record_after), if self.staged.is_some() => self.tell_record(),
+                () = tokio::time::sleep_until(self.heard + patience) => return Some(Refused::Silent),
+                _ = closing.changed() => return Some(Refused::ShuttingDown),
+            }
+        }
+    }
+
+    /// Ends the stream at once, whether or not the node reads, if it has no right to it any more.
+    fn check_standing(&self) -> Result<(), Refused> {
+        let presence = self.coordinator.presence().get(&self.who);
+        let member =
+            self.coordinator.with_network(self.who.network, |state| state.member(self.who.node).is_some())?;
+        match presence {
+            _ if !member => Err(Refused::NodeRemoved),
+            Some(presence) if presence.stream == self.number => Ok(()),
+            Some(_) => Err(Refused::TakenOver),
+            None => Err(Refused::NodeRemoved),
+        }
+    }
+
+    fn handle(&mut self, request: proto::SyncRequest) -> Result<(), Refused> {
+        match request.message {
+            Some(sync_request::Message::Hello(_)) => return Err(Refused::NoHello),
+            Some(sync_request::Message::Acknowledgement(acknowledgement)) => {
+                let durable = acknowledgement.durable;
+                self.coordinator.presence().update(&self.who, |presence| presence.acknowledge(durable));
+            }
+            Some(sync_request::Message::NodeRecord(envelope)) => {
+                let envelope = convert::parse_envelope(envelope).map_err(Refused::field("node_record"))?;
+                self.staged = Some(self.coordinator.check_node_record(&self.who, envelope)?);
+            }
+            // A message of a newer node is a sign of life like any other.
+            Some(sync_request::Message::Heartbeat(_)) | None => {}
+        }
+        let now = self.coordinator.now();
+        self.coordinator.presence().update(&self.who, |presence| presence.last_seen = now);
+        Ok(())
+    }
+
+    fn tell_record(&mut self) {
+        if let Some(record) = self.staged.take() {
+            self.record_after = Instant::now() + RECORD_INTERVAL;
+            self.coordinator.put_node_record(&self.who, record);
+        }
+    }
+
+    /// What to send now, if anything.
+    fn next(&mut self) -> Result<Option<sync_response::Message>, Refused> {
+        let (who, since, now) = (self.who, self.since, self.coordinator.now());
+        let coordinators = self.coordinator.endpoints();
+        let moved = coordinators != self.coordinators;
+        let heartbeat_due = self.heartbeat_due;
+        let (message, change, digest, durable) =
+            self.coordinator.with_place(who.network, |state, place| {
+                let update = |outgoing: Outgoing| {
+                    sync_response::Message::Update(convert::map_update(outgoing, state, coordinators.clone()))
+                };
+                let message = match since.map(|since| state.delta(who.node, since, place, now)).transpose()? {
+                    Some(Delta::Update(outgoing)) => Some(update(*outgoing)),
+                    Some(Delta::Nothing) if moved => Some(update(state.unchanged(who.node, place, now)?)),
+                    Some(Delta::Nothing) if heartbeat_due => Some(sync_response::Message::Head(
+                        convert::envelope(&state.head(who.node, place, now)?),
+                    )),
+                    Some(Delta::Nothing) => None,
+                    Some(Delta::Full) | None => Some(update(state.full(who.node, place, now)?)),
+                };
+                Ok::<_, Refused>((message, state.newest_change(), state.digest(who.node)?, place.durable))
+            })??;
+        self.since = Some(change);
+        self.coordinators = coordinators;
+        self.coordinator.presence().update(&who, |presence| match &message {
+            Some(message) => {
+                presence.sent(change, digest, durable, matches!(message, sync_response::Message::Update(_)));
+            }
+            None => presence.scanned(durable),
+        });
+        self.heartbeat_due &= message.is_none();
+        Ok(message)
+    }
+}
+
+const fn response(message: sync_response::Message) -> proto::SyncResponse {
+    proto::SyncResponse { message: Some(message) }
+}

@@ -1,0 +1,156 @@
+//! What the coordinator does unasked: it registers itself, makes the first network, renews, and drops who stays away.
+
+use std::{sync::Arc, time::Duration};
+
+use ringmesh_tunnel::key::NetworkId;
+
+use super::{Coordinator, Fault, Inner};
+use crate::{
+    auth::{Authed, Itself, NodeOf},
+    config::NetworkConfig,
+    error::Refused,
+    network::{Plan, key::Key, renew, row},
+    store::{Compare, LeaseId, Op, Outcome},
+};
+
+/// For how long a coordinator counts as alive that is not heard of.
+const LEASE: Duration = Duration::from_secs(30);
+/// How often what is due is looked for.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(600);
+/// How long an ephemeral node may stay away.
+const EPHEMERAL_ABSENCE: Duration = Duration::from_secs(30 * 60);
+
+impl Inner {
+    /// Takes a number that no process of this store had before, and tells the others how nodes reach us.
+    pub(super) async fn register(&mut self) -> Result<LeaseId, Fault> {
+        let lease = self.store.lease(LEASE).await?;
+        for _ in 0..super::MAX_TRIES {
+            let snapshot = self.store.snapshot().await?;
+            let counter = Key::ReplicaCounter.to_string();
+            let found = snapshot.entries.iter().find(|entry| entry.key == counter);
+            let last: u32 = found.map_or(Ok(0), |entry| row::parse(&counter, &entry.value))?;
+            let number = last.wrapping_add(1);
+            let value = row::emit(&self.options.endpoints);
+            let mine = Op::Put { key: Key::Replica(number).to_string(), value, lease: Some(lease) };
+            let compare = Compare::unchanged(&counter, found.map_or(0, |entry| entry.revision));
+            let ops = vec![Op::put(&counter, row::emit(&number)), mine];
+            if let Outcome::Committed(_) = self.store.txn(vec![compare], ops).await? {
+                self.replica = number;
+                return Ok(lease);
+            }
+        }
+        Err(Fault::Contended)
+    }
+}
+
+impl Coordinator {
+    /// Renews the lease on a task that ends with the coordinator.
+    pub(super) fn keep_registered(&self, mut lease: LeaseId) {
+        let weak = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LEASE / 3).await;
+                let Some(inner) = weak.upgrade() else { return };
+                if let Err(error) = inner.store.keep_alive(lease).await {
+                    tracing::warn!(%error, "cannot renew the registration of this coordinator");
+                    match inner.register_again().await {
+                        Ok(renewed) => lease = renewed,
+                        Err(error) => tracing::warn!(%error, "cannot register this coordinator again"),
+                    }
+                }
+            }
+        });
+    }
+
+    /// Makes the configured network if there is none at all; says so if there is another one.
+    pub(crate) async fn ensure_network(&self, config: &NetworkConfig) -> Result<(), Refused> {
+        let (empty, named) = self.with_registry(|registry| {
+            (
+                registry.networks.is_empty(),
+                registry
+                    .names
+                    .get(&config.name)
+                    .and_then(|id| registry.network(*id))
+                    .map(|state| (state.ipv4_pool == config.ipv4_pool, state.zone == config.zone)),
+            )
+        });
+        match named {
+            _ if empty => drop(self.create_network(&Authed::<Itself>::itself(), config).await?),
+            Some((true, true)) => {}
+            Some(_) => tracing::warn!(
+                network = config.name,
+                "the configured pool or zone is not the network's; they are fixed when a network is made, and stay as they are"
+            ),
+            None => tracing::warn!(
+                network = config.name,
+                "the configured network is not among those that exist; make it with the admin API, or correct its name"
+            ),
+        }
+        Ok(())
+    }
+
+    /// Renews what is at half of its life and drops what is over, in all networks.
+    ///
+    /// # Errors
+    /// If something due cannot be signed or stored.
+    pub async fn maintain(&self) -> Result<(), MaintenanceError> {
+        let networks: Vec<NetworkId> =
+            self.with_registry(|registry| registry.networks.keys().copied().collect());
+        for network in networks {
+            self.renew(network).await?;
+            self.drop_absent(network).await?;
+        }
+        Ok(())
+    }
+
+    async fn renew(&self, network: NetworkId) -> Result<(), Refused> {
+        let plans = self.with_network(network, |state| renew::plan(state, self.now()))??;
+        for plan in plans {
+            let entries = plan.ops.len();
+            let _turn = self.0.turn.lock().await;
+            let Plan { compare, ops } = plan;
+            // If somebody changed one of them meanwhile, the next round sees what is still due.
+            let outcome = self.0.store.txn(compare, ops).await?;
+            if let Outcome::Committed(revision) = outcome {
+                self.applied(revision).await?;
+                tracing::debug!(%network, entries, revision, "renewed or dropped what was due");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes ephemeral nodes that were away for too long; a restart of the coordinator counts as seen.
+    async fn drop_absent(&self, network: NetworkId) -> Result<(), Refused> {
+        let ephemeral: Vec<NodeOf> = self.with_network(network, |state| {
+            let nodes = state.nodes.iter().filter(|(_, node)| node.row.ephemeral);
+            nodes.map(|(id, _)| NodeOf { network, node: *id }).collect()
+        })?;
+        let now = self.now();
+        for who in ephemeral {
+            self.0.presences.notice(&who, now);
+            let absent = self.0.presences.get(&who).is_some_and(|presence| {
+                presence.stream == 0 && now.saturating_since(presence.last_seen) >= EPHEMERAL_ABSENCE
+            });
+            if absent {
+                tracing::info!(node = %who.node, "an ephemeral node stayed away");
+                self.remove(&Authed::<Itself>::itself(), network, who.node).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    async fn register_again(&self) -> Result<LeaseId, Fault> {
+        let lease = self.store.lease(LEASE).await?;
+        let value = row::emit(&self.options.endpoints);
+        let mine = Op::Put { key: Key::Replica(self.replica).to_string(), value, lease: Some(lease) };
+        self.store.txn(Vec::new(), vec![mine]).await?;
+        Ok(lease)
+    }
+}
+
+/// Why maintenance could not be done.
+#[derive(Debug, thiserror::Error)]
+#[error("maintenance failed: {0}")]
+pub struct MaintenanceError(#[from] Refused);

@@ -1,0 +1,208 @@
+//! What is known of a node while, and since, it has a map stream. Never stored.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use ringmesh_tunnel::UnixTime;
+use sha2::{Digest as _, Sha256};
+
+use crate::{auth::NodeOf, store::Revision};
+
+/// How many of the heads last sent to a node it may resume from.
+const REMEMBERED_HEADS: usize = 8;
+
+/// What is known of one node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Presence {
+    /// The number of its open stream; 0: none.
+    pub(crate) stream: u64,
+    /// SHA-256 of the secret by which it may report.
+    session: Option<[u8; 32]>,
+    /// Change number and digest of the heads last sent.
+    heads: VecDeque<(u64, [u8; 32])>,
+    /// The durable revision of the last update that was sent.
+    sent: Revision,
+    /// The durable revision that it acknowledged.
+    acknowledged: Revision,
+    /// Up to here there was nothing more to send it.
+    scanned: Revision,
+    pub(crate) last_seen: UnixTime,
+    pub(crate) version: String,
+    pub(crate) back_end: String,
+}
+
+impl Presence {
+    /// Remembers that a head was sent; `update` if it came with a changed map.
+    pub(crate) fn sent(&mut self, change: u64, digest: [u8; 32], durable: Revision, update: bool) {
+        if self.heads.back() != Some(&(change, digest)) {
+            self.heads.push_back((change, digest));
+        }
+        if self.heads.len() > REMEMBERED_HEADS {
+            self.heads.pop_front();
+        }
+        if update {
+            self.sent = durable;
+        }
+        self.scanned = self.scanned.max(durable);
+    }
+
+    /// Remembers that nothing up to `durable` concerns the node but what was sent.
+    pub(crate) fn scanned(&mut self, durable: Revision) {
+        self.scanned = self.scanned.max(durable);
+    }
+
+    /// Whether a map with this change number and digest was sent by this process.
+    pub(crate) fn knows(&self, change: u64, digest: &[u8]) -> bool {
+        self.heads.iter().any(|(number, held)| *number == change && held == digest)
+    }
+
+    /// Takes an acknowledgement; what was not sent cannot be installed.
+    pub(crate) fn acknowledge(&mut self, durable: Revision) {
+        self.acknowledged = self.acknowledged.max(durable.min(self.sent));
+    }
+
+    /// The durable revision installed in the node's data plane: a change that does not touch it counts as installed.
+    pub(crate) fn installed(&self) -> Revision {
+        if self.acknowledged >= self.sent && self.sent != 0 { self.scanned } else { self.acknowledged }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    nodes: BTreeMap<NodeOf, Presence>,
+    /// By the hash, so that looking one up tells nothing about the secret by its time.
+    sessions: HashMap<[u8; 32], NodeOf>,
+    streams: u64,
+}
+
+/// What is known of all nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Presences(Mutex<Table>);
+
+impl Presences {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a stream, which takes over from an older one; returns its number.
+    pub(crate) fn begin(&self, who: NodeOf, session: &[u8; 32], version: String, now: UnixTime) -> u64 {
+        let mut table = self.lock();
+        table.streams += 1;
+        let (stream, session) = (table.streams, Sha256::digest(session).into());
+        let presence = table.nodes.entry(who).or_default();
+        let former = presence.session.replace(session);
+        presence.stream = stream;
+        presence.version = version;
+        presence.last_seen = now;
+        // Its data plane may have restarted empty.
+        (presence.sent, presence.acknowledged, presence.scanned) = (0, 0, 0);
+        if let Some(former) = former {
+            table.sessions.remove(&former);
+        }
+        table.sessions.insert(session, who);
+        stream
+    }
+
+    /// Ends a stream, unless a newer one took over.
+    pub(crate) fn end(&self, who: &NodeOf, stream: u64, now: UnixTime) {
+        let mut table = self.lock();
+        let Some(presence) = table.nodes.get_mut(who).filter(|presence| presence.stream == stream) else {
+            return;
+        };
+        presence.stream = 0;
+        presence.last_seen = now;
+        if let Some(session) = presence.session.take() {
+            table.sessions.remove(&session);
+        }
+    }
+
+    /// Forgets a node that was removed.
+    pub(crate) fn forget(&self, who: &NodeOf) {
+        let mut table = self.lock();
+        if let Some(session) = table.nodes.remove(who).and_then(|presence| presence.session) {
+            table.sessions.remove(&session);
+        }
+    }
+
+    /// Changes what is known of a node, unless it is forgotten.
+    pub(crate) fn update(&self, who: &NodeOf, change: impl FnOnce(&mut Presence)) {
+        if let Some(presence) = self.lock().nodes.get_mut(who) {
+            change(presence);
+        }
+    }
+
+    /// Begins to count the absence of a node that was not seen since the start.
+    pub(crate) fn notice(&self, who: &NodeOf, now: UnixTime) {
+        self.lock().nodes.entry(*who).or_insert_with(|| Presence { last_seen: now, ..Presence::default() });
+    }
+
+    /// What is known of a node.
+    pub(crate) fn get(&self, who: &NodeOf) -> Option<Presence> {
+        self.lock().nodes.get(who).cloned()
+    }
+
+    /// Whose session this is.
+    pub(crate) fn by_session(&self, session: &[u8]) -> Option<NodeOf> {
+        let hash: [u8; 32] = Sha256::digest(session).into();
+        self.lock().sessions.get(&hash).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringmesh_tunnel::key::{NetworkId, NodeId};
+
+    use super::*;
+
+    fn node() -> NodeOf {
+        NodeOf { network: NetworkId::from_bytes([1; 16]), node: NodeId::from_bytes([2; 8]) }
+    }
+
+    #[test]
+    fn a_change_that_does_not_touch_a_node_counts_as_installed() {
+        let mut presence = Presence::default();
+        assert_eq!(presence.installed(), 0);
+        presence.sent(1, [1; 32], 5, true);
+        assert_eq!(presence.installed(), 0);
+        presence.acknowledge(5);
+        assert_eq!(presence.installed(), 5);
+        presence.scanned(9);
+        assert_eq!(presence.installed(), 9);
+        presence.sent(2, [2; 32], 10, true);
+        assert_eq!(presence.installed(), 5);
+        presence.acknowledge(u64::MAX);
+        assert_eq!(presence.installed(), 10, "what was not sent cannot be installed");
+    }
+
+    #[test]
+    fn a_node_resumes_from_one_of_the_last_heads() {
+        let mut presence = Presence::default();
+        for change in 1..=20_u8 {
+            presence.sent(change.into(), [change; 32], change.into(), false);
+        }
+        assert!(presence.knows(20, &[20; 32]) && presence.knows(13, &[13; 32]));
+        assert!(!presence.knows(12, &[12; 32]), "forgotten");
+        assert!(!presence.knows(20, &[19; 32]), "another digest");
+        assert!(!presence.knows(20, &[20; 31]), "a part of the digest");
+    }
+
+    #[test]
+    fn a_session_ends_with_its_stream_or_when_another_takes_over() {
+        let presences = Presences::default();
+        let now = UnixTime::EPOCH;
+        let first = presences.begin(node(), &[1; 32], String::new(), now);
+        assert_eq!(presences.by_session(&[1; 32]), Some(node()));
+        assert_eq!(presences.by_session(&[2; 32]), None);
+        let second = presences.begin(node(), &[2; 32], String::new(), now);
+        assert_eq!(presences.by_session(&[1; 32]), None);
+        presences.end(&node(), first, now);
+        assert_eq!(presences.by_session(&[2; 32]), Some(node()));
+        presences.end(&node(), second, now);
+        assert_eq!(presences.by_session(&[2; 32]), None);
+        presences.begin(node(), &[3; 32], String::new(), now);
+        presences.forget(&node());
+        assert_eq!(presences.by_session(&[3; 32]), None);
+    }
+}

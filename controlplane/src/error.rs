@@ -1,0 +1,177 @@
+//! Why a request is refused, and what is said about it: the one table from our errors to gRPC's.
+
+use std::{collections::HashMap, fmt::Display, time::Duration};
+
+use ringmesh_proto::control::Reason;
+use ringmesh_tunnel::netmap::MapError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    network::{authority::CannotSign, enroll, map::NoMap, members, tokens},
+    store::StoreError,
+};
+
+/// The domain of our reasons in `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "ringmesh";
+
+/// When somebody who was put off may come again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// A refused request.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("{field} is not valid: {reason}")]
+    Field { field: &'static str, reason: String },
+    #[error("there is no such network here; is the join token from another coordinator?")]
+    NetworkUnknown,
+    #[error("there is no network {0:?}; see: meshctl coordinator status")]
+    NetworkNotFound(String),
+    #[error("this coordinator serves several networks ({0}); say which one (-n NAME)")]
+    NetworkAmbiguous(String),
+    #[error("a network named {0:?} exists already; choose another name")]
+    NetworkExists(String),
+    #[error("the join token is not valid for this network; ask for a new one (meshctl token create)")]
+    Token,
+    #[error(
+        "the proof of identity does not fit this connection: a signature, a nonce older than a minute, or a proxy that \
+         was not noticed; connect again"
+    )]
+    Proof,
+    #[error("this node is not known to the network; join again")]
+    NodeUnknown,
+    #[error(
+        "this node was removed from the network; to come back it needs a new identity key and a join token"
+    )]
+    NodeRemoved,
+    #[error("the session is not that of an open map stream; open one first")]
+    NoSession,
+    #[error("this is not permitted here")]
+    NotPermitted,
+    #[error("user {uid} may not give orders to this coordinator: only root and its own user may (use sudo)")]
+    NotOperator { uid: u32 },
+    #[error("too many failed attempts from this address; wait a minute")]
+    Barred,
+    #[error("another connection of this node took over; two machines may be using the same identity")]
+    TakenOver,
+    #[error("nothing was heard from the node for too long")]
+    Silent,
+    #[error("the coordinator is shutting down; try another one, or again in a moment")]
+    ShuttingDown,
+    #[error("too many changes at once; try again")]
+    Contended,
+    #[error("the node record is refused: {0}")]
+    NodeRecord(String),
+    #[error(
+        "the clock of this node is off: its record is of {record_ms}, here it is {now_ms} (ms since 1970)"
+    )]
+    Clock { record_ms: u64, now_ms: u64 },
+    #[error("the first request of a map stream must be a hello, and there must be only one")]
+    NoHello,
+    #[error(transparent)]
+    Enroll(#[from] enroll::Refusal),
+    #[error(transparent)]
+    Member(#[from] members::Refusal),
+    #[error(transparent)]
+    TokenRequest(#[from] tokens::Refusal),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    CannotSign(#[from] CannotSign),
+    #[error("the network map cannot be made: {0}")]
+    NoMap(NoMap),
+    #[error("the join token cannot be written: {0}")]
+    CannotWriteToken(String),
+}
+
+impl Refused {
+    /// A field of the request is not what it must be.
+    pub(crate) fn field<E: Display>(field: &'static str) -> impl FnOnce(E) -> Self {
+        move |reason| Self::Field { field, reason: reason.to_string() }
+    }
+
+    /// Whether it counts as an attempt to guess a secret.
+    pub(crate) const fn is_guess(&self) -> bool {
+        matches!(self, Self::Token | Self::Proof | Self::NodeUnknown)
+    }
+
+    fn classify(&self) -> (Code, Reason) {
+        use Code::{
+            Aborted, AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound,
+            PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable,
+        };
+        match self {
+            Self::Field { .. } | Self::NoHello => (InvalidArgument, Reason::InvalidArgument),
+            Self::NetworkUnknown | Self::NetworkNotFound(_) => (NotFound, Reason::NetworkUnknown),
+            Self::NetworkAmbiguous(_) => (InvalidArgument, Reason::InvalidArgument),
+            Self::NetworkExists(_) => (AlreadyExists, Reason::Conflict),
+            Self::Token => (Unauthenticated, Reason::TokenInvalid),
+            Self::Proof | Self::NoSession => (Unauthenticated, Reason::ProofInvalid),
+            Self::NodeUnknown => (NotFound, Reason::NodeUnknown),
+            Self::NodeRemoved => (PermissionDenied, Reason::NodeRemoved),
+            Self::NotPermitted | Self::NotOperator { .. } => (PermissionDenied, Reason::NotPermitted),
+            Self::Barred | Self::Contended | Self::ShuttingDown => (Unavailable, Reason::Busy),
+            Self::TakenOver => (Aborted, Reason::Conflict),
+            Self::Silent => (Code::DeadlineExceeded, Reason::NoReply),
+            Self::NodeRecord(_) => (InvalidArgument, Reason::ProofInvalid),
+            Self::Clock { .. } => (FailedPrecondition, Reason::Clock),
+            Self::Enroll(refusal) | Self::Member(members::Refusal::Enroll(refusal)) => enrolling(refusal),
+            Self::Member(members::Refusal::Unknown(_)) => (NotFound, Reason::NodeUnknown),
+            Self::Member(members::Refusal::Key(_)) => (InvalidArgument, Reason::InvalidArgument),
+            Self::TokenRequest(tokens::Refusal::Unknown(_)) => (NotFound, Reason::TokenInvalid),
+            Self::TokenRequest(tokens::Refusal::TooMany) => (ResourceExhausted, Reason::Busy),
+            Self::TokenRequest(_) => (InvalidArgument, Reason::InvalidArgument),
+            Self::Store(StoreError::Full) => (ResourceExhausted, Reason::Host),
+            Self::Store(StoreError::Busy | StoreError::Failed(_) | StoreError::Compacted { .. }) => {
+                (Unavailable, Reason::Busy)
+            }
+            Self::Store(StoreError::TooLarge { .. } | StoreError::LeaseExpired) => {
+                (Internal, Reason::Unspecified)
+            }
+            Self::NoMap(NoMap::NotAMember) => (PermissionDenied, Reason::NodeRemoved),
+            Self::CannotSign(_) | Self::NoMap(_) | Self::CannotWriteToken(_) => {
+                (Internal, Reason::Unspecified)
+            }
+        }
+    }
+}
+
+fn enrolling(refusal: &enroll::Refusal) -> (Code, Reason) {
+    match refusal {
+        enroll::Refusal::TokenInvalid => (Code::Unauthenticated, Reason::TokenInvalid),
+        enroll::Refusal::TokenExpired => (Code::FailedPrecondition, Reason::TokenExpired),
+        enroll::Refusal::TokenUsed => (Code::FailedPrecondition, Reason::TokenUsed),
+        enroll::Refusal::TokenRevoked => (Code::FailedPrecondition, Reason::TokenRevoked),
+        enroll::Refusal::NameTaken(_) => (Code::AlreadyExists, Reason::NameTaken),
+        enroll::Refusal::NameInvalid { .. } => (Code::InvalidArgument, Reason::NameInvalid),
+        enroll::Refusal::KeyTaken => (Code::AlreadyExists, Reason::KeyTaken),
+        enroll::Refusal::PoolExhausted(_) => (Code::ResourceExhausted, Reason::PoolExhausted),
+        enroll::Refusal::CannotSign(_) => (Code::Internal, Reason::Unspecified),
+    }
+}
+
+impl From<NoMap> for Refused {
+    fn from(error: NoMap) -> Self {
+        if error == NoMap::NotAMember { Self::NodeRemoved } else { Self::NoMap(error) }
+    }
+}
+
+impl From<MapError> for Refused {
+    fn from(error: MapError) -> Self {
+        Self::NodeRecord(error.to_string())
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let (code, reason) = refused.classify();
+        if matches!(code, Code::Internal) {
+            tracing::error!(error = %refused, "a request failed");
+        }
+        let mut details = ErrorDetails::with_error_info(reason.as_str_name(), DOMAIN, HashMap::new());
+        if matches!(reason, Reason::Busy) {
+            details.set_retry_info(Some(RETRY));
+        }
+        Self::with_error_details(code, refused.to_string(), details)
+    }
+}

@@ -1,0 +1,135 @@
+//! Adding stock devices and removing members.
+
+use ringmesh_tunnel::{
+    UnixTime,
+    ip::Prefix,
+    key::{NetworkSecret, NodeId, PresharedKey, PublicKey, SecretKey},
+    netmap::{Member, MemberKind, Role},
+};
+
+use super::{
+    Plan,
+    authority::{CannotSign, RECORD_LIFE},
+    create, enroll,
+    key::{Key, Part},
+    map::is_mesh,
+    pool,
+    row::{self, AddressRow, Blob, NodeRow, RemovedRow},
+    state::NetworkState,
+};
+use crate::{
+    store::{Compare, Op},
+    vault::Vault,
+};
+
+/// Why a member cannot be added or removed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("there is no node {0:?} in this network; see: meshctl nodes list")]
+    Unknown(String),
+    #[error("the public key cannot be used: {0}")]
+    Key(&'static str),
+    #[error(transparent)]
+    Enroll(#[from] enroll::Refusal),
+}
+
+impl From<CannotSign> for Refusal {
+    fn from(error: CannotSign) -> Self {
+        Self::Enroll(error.into())
+    }
+}
+
+/// Plans a stock WireGuard device: its key is all it has, and one random pre-shared key is for all its peers.
+pub(crate) fn plan_stock(
+    state: &NetworkState,
+    name: &str,
+    noise_key: PublicKey,
+    id: NodeId,
+    psk: &PresharedKey,
+    vault: &Vault,
+    now: UnixTime,
+) -> Result<Plan, Refusal> {
+    if SecretKey::generate().agree(&noise_key).is_none() {
+        return Err(Refusal::Key("it is of low order; generate one with: wg genkey | wg pubkey"));
+    }
+    if state.noise_keys.contains_key(&noise_key) {
+        return Err(enroll::Refusal::KeyTaken.into());
+    }
+    enroll::check_name(state, name)?;
+    let exhausted = |pool: Prefix| Refusal::Enroll(enroll::Refusal::PoolExhausted(pool));
+    let (ipv4, former) =
+        pool::choose(state.ipv4_pool, &state.addresses, now).ok_or_else(|| exhausted(state.ipv4_pool))?;
+    let member = Member {
+        network: state.id,
+        id,
+        name: name.into(),
+        kind: MemberKind::Stock,
+        relay: false,
+        noise_key,
+        identity_key: None,
+        ipv4: Some(ipv4),
+        ipv6: id.ipv6_in(state.ipv6_pool()).ok_or_else(|| exhausted(state.ipv6_pool()))?,
+        tags: Vec::new(),
+        groups: Vec::new(),
+        routes: Vec::new(),
+        serial: 1,
+        not_after: now.saturating_add(RECORD_LIFE),
+    };
+    let wrapped = vault.seal(&Key::psk(state.id, id), psk.expose());
+    let row = NodeRow {
+        member: Blob::from(&state.authority.sign(Role::Admission, &member)?),
+        enrolled_ms: now.as_millis(),
+        host_name: String::new(),
+        os: String::new(),
+        version: String::new(),
+        ephemeral: false,
+        psk: Some(Blob(wrapped)),
+    };
+    Ok(enroll::admit(state, &member, &row, former))
+}
+
+/// Plans a removal: the name becomes free, the address rests, the key never comes back, and what the member knew of the
+/// network's secret is worth nothing from now on.
+pub(crate) fn plan_removal(
+    state: &NetworkState,
+    id: NodeId,
+    vault: &Vault,
+    now: UnixTime,
+) -> Result<Plan, Refusal> {
+    let node = state.nodes.get(&id).ok_or_else(|| Refusal::Unknown(id.to_string()))?;
+    let member = &node.member.record;
+    let at = |part: Part| part.of(state.id);
+    let place = at(Part::Node(id));
+    let removed = RemovedRow {
+        name: member.name.clone(),
+        identity_key: member.identity_key.map(|key| Blob(key.as_bytes().to_vec())),
+        removed_ms: now.as_millis(),
+    };
+    let mut plan = Plan {
+        compare: vec![Compare::unchanged(&place, node.member.revision)],
+        ops: vec![
+            Op::delete(place),
+            Op::delete(at(Part::Name(member.name.clone()))),
+            Op::put(at(Part::Removed(id)), row::emit(&removed)),
+        ],
+    };
+    if let Some(ipv4) = member.ipv4 {
+        let row = AddressRow { node: id.to_string(), released_ms: Some(now.as_millis()) };
+        plan.ops.push(Op::put(at(Part::Ipv4(ipv4)), row::emit(&row)));
+    }
+    // A stock device never knew the network's secret.
+    if is_mesh(member) {
+        begin_epoch(state, vault, &mut plan);
+    }
+    Ok(plan)
+}
+
+/// Begins a new epoch of the network secret and ends the one before the present one.
+fn begin_epoch(state: &NetworkState, vault: &Vault, plan: &mut Plan) {
+    let Some((current, (_, revision))) = state.secrets.last_key_value() else { return };
+    let at = |epoch| Part::Epoch(epoch).of(state.id);
+    plan.compare.push(Compare::unchanged(at(*current), *revision));
+    plan.ops.push(create::epoch(state.id, current + 1, &NetworkSecret::generate(), vault));
+    let ended = state.secrets.keys().filter(|epoch| *epoch < current);
+    plan.ops.extend(ended.map(|epoch| Op::delete(at(*epoch))));
+}

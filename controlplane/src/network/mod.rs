@@ -1,0 +1,34 @@
+//! Networks without input and output: what is stored, what is held in memory, what is planned, what nodes are told.
+//!
+//! ```text
+//! snapshot, commits ──> Registry ──> NetworkState ──> map::full, map::delta      (what a node is told)
+//!                                         └────────> enroll, members, tokens, renew: Plan   (what to write)
+//! ```
+//!
+//! A plan names the entries it was made from; the store commits it only if they are unchanged, else it is made again from
+//! the newer state. So everything here is a pure function, and the race is decided in one place.
+
+pub mod authority;
+mod changes;
+pub(crate) mod create;
+pub(crate) mod enroll;
+pub(crate) mod key;
+pub mod map;
+pub(crate) mod members;
+pub mod pool;
+mod registry;
+pub(crate) mod renew;
+pub(crate) mod row;
+mod state;
+pub(crate) mod tokens;
+
+pub(crate) use self::state::{Node, Signed};
+pub use self::{registry::Registry, row::Damage, state::NetworkState};
+use crate::store::{Compare, Op};
+
+/// What to write, if everything it was planned from is still so.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) compare: Vec<Compare>,
+    pub(crate) ops: Vec<Op>,
+}

@@ -1,0 +1,106 @@
+//! Signing anew what would expire, at half of its life; and dropping what has been over for long.
+
+use std::time::Duration;
+
+use ringmesh_tunnel::{UnixTime, key::NodeId, netmap::Member};
+
+use super::{
+    Plan,
+    authority::{CERTIFICATE_LIFE, CannotSign, RECORD_LIFE, Signer},
+    create,
+    key::Part,
+    row::{self, Blob, NodeRow},
+    state::NetworkState,
+    tokens,
+};
+use crate::store::{Compare, Op};
+
+/// Renewals of one transaction, so that a large network does not hold up those who enrol.
+const BATCH: usize = 50;
+
+/// Plans everything that is due at `now`, in pieces that stand alone.
+pub(crate) fn plan(state: &NetworkState, now: UnixTime) -> Result<Vec<Plan>, CannotSign> {
+    let mut plans = Vec::new();
+    plans.extend(certificates(state, now)?);
+    plans.extend(policy(state, now)?);
+    let due: Vec<NodeId> = state
+        .nodes
+        .values()
+        .map(|node| &node.member.record)
+        .filter(|m| is_due(m, now))
+        .map(|m| m.id)
+        .collect();
+    for batch in due.chunks(BATCH) {
+        let mut plan = Plan::default();
+        for id in batch {
+            members(state, *id, now, &mut plan)?;
+        }
+        plans.push(plan);
+    }
+    plans.extend(old_tokens(state, now));
+    Ok(plans)
+}
+
+/// Whether less than half of a life is left.
+fn half_over(not_after: UnixTime, life: Duration, now: UnixTime) -> bool {
+    not_after.saturating_since(now) < life / 2
+}
+
+fn is_due(member: &Member, now: UnixTime) -> bool {
+    half_over(member.not_after, RECORD_LIFE, now)
+}
+
+fn certificates(state: &NetworkState, now: UnixTime) -> Result<Option<Plan>, CannotSign> {
+    let mut plan = Plan::default();
+    for (role, held) in &state.certificates {
+        if half_over(held.record.not_after, CERTIFICATE_LIFE, now)
+            && state.authority.key(Signer::Root).is_ok()
+        {
+            let place = Part::Certificate(*role).of(state.id);
+            let renewed = state.authority.certify(state.id, *role, held.record.serial + 1, now)?;
+            plan.compare.push(Compare::unchanged(&place, held.revision));
+            plan.ops.push(Op::put(place, renewed.emit()));
+        }
+    }
+    Ok((!plan.ops.is_empty()).then_some(plan))
+}
+
+fn policy(state: &NetworkState, now: UnixTime) -> Result<Option<Plan>, CannotSign> {
+    let Some(policy) = &state.policy else { return Ok(None) };
+    let held = &policy.signed;
+    if !half_over(held.record.not_after, RECORD_LIFE, now) {
+        return Ok(None);
+    }
+    let leaves: Vec<_> = policy.leaves.iter().map(|(leaf, _)| leaf.clone()).collect();
+    let op = create::policy(state.id, &leaves, held.record.serial + 1, &state.authority, now)?;
+    Ok(Some(Plan {
+        compare: vec![Compare::unchanged(Part::Policy.of(state.id), held.revision)],
+        ops: vec![op],
+    }))
+}
+
+fn members(state: &NetworkState, id: NodeId, now: UnixTime, plan: &mut Plan) -> Result<(), CannotSign> {
+    let Some(node) = state.nodes.get(&id) else { return Ok(()) };
+    let mut member = node.member.record.clone();
+    member.serial += 1;
+    member.not_after = now.saturating_add(RECORD_LIFE);
+    let signed = state.authority.sign(ringmesh_tunnel::netmap::Role::Admission, &member)?;
+    let row = NodeRow { member: Blob::from(&signed), ..node.row.clone() };
+    let place = Part::Node(id).of(state.id);
+    plan.compare.push(Compare::unchanged(&place, node.member.revision));
+    plan.ops.push(Op::put(place, row::emit(&row)));
+    Ok(())
+}
+
+/// Tokens whose end is long past, so that their number stays bounded.
+fn old_tokens(state: &NetworkState, now: UnixTime) -> Option<Plan> {
+    let over = |expires_ms| row::time(expires_ms).saturating_add(tokens::REMEMBERED) <= now;
+    let old = state.tokens.iter().filter(|(_, token)| over(token.row.expires_ms)).take(BATCH);
+    let mut plan = Plan::default();
+    for (id, token) in old {
+        let place = Part::Token(*id).of(state.id);
+        plan.compare.push(Compare::unchanged(&place, token.revision));
+        plan.ops.push(Op::delete(place));
+    }
+    (!plan.ops.is_empty()).then_some(plan)
+}

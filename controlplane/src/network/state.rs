@@ -1,0 +1,355 @@
+//! One network as the coordinator holds it in memory: rebuilt from a snapshot, then kept up by commits.
+//!
+//! Nothing here waits or writes. What to write is planned by the modules beside this one, as pure functions of a state.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, OnceLock},
+};
+
+use ringmesh_tunnel::{
+    UnixTime,
+    ip::Prefix,
+    key::{IdentityKey, IdentitySecret, NetworkId, NetworkSecret, NodeId, PresharedKey, PublicKey, TokenId},
+    netmap::{Certificate, Envelope, Leaf, Member, MerkleTree, NodeRecord, Policy, Record, Role},
+};
+
+use super::{
+    authority::Authority,
+    changes::{Changes, Item},
+    key::{Key, Part},
+    pool::Taken,
+    row::{self, AddressRow, Damage, NetworkRow, NodeRow, PolicyRow, RemovedRow, TokenRow},
+};
+use crate::{store::Revision, vault::Vault};
+
+/// A signed record with its hash, shared by every map it is in.
+#[derive(Debug, Clone)]
+pub(crate) struct Signed<R> {
+    pub(crate) record: R,
+    pub(crate) envelope: Arc<Envelope>,
+    pub(crate) hash: [u8; 32],
+    /// Of the store's entry; 0 for what is not stored.
+    pub(crate) revision: Revision,
+}
+
+impl<R: Record> Signed<R> {
+    fn parse(key: &str, bytes: &[u8], revision: Revision) -> Result<Self, Damage> {
+        let envelope = row::parse_envelope(key, bytes)?;
+        let record = R::parse(&envelope.payload).map_err(|error| Damage::at(key, error))?;
+        Ok(Self::new(record, envelope, revision))
+    }
+
+    pub(crate) fn new(record: R, envelope: Envelope, revision: Revision) -> Self {
+        let hash = envelope.hash();
+        Self { record, envelope: Arc::new(envelope), hash, revision }
+    }
+}
+
+/// A member.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub(crate) row: NodeRow,
+    pub(crate) member: Signed<Member>,
+    /// Of a stock device.
+    pub(crate) psk: Option<PresharedKey>,
+}
+
+/// A member that is gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Removed {
+    pub(crate) identity_key: Option<IdentityKey>,
+    /// Its last record, if it was removed since this process started: who could see it must hear of it.
+    pub(crate) last: Option<Arc<Member>>,
+}
+
+/// A join token.
+#[derive(Debug, Clone)]
+pub(crate) struct Token {
+    pub(crate) row: TokenRow,
+    pub(crate) public_key: IdentityKey,
+    pub(crate) revision: Revision,
+}
+
+/// A policy with what it signs.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyState {
+    pub(crate) signed: Signed<Policy>,
+    pub(crate) leaves: Vec<(Leaf, Vec<u8>)>,
+    pub(crate) tree: MerkleTree,
+}
+
+/// One network.
+#[derive(Debug)]
+pub struct NetworkState {
+    pub(crate) id: NetworkId,
+    pub(crate) root: IdentityKey,
+    pub(crate) name: String,
+    pub(crate) zone: String,
+    pub(crate) ipv4_pool: Prefix,
+    pub(crate) authority: Authority,
+    pub(crate) certificates: BTreeMap<Role, Signed<Certificate>>,
+    pub(crate) secrets: BTreeMap<u64, (NetworkSecret, Revision)>,
+    pub(crate) policy: Option<PolicyState>,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) removed: BTreeMap<NodeId, Removed>,
+    pub(crate) names: BTreeMap<String, NodeId>,
+    pub(crate) noise_keys: BTreeMap<PublicKey, NodeId>,
+    pub(crate) addresses: BTreeMap<Ipv4Addr, Taken>,
+    pub(crate) tokens: BTreeMap<TokenId, Token>,
+    /// What nodes say of themselves; never stored.
+    pub(crate) node_records: BTreeMap<NodeId, Signed<NodeRecord>>,
+    pub(crate) changes: Changes,
+    /// The digest of a map in which everybody sees everything; empty after every change.
+    pub(super) common_digest: OnceLock<[u8; 32]>,
+}
+
+impl NetworkState {
+    pub(super) fn new(id: NetworkId, key: &str, row: NetworkRow) -> Result<Self, Damage> {
+        let root = row::parse_identity(key, &row.root_key)?;
+        if NetworkId::of_root(&root) != id {
+            return Err(Damage::at(key, "the network's id is not that of its root key"));
+        }
+        Ok(Self {
+            id,
+            root,
+            ipv4_pool: row.ipv4_pool.parse().map_err(|error| Damage::at(key, error))?,
+            name: row.name,
+            zone: row.zone,
+            authority: Authority::default(),
+            certificates: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            policy: None,
+            nodes: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            names: BTreeMap::new(),
+            noise_keys: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            node_records: BTreeMap::new(),
+            changes: Changes::default(),
+            common_digest: OnceLock::new(),
+        })
+    }
+
+    /// Takes over what a commit says of `part`.
+    pub(super) fn apply(
+        &mut self,
+        part: Part,
+        value: Option<&[u8]>,
+        revision: Revision,
+        vault: &Vault,
+    ) -> Result<(), Damage> {
+        let key = part.clone().of(self.id);
+        match part {
+            Part::Node(id) => self.apply_node(id, &key, value, revision, vault)?,
+            Part::Removed(id) => self.apply_removed(id, &key, value)?,
+            Part::Name(name) => match value {
+                Some(value) => drop(self.names.insert(name, row::parse_node(&key, value)?)),
+                None => drop(self.names.remove(&name)),
+            },
+            Part::NoiseKey(noise) => match value {
+                Some(value) => drop(self.noise_keys.insert(noise, row::parse_node(&key, value)?)),
+                None => drop(self.noise_keys.remove(&noise)),
+            },
+            Part::Ipv4(address) => match value {
+                Some(value) => drop(self.addresses.insert(address, parse_address(&key, value, revision)?)),
+                None => drop(self.addresses.remove(&address)),
+            },
+            Part::Token(id) => match value {
+                Some(value) => drop(self.tokens.insert(id, parse_token(&key, value, revision)?)),
+                None => drop(self.tokens.remove(&id)),
+            },
+            Part::Policy => self.apply_policy(&key, value, revision)?,
+            Part::Certificate(role) => {
+                match value {
+                    Some(value) => {
+                        drop(self.certificates.insert(role, Signed::parse(&key, value, revision)?))
+                    }
+                    None => drop(self.certificates.remove(&role)),
+                }
+                self.touch(Item::Certificates);
+            }
+            Part::Seed(signer) => {
+                if let Some(value) = value {
+                    let seed = vault.open_32(&key, value).map_err(|error| Damage::at(&key, error))?;
+                    self.authority.insert(signer, IdentitySecret::from_seed(*seed));
+                }
+            }
+            Part::Epoch(number) => {
+                match value {
+                    Some(value) => {
+                        let secret = vault.open_32(&key, value).map_err(|error| Damage::at(&key, error))?;
+                        self.secrets.insert(number, (NetworkSecret::from_bytes(*secret), revision));
+                    }
+                    None => drop(self.secrets.remove(&number)),
+                }
+                self.touch(Item::Secrets);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_node(
+        &mut self,
+        id: NodeId,
+        key: &str,
+        value: Option<&[u8]>,
+        revision: Revision,
+        vault: &Vault,
+    ) -> Result<(), Damage> {
+        let former = match value {
+            Some(value) => {
+                let row: NodeRow = row::parse(key, value)?;
+                let member: Signed<Member> = Signed::parse(key, &row.member.0, revision)?;
+                let place = Key::psk(self.id, id);
+                let open = |wrapped: &row::Blob| {
+                    let psk = vault.open_32(&place, &wrapped.0).map_err(|error| Damage::at(key, error))?;
+                    Ok(PresharedKey::from_bytes(*psk))
+                };
+                let psk = row.psk.as_ref().map(open).transpose()?;
+                let standing = standing(&member.record);
+                let former = self.nodes.insert(id, Node { row, member, psk });
+                if former.as_ref().is_none_or(|former| self::standing(&former.member.record) != standing) {
+                    self.touch(Item::Standing(id));
+                }
+                former
+            }
+            None => {
+                self.node_records.remove(&id);
+                self.nodes.remove(&id)
+            }
+        };
+        if value.is_none()
+            && let Some(former) = former
+        {
+            let removed = Removed { identity_key: former.member.record.identity_key, last: None };
+            self.removed.entry(id).or_insert(removed).last = Some(Arc::new(former.member.record));
+        }
+        self.touch(Item::Member(id));
+        Ok(())
+    }
+
+    fn apply_removed(&mut self, id: NodeId, key: &str, value: Option<&[u8]>) -> Result<(), Damage> {
+        let Some(value) = value else {
+            self.removed.remove(&id);
+            return Ok(());
+        };
+        let row: RemovedRow = row::parse(key, value)?;
+        let identity_key = row.identity_key.map(|blob| row::parse_identity(key, &blob)).transpose()?;
+        let last = self.removed.get(&id).and_then(|removed| removed.last.clone());
+        self.removed.insert(id, Removed { identity_key, last });
+        Ok(())
+    }
+
+    fn apply_policy(&mut self, key: &str, value: Option<&[u8]>, revision: Revision) -> Result<(), Damage> {
+        let former = self.policy.take().map(|policy| policy.tree.root());
+        if let Some(value) = value {
+            let row: PolicyRow = row::parse(key, value)?;
+            let signed: Signed<Policy> = Signed::parse(key, &row.policy.0, revision)?;
+            let parse = |blob: row::Blob| match Leaf::parse(&blob.0) {
+                Ok(leaf) => Ok((leaf, blob.0)),
+                Err(error) => Err(Damage::at(key, error)),
+            };
+            let leaves: Vec<(Leaf, Vec<u8>)> = row.leaves.into_iter().map(parse).collect::<Result<_, _>>()?;
+            let tree = MerkleTree::new(leaves.iter().map(|(_, bytes)| bytes));
+            if tree.root() != signed.record.root || tree.size() != signed.record.size {
+                return Err(Damage::at(key, "the leaves are not those that were signed"));
+            }
+            self.policy = Some(PolicyState { signed, leaves, tree });
+        }
+        if self.policy.as_ref().map(|policy| policy.tree.root()) != former {
+            self.touch(Item::Rules);
+        }
+        self.touch(Item::Policy);
+        Ok(())
+    }
+
+    /// Checks that the parts without which a network cannot be served are there.
+    pub(super) fn check_complete(&self) -> Result<(), Damage> {
+        let missing = |what: &str| Damage::at(Key::Network(self.id), format!("the network has no {what}"));
+        for role in [Role::Admission, Role::Policy, Role::Head, Role::Coordinator] {
+            self.certificates.get(&role).ok_or_else(|| missing(&format!("{role} certificate")))?;
+        }
+        self.secrets.last_key_value().ok_or_else(|| missing("secret"))?;
+        self.policy.as_ref().ok_or_else(|| missing("policy"))?;
+        Ok(())
+    }
+
+    /// Takes over what a node said of itself; it has been verified.
+    pub(crate) fn put_node_record(&mut self, record: Signed<NodeRecord>) {
+        let id = record.record.id;
+        self.node_records.insert(id, record);
+        self.touch(Item::NodeRecord(id));
+    }
+
+    fn touch(&mut self, item: Item) {
+        self.common_digest.take();
+        self.changes.touch(item);
+    }
+
+    /// The epoch in force.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.secrets.last_key_value().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// The network's id.
+    #[must_use]
+    pub const fn id(&self) -> NetworkId {
+        self.id
+    }
+
+    /// The public key that nodes pin.
+    #[must_use]
+    pub const fn root_key(&self) -> IdentityKey {
+        self.root
+    }
+
+    /// The secret keys, for tests that sign what a coordinator should not.
+    #[must_use]
+    pub const fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The IPv6 range of the network's nodes.
+    #[must_use]
+    pub fn ipv6_pool(&self) -> Prefix {
+        self.id.ula()
+    }
+
+    /// The ids of all members.
+    pub fn node_ids(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.keys().copied()
+    }
+
+    /// A member's record.
+    #[must_use]
+    pub fn member(&self, id: NodeId) -> Option<&Member> {
+        self.nodes.get(&id).map(|node| &node.member.record)
+    }
+
+    /// Finds a member by its name or id.
+    pub(crate) fn find(&self, name_or_id: &str) -> Option<&Node> {
+        let by_name = self.names.get(name_or_id).copied();
+        self.nodes.get(&by_name.or_else(|| name_or_id.parse().ok())?)
+    }
+}
+
+/// What rules select a member by.
+fn standing(member: &Member) -> impl PartialEq + use<> {
+    (member.tags.clone(), member.groups.clone(), member.ipv4, member.ipv6, member.routes.clone())
+}
+
+fn parse_address(key: &str, value: &[u8], revision: Revision) -> Result<Taken, Damage> {
+    let row: AddressRow = row::parse(key, value)?;
+    let node = row.node.parse().map_err(|error| Damage::at(key, error))?;
+    Ok(Taken { node, released: row.released_ms.map(UnixTime::from_millis), revision })
+}
+
+fn parse_token(key: &str, value: &[u8], revision: Revision) -> Result<Token, Damage> {
+    let row: TokenRow = row::parse(key, value)?;
+    let public_key = row::parse_identity(key, &row.public_key)?;
+    Ok(Token { row, public_key, revision })
+}
