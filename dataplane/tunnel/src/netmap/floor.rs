@@ -1,6 +1,6 @@
 //! What was seen of each record, so that nothing older comes back, not even by way of a removal or a full map.
 
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use std::collections::BTreeMap;
 
@@ -180,4 +180,44 @@ pub(super) fn put_count(bytes: &mut Vec<u8>, count: usize) {
 pub(super) fn put_envelopes<'a>(bytes: &mut Vec<u8>, envelopes: impl ExactSizeIterator<Item = &'a Envelope>) {
     put_count(bytes, envelopes.len());
     envelopes.for_each(|envelope| bytes.extend(envelope.emit()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_what_is_held_is_never_forgotten() {
+        let mut floors = Floors::new();
+        let id = |i: u64| NodeId::from_bytes(i.to_be_bytes());
+        let count = FLOORS_MAX as u64 + 3;
+        // The lower the id, the sooner it ends.
+        for i in 0..count {
+            let seen = Seen { serial: i, hash: [0; 32], until: UnixTime::from_secs(1_000 + i) };
+            floors.members.insert(id(i), seen);
+            floors.node_records.insert(id(i), seen);
+        }
+        floors.prune(UnixTime::from_secs(1), |held| *held == id(1), |_| false);
+        assert_eq!((floors.members.len(), floors.node_records.len()), (FLOORS_MAX, FLOORS_MAX));
+        let kept = |i| floors.members.contains_key(&id(i));
+        assert_eq!([0, 1, 2, 3, 4].map(kept), [false, true, false, false, true]);
+        assert!(kept(count - 1));
+        floors.prune(UnixTime::from_secs(1_010), |held| *held == id(1), |_| false);
+        assert!(floors.members.contains_key(&id(1)) && !floors.members.contains_key(&id(10)));
+        assert!(floors.members.contains_key(&id(11)));
+    }
+
+    #[test]
+    fn certificate_is_remembered_until_it_ends_or_is_let_go() {
+        let key = crate::key::IdentitySecret::from_seed([1; 32]).public_key();
+        let mut floors = Floors::new();
+        let end = UnixTime::from_secs(10);
+        floors.certificates.insert((Role::Head, key), Seen { serial: 1, hash: [0; 32], until: end });
+        floors.prune(UnixTime::from_secs(9), |_| false, |_| false);
+        assert_eq!(floors.certificates.len(), 1);
+        floors.prune(end, |_| false, |_| true);
+        assert_eq!(floors.certificates.len(), 1);
+        floors.prune(end, |_| false, |_| false);
+        assert_eq!(floors.certificates.len(), 0);
+    }
 }

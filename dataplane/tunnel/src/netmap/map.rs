@@ -2,6 +2,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
 
+use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -130,7 +131,6 @@ impl NetworkMap {
     fn remove(&mut self, removed: &[NodeId]) {
         for id in removed {
             self.members.remove(id);
-            self.node_records.remove(id);
         }
     }
 
@@ -155,7 +155,7 @@ impl NetworkMap {
             self.members.insert(id, held);
         }
         check_count("members", self.members.len(), MEMBERS_MAX)?;
-        // What a node said with a key that is no longer its own is no longer its word.
+        // What a node said goes with it, and with the key that it said it with.
         let Self { members, node_records, .. } = self;
         node_records.retain(|id, held| {
             members.get(id).is_some_and(|member| member.record.identity_key == Some(held.envelope.signer))
@@ -245,7 +245,28 @@ impl NetworkMap {
         self.check_own("identity key", |member| member.identity_key)?;
         self.check_own("name", |member| Some(member.name.as_str()))?;
         self.check_own("IPv4 address", |member| member.ipv4)?;
-        self.check_own("IPv6 address", |member| Some(member.ipv6))
+        self.check_own("IPv6 address", |member| Some(member.ipv6))?;
+        self.check_routes()
+    }
+
+    /// Refuses a route to exactly another's address, which would be as long a match as the address itself.
+    fn check_routes(&self) -> Result<(), MapError> {
+        let members = || self.members.values().map(|held| &held.record);
+        let ipv4 = members().filter_map(|member| Some((member.ipv4?.into(), member.id)));
+        let ipv6 = members().map(|member| (member.ipv6.into(), member.id));
+        let owners: BTreeMap<IpAddr, NodeId> = ipv4.chain(ipv6).collect();
+        for member in members() {
+            for route in member.routes.iter().filter(|route| route.is_host()) {
+                match owners.get(&route.address()) {
+                    Some(owner) if *owner != member.id => {
+                        let (one, other) = (*owner, member.id);
+                        return Err(MapError::Shared { one, other, what: "address" });
+                    }
+                    Some(_) | None => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_own<'a, T: Ord>(
