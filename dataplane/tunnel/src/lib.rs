@@ -34,6 +34,9 @@ mod peers;
 mod schedule;
 mod session;
 
+#[cfg(test)]
+mod tests;
+
 pub use drop_reason::{DropCounters, DropReason};
 pub use handshake::{Floors, Handshaker, Job, JobDone};
 pub use inbound::Inbound;

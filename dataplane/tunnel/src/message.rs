@@ -2,7 +2,7 @@
 //!
 //! All integers are little-endian (whitepaper §5.4). The Noise part of a handshake message is one run of bytes, so it is
 //! carried whole between the handshaker that makes it and the worker that stamps indices and MACs around it.
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use crate::drop_reason::DropReason;
 
@@ -158,7 +158,8 @@ mod tests {
     fn only_the_exact_sizes_and_types_are_messages() {
         for kind in 0..=255u8 {
             for len in 0..200 {
-                let parsed = Message::parse(&padded([kind, 0, 0, 0], len));
+                let datagram = padded([kind, 0, 0, 0], len);
+                let parsed = Message::parse(&datagram);
                 let known = match kind {
                     1 => len == 148,
                     2 => len == 92,

@@ -1,5 +1,5 @@
 //! A session: the keys of one handshake, used to seal and open datagrams until they are too old.
-#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 mod replay;
 mod slots;
@@ -230,7 +230,7 @@ mod tests {
             forged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(far.open(0, &mut forged[..len], now), Err(DropReason::BadSeal), "bit {bit}");
         }
-        assert_eq!(far.open(1, &mut datagram.clone()[..len], now), Err(DropReason::BadSeal), "other counter");
+        assert_eq!(far.open(1, &mut { datagram }[..len], now), Err(DropReason::BadSeal), "other counter");
         assert!(far.open(0, &mut datagram[..len], now).is_ok(), "the window did not move");
     }
 
@@ -254,7 +254,7 @@ mod tests {
         let last = now + Duration::from_secs(180) - Duration::from_millis(1);
         let dead = now + Duration::from_secs(180);
         assert!(near.can_seal(last) && !near.can_seal(dead));
-        assert_eq!(far.open(0, &mut datagram.clone()[..len], dead), Err(DropReason::SessionExpired));
+        assert_eq!(far.open(0, &mut { datagram }[..len], dead), Err(DropReason::SessionExpired));
         assert!(far.open(0, &mut datagram[..len], last).is_ok());
     }
 
