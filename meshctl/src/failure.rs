@@ -78,6 +78,33 @@ impl Failure {
         self
     }
 
+    /// Takes over what another process of ours reported in the form of [`Failure`]'s `Display`, the last report in `text`;
+    /// text without one is taken by its last lines.
+    #[must_use]
+    pub(crate) fn caused_by_report(mut self, text: &str) -> Self {
+        const LAST_LINES: usize = 5;
+        let lines: Vec<&str> = text.lines().collect();
+        let start = lines.iter().rposition(|line| line.starts_with("error: "));
+        let (report, found) = match start {
+            Some(start) => (lines.get(start..).unwrap_or_default(), true),
+            None => (lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default(), false),
+        };
+        for line in report {
+            match line.split_once(": ") {
+                Some(("error" | "cause", cause)) if found => self.causes.push(cause.to_owned()),
+                Some(("try", attempt)) if found => self.tries.push(attempt.to_owned()),
+                _ if found => {}
+                _ => self.causes.push((*line).to_owned()),
+            }
+        }
+        self
+    }
+
+    /// The sentence that says what failed.
+    pub(crate) fn error(&self) -> &str {
+        &self.error
+    }
+
     /// The exit code of the process.
     pub(crate) const fn exit(&self) -> Exit {
         self.exit
@@ -102,5 +129,59 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         let failure = Self::new(Exit::General, error.to_string());
         error.chain().skip(1).fold(failure, |failure, cause| failure.cause(cause.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_reads_as_error_cause_and_try() {
+        let failure = Failure::new(Exit::Usage, "cannot read the token")
+            .cause("it is truncated")
+            .attempt("copy it whole");
+        assert_eq!(
+            failure.to_string(),
+            "error: cannot read the token\ncause: it is truncated\ntry: copy it whole"
+        );
+    }
+
+    #[test]
+    fn exit_codes_survive_the_way_through_a_process() {
+        for code in 1..=9 {
+            assert_eq!(Exit::of_code(code).map(Exit::code).map(i32::from), Some(code));
+        }
+        assert_eq!(Exit::of_code(0), None);
+        assert_eq!(Exit::of_code(101), None);
+    }
+
+    #[test]
+    fn a_report_of_another_process_is_taken_over() {
+        let told = Failure::new(Exit::Conflict, "the UDP port is taken")
+            .cause("51820 in use")
+            .attempt("another port");
+        let log = format!("an older line\nerror: of an older start\n2026-01-01 INFO starting\n{told}\n");
+        let failure = Failure::new(Exit::Conflict, "meshd did not start").caused_by_report(&log);
+        assert_eq!(
+            failure.to_string(),
+            "error: meshd did not start\ncause: the UDP port is taken\ncause: 51820 in use\ntry: another port"
+        );
+    }
+
+    #[test]
+    fn a_log_without_a_report_is_taken_by_its_end() {
+        let failure =
+            Failure::new(Exit::General, "meshd did not start").caused_by_report("1\n2\n3\n4\n5\nboom\n");
+        assert_eq!(
+            failure.to_string(),
+            "error: meshd did not start\ncause: 2\ncause: 3\ncause: 4\ncause: 5\ncause: boom"
+        );
+    }
+
+    #[test]
+    fn the_chain_of_an_unexpected_error_is_kept() {
+        let error = anyhow::Error::msg("disk full").context("writing the map");
+        assert_eq!(Failure::from(error).to_string(), "error: writing the map\ncause: disk full");
     }
 }

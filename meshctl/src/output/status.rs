@@ -1,0 +1,522 @@
+//! `meshctl status` and `meshctl peers`.
+
+use std::collections::BTreeMap;
+
+use ringmesh_proto::local;
+use serde::Serialize;
+
+use super::{
+    Document,
+    table::{Columns, bytes, round_trip, span},
+};
+
+/// What the node daemon knows of itself and its peers: `schemas/status.json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    pub(crate) version: String,
+    pub(crate) state: String,
+    pub(crate) network: Option<Network>,
+    pub(crate) data_plane: Option<DataPlane>,
+    pub(crate) coordinator: Option<Coordinator>,
+    pub(crate) peers: Vec<Peer>,
+}
+
+/// The network joined, and how far the map of it is installed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Network {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) zone: String,
+    #[serde(rename = "self")]
+    pub(crate) me: Me,
+    pub(crate) revision: u64,
+    pub(crate) installed_revision: u64,
+    pub(crate) map_age_ms: Option<u64>,
+    pub(crate) epoch: u64,
+}
+
+/// This node.
+#[derive(Debug, Serialize)]
+pub(crate) struct Me {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) ipv4: String,
+    pub(crate) ipv6: String,
+    pub(crate) noise_key: String,
+    pub(crate) identity_fingerprint: String,
+    pub(crate) expires_ms: u64,
+}
+
+/// The connection to a coordinator.
+#[derive(Debug, Serialize)]
+pub(crate) struct Coordinator {
+    pub(crate) state: String,
+    pub(crate) address: String,
+    pub(crate) last_error: String,
+    pub(crate) next_try_ms: u64,
+}
+
+/// What moves the packets.
+#[derive(Debug, Serialize)]
+pub(crate) struct DataPlane {
+    pub(crate) interface: String,
+    pub(crate) mtu: u32,
+    pub(crate) listen_port: u32,
+    pub(crate) back_end: String,
+    pub(crate) back_end_reason: String,
+    pub(crate) workers: u32,
+    pub(crate) sent_packets: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_packets: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) system_calls: u64,
+    pub(crate) drops: BTreeMap<String, u64>,
+}
+
+/// Another node, seen from here.
+#[derive(Debug, Serialize)]
+pub(crate) struct Peer {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) kind: String,
+    pub(crate) ipv4: String,
+    pub(crate) ipv6: String,
+    pub(crate) state: String,
+    pub(crate) path: String,
+    pub(crate) endpoint: String,
+    pub(crate) handshake_age_ms: Option<u64>,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) rtt_us: Option<u32>,
+    pub(crate) noise_key: String,
+    pub(crate) allowed_ips: Vec<String>,
+    pub(crate) sessions: u64,
+}
+
+impl From<local::StatusResponse> for Status {
+    fn from(status: local::StatusResponse) -> Self {
+        Self {
+            version: status.version,
+            state: status.state,
+            network: status.network.map(Network::from),
+            data_plane: status.data_plane.map(DataPlane::from),
+            coordinator: status.coordinator.map(Coordinator::from),
+            peers: sorted(status.peers),
+        }
+    }
+}
+
+impl From<local::Network> for Network {
+    fn from(network: local::Network) -> Self {
+        Self {
+            name: network.name,
+            id: network.id,
+            zone: network.zone,
+            me: Me::from(network.self_.unwrap_or_default()),
+            revision: network.revision,
+            installed_revision: network.installed_revision,
+            map_age_ms: network.map_age_ms,
+            epoch: network.epoch,
+        }
+    }
+}
+
+impl From<local::Self_> for Me {
+    fn from(me: local::Self_) -> Self {
+        Self {
+            id: me.id,
+            name: me.name,
+            ipv4: me.ipv4,
+            ipv6: me.ipv6,
+            noise_key: me.noise_key,
+            identity_fingerprint: me.identity_fingerprint,
+            expires_ms: me.expires_ms,
+        }
+    }
+}
+
+impl From<local::Coordinator> for Coordinator {
+    fn from(coordinator: local::Coordinator) -> Self {
+        Self {
+            state: coordinator.state,
+            address: coordinator.address,
+            last_error: coordinator.last_error,
+            next_try_ms: coordinator.next_try_ms,
+        }
+    }
+}
+
+impl From<local::DataPlane> for DataPlane {
+    fn from(plane: local::DataPlane) -> Self {
+        Self {
+            interface: plane.interface,
+            mtu: plane.mtu,
+            listen_port: plane.listen_port,
+            back_end: plane.back_end,
+            back_end_reason: plane.back_end_reason,
+            workers: plane.workers,
+            sent_packets: plane.sent_packets,
+            sent_bytes: plane.sent_bytes,
+            received_packets: plane.received_packets,
+            received_bytes: plane.received_bytes,
+            system_calls: plane.system_calls,
+            drops: plane.drops.into_iter().collect(),
+        }
+    }
+}
+
+impl From<local::Peer> for Peer {
+    fn from(peer: local::Peer) -> Self {
+        Self {
+            id: peer.id,
+            name: peer.name,
+            kind: peer.kind,
+            ipv4: peer.ipv4,
+            ipv6: peer.ipv6,
+            state: peer.state,
+            path: peer.path,
+            endpoint: peer.endpoint,
+            handshake_age_ms: peer.handshake_age_ms,
+            sent_bytes: peer.sent_bytes,
+            received_bytes: peer.received_bytes,
+            rtt_us: peer.rtt_us,
+            noise_key: peer.noise_key,
+            allowed_ips: peer.allowed_ips,
+            sessions: peer.sessions,
+        }
+    }
+}
+
+/// Peers by name, so that two calls can be compared.
+fn sorted(peers: Vec<local::Peer>) -> Vec<Peer> {
+    let mut peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
+    peers.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    peers
+}
+
+impl Document for Status {
+    fn text(&self, now: u64) -> String {
+        let mut facts = Columns::bare();
+        match &self.network {
+            None => facts.row(["state".to_owned(), self.state.clone()]),
+            Some(network) => network.rows(&mut facts, &self.state, now),
+        }
+        if let Some(coordinator) = &self.coordinator {
+            facts.row(["coordinator".to_owned(), coordinator.line()]);
+        }
+        if let Some(plane) = &self.data_plane {
+            plane.rows(&mut facts);
+        }
+        facts.row(["version".to_owned(), self.version.clone()]);
+        let mut text = facts.text();
+        if !self.peers.is_empty() {
+            text.push('\n');
+            text.push_str(&peer_table(&self.peers));
+        }
+        text
+    }
+}
+
+impl Network {
+    fn rows(&self, facts: &mut Columns, state: &str, now: u64) {
+        facts.row(["node".to_owned(), format!("{} (id {}), {state}", self.me.name, self.me.id)]);
+        facts.row(["network".to_owned(), format!("{} (zone {}, id {})", self.name, self.zone, self.id)]);
+        facts.row(["addresses".to_owned(), format!("{}, {}", self.me.ipv4, self.me.ipv6)]);
+        facts.row(["map".to_owned(), self.map_line()]);
+        facts.row(["key".to_owned(), self.me.key_line(now)]);
+    }
+
+    fn map_line(&self) -> String {
+        let installed = if self.installed_revision >= self.revision {
+            "installed".to_owned()
+        } else {
+            format!("{} installed", self.installed_revision)
+        };
+        let vouched = match self.map_age_ms {
+            Some(age) => format!("confirmed {} ago", span(age)),
+            None => "not confirmed since meshd started".to_owned(),
+        };
+        format!("revision {}, {installed}, {vouched}, epoch {}", self.revision, self.epoch)
+    }
+}
+
+impl Me {
+    fn key_line(&self, now: u64) -> String {
+        let expiry = match self.expires_ms {
+            0 => String::new(),
+            at if at <= now => ", membership expired".to_owned(),
+            at => format!(", membership ends in {}", span(at - now)),
+        };
+        format!("{}{expiry}", self.identity_fingerprint)
+    }
+}
+
+impl Coordinator {
+    fn line(&self) -> String {
+        let mut line = self.state.clone();
+        if !self.address.is_empty() {
+            line.push_str(&format!(" {}", self.address));
+        }
+        if !self.last_error.is_empty() {
+            line.push_str(&format!("; last error: {}", self.last_error));
+        }
+        if self.next_try_ms > 0 {
+            line.push_str(&format!("; next try in {}", span(self.next_try_ms)));
+        }
+        line
+    }
+}
+
+impl DataPlane {
+    fn rows(&self, facts: &mut Columns) {
+        facts.row([
+            "device".to_owned(),
+            format!("{}, mtu {}, udp port {}", self.interface, self.mtu, self.listen_port),
+        ]);
+        let workers = if self.workers == 1 { "worker" } else { "workers" };
+        facts.row([
+            "io".to_owned(),
+            format!("{} ({}), {} {workers}", self.back_end, self.back_end_reason, self.workers),
+        ]);
+        facts.row([
+            "traffic".to_owned(),
+            format!(
+                "sent {} packets ({}), received {} packets ({}), {} system calls",
+                self.sent_packets,
+                bytes(self.sent_bytes),
+                self.received_packets,
+                bytes(self.received_bytes),
+                self.system_calls
+            ),
+        ]);
+        let drops: Vec<String> = self
+            .drops
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(why, count)| format!("{why} {count}"))
+            .collect();
+        if !drops.is_empty() {
+            facts.row(["drops".to_owned(), drops.join(", ")]);
+        }
+    }
+}
+
+impl Peer {
+    /// How the peer is reached: `direct 192.0.2.1:51820`.
+    pub(crate) fn path_line(&self) -> String {
+        [self.path.as_str(), self.endpoint.as_str()]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn handshake(&self) -> String {
+        self.handshake_age_ms.map_or_else(String::new, |age| format!("{} ago", span(age)))
+    }
+
+    fn rtt(&self) -> String {
+        self.rtt_us.map_or_else(String::new, round_trip)
+    }
+}
+
+fn peer_table(peers: &[Peer]) -> String {
+    let mut table =
+        Columns::new(["PEER", "ADDRESS", "STATE", "PATH", "RTT", "HANDSHAKE", "SENT", "RECEIVED"]);
+    for peer in peers {
+        table.row([
+            peer.name.clone(),
+            peer.ipv4.clone(),
+            peer.state.clone(),
+            peer.path_line(),
+            peer.rtt(),
+            peer.handshake(),
+            bytes(peer.sent_bytes),
+            bytes(peer.received_bytes),
+        ]);
+    }
+    table.text()
+}
+
+/// The peers alone, with everything known of each: `schemas/peers.json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Peers {
+    pub(crate) peers: Vec<Peer>,
+}
+
+impl From<local::StatusResponse> for Peers {
+    fn from(status: local::StatusResponse) -> Self {
+        Self { peers: sorted(status.peers) }
+    }
+}
+
+impl Document for Peers {
+    fn text(&self, _: u64) -> String {
+        if self.peers.is_empty() {
+            return "no peer yet\n".to_owned();
+        }
+        let mut text = String::new();
+        for (place, peer) in self.peers.iter().enumerate() {
+            if place > 0 {
+                text.push('\n');
+            }
+            let mut facts = Columns::bare();
+            for (name, value) in [
+                ("peer", format!("{} (id {}, {})", peer.name, peer.id, peer.kind)),
+                ("  addresses", format!("{}, {}", peer.ipv4, peer.ipv6)),
+                ("  state", format!("{}, {} sessions so far", peer.state, peer.sessions)),
+                ("  path", peer.path_line()),
+                ("  round trip", peer.rtt()),
+                ("  handshake", peer.handshake()),
+                (
+                    "  traffic",
+                    format!("sent {}, received {}", bytes(peer.sent_bytes), bytes(peer.received_bytes)),
+                ),
+                ("  allowed ips", peer.allowed_ips.join(", ")),
+                ("  key", peer.noise_key.clone()),
+            ] {
+                facts.row([name.to_owned(), value]);
+            }
+            text.push_str(&facts.text());
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::output::json;
+
+    pub(crate) const NOW: u64 = 1_790_000_000_000;
+
+    fn peer(name: &str, number: u8) -> local::Peer {
+        local::Peer {
+            id: format!("00000000000000{number:02x}"),
+            name: name.to_owned(),
+            kind: "mesh".to_owned(),
+            ipv4: format!("100.64.0.{number}"),
+            ipv6: format!("fd12:3456:789a::{number}"),
+            state: "active".to_owned(),
+            path: "direct".to_owned(),
+            endpoint: format!("203.0.113.{number}:51820"),
+            handshake_age_ms: Some(7_000),
+            sent_bytes: 3_885_116,
+            received_bytes: 38_759_812,
+            rtt_us: Some(420),
+            noise_key: "bm9pc2Uga2V5IG9mIGEgcGVlciwgMzIgYnl0ZXMgIS4=".to_owned(),
+            allowed_ips: vec![format!("100.64.0.{number}/32"), format!("fd12:3456:789a::{number}/128")],
+            sessions: 2,
+        }
+    }
+
+    pub(crate) fn running() -> local::StatusResponse {
+        local::StatusResponse {
+            version: "0.1.0".to_owned(),
+            state: "running".to_owned(),
+            network: Some(local::Network {
+                name: "mesh".to_owned(),
+                id: "0123456789abcdef0123456789abcdef".to_owned(),
+                zone: "mesh".to_owned(),
+                self_: Some(local::Self_ {
+                    id: "00000000000000ff".to_owned(),
+                    name: "laptop".to_owned(),
+                    ipv4: "100.64.0.255".to_owned(),
+                    ipv6: "fd12:3456:789a::ff".to_owned(),
+                    noise_key: "bm9pc2Uga2V5IG9mIG15c2VsZiwgMzIgYnl0ZXMgIS4=".to_owned(),
+                    identity_fingerprint: "SHA256:u3Vn3mQ4nD7h2b5e8k1Jr0cT6yXo9wZsLpAfGiHqRtE".to_owned(),
+                    expires_ms: NOW + 30 * 86_400_000,
+                }),
+                revision: 14,
+                installed_revision: 14,
+                map_age_ms: Some(3_100),
+                epoch: 2,
+            }),
+            data_plane: Some(local::DataPlane {
+                interface: "mesh0".to_owned(),
+                mtu: 1408,
+                listen_port: 51820,
+                back_end: "uring".to_owned(),
+                back_end_reason: "io_uring with multishot receive works here".to_owned(),
+                workers: 1,
+                drops: [("replay".to_owned(), 3), ("no-session".to_owned(), 1), ("short".to_owned(), 0)]
+                    .into(),
+                sent_packets: 4_000,
+                sent_bytes: 3_885_116,
+                received_packets: 30_000,
+                received_bytes: 38_759_812,
+                system_calls: 1_234,
+            }),
+            // Out of order on purpose: the table sorts by name.
+            peers: vec![
+                peer("web1", 1),
+                local::Peer {
+                    state: "no-session".to_owned(),
+                    path: String::new(),
+                    endpoint: String::new(),
+                    handshake_age_ms: None,
+                    rtt_us: None,
+                    sent_bytes: 0,
+                    received_bytes: 0,
+                    sessions: 0,
+                    ..peer("nas", 2)
+                },
+            ],
+            coordinator: Some(local::Coordinator {
+                state: "connected".to_owned(),
+                address: "192.0.2.1:443".to_owned(),
+                last_error: String::new(),
+                next_try_ms: 0,
+            }),
+        }
+    }
+
+    fn behind() -> local::StatusResponse {
+        let mut status = running();
+        let network = status.network.as_mut().unwrap();
+        network.revision = 15;
+        network.map_age_ms = None;
+        status.coordinator = Some(local::Coordinator {
+            state: "connecting".to_owned(),
+            address: "192.0.2.1:443".to_owned(),
+            last_error: "connection refused".to_owned(),
+            next_try_ms: 4_000,
+        });
+        status.peers.clear();
+        status
+    }
+
+    fn not_joined() -> local::StatusResponse {
+        local::StatusResponse {
+            version: "0.1.0".to_owned(),
+            state: "not-joined".to_owned(),
+            ..local::StatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn status_of_a_running_node() {
+        insta::assert_snapshot!(Status::from(running()).text(NOW));
+    }
+
+    #[test]
+    fn status_as_json() {
+        insta::assert_snapshot!(json(&Status::from(running())).unwrap());
+    }
+
+    #[test]
+    fn status_with_a_dead_coordinator_and_an_older_map_installed() {
+        insta::assert_snapshot!(Status::from(behind()).text(NOW));
+    }
+
+    #[test]
+    fn status_of_a_node_that_has_not_joined() {
+        insta::assert_snapshot!(Status::from(not_joined()).text(NOW));
+    }
+
+    #[test]
+    fn peers_one_by_one() {
+        insta::assert_snapshot!(Peers::from(running()).text(NOW));
+        assert_eq!(Peers::from(not_joined()).text(NOW), "no peer yet\n");
+    }
+}

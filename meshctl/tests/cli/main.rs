@@ -1,0 +1,10 @@
+//! The executable as people and scripts use it: real processes, real exit codes, real JSON against its schemas.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what does not hold in a test shall end it")]
+
+mod coordinator;
+mod joining;
+mod refusals;
+mod secrets;
+mod support;
+mod usage;
