@@ -344,7 +344,10 @@ fn lists_beyond_their_bounds_are_refused() {
     let certificates: Vec<_> = (1..=65).map(|key| network.certify(&certificate(key))).collect();
     let mut delta = network.delta();
     delta.certificates = certificates.clone();
-    assert_eq!(refused(&map, network.finish_delta(delta)), too_many("certificates", CERTIFICATES_MAX));
+    assert_eq!(
+        refused(&map, network.finish_delta(delta.clone())),
+        too_many("certificates", CERTIFICATES_MAX)
+    );
     delta.certificates = vec![network.full().certificates[0].clone(); CERTIFICATES_MAX + 1];
     assert_eq!(refused(&map, network.finish_delta(delta)), too_many("certificates", CERTIFICATES_MAX));
     // 3 are held, 61 fill the chain, and one more is too many.
