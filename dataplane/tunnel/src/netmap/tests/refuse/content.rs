@@ -263,6 +263,9 @@ fn two_members_never_share_what_is_ones_own() {
     shared("noise key", |member, other| {
         (member.kind, member.identity_key, member.noise_key) = (MemberKind::Stock, None, other.noise_key);
     });
+    shared("noise key", |member, other| {
+        (member.identity_key, member.noise_key) = (other.identity_key, other.noise_key);
+    });
     shared("name", |member, other| member.name = other.name.clone());
     shared("IPv4 address", |member, other| member.ipv4 = other.ipv4);
     shared("IPv6 address", |member, other| member.ipv6 = other.ipv6);
@@ -350,6 +353,9 @@ fn lists_beyond_their_bounds_are_refused() {
     );
     delta.certificates = vec![network.full().certificates[0].clone(); CERTIFICATES_MAX + 1];
     assert_eq!(refused(&map, network.finish_delta(delta)), too_many("certificates", CERTIFICATES_MAX));
+    delta.certificates = [network.full().certificates, certificates[..61].to_vec()].concat();
+    assert_eq!(delta.certificates.len(), CERTIFICATES_MAX);
+    assert!(map.verify(network.finish_delta(delta.clone()), NOW).is_ok());
     // 3 are held, 61 fill the chain, and one more is too many.
     let mut delta = network.delta();
     delta.certificates = certificates[..61].to_vec();
