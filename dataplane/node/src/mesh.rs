@@ -294,8 +294,11 @@ impl Mesh {
     }
 
     async fn start_plane(&self, plan: &Plan) -> Result<DataPlane, Failure> {
-        host::preflight(&self.netlink, plan).await?;
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if prepared.is_none() {
+            host::await_predecessor(&self.netlink, &plan.interface).await?;
+        }
+        host::preflight(&self.netlink, plan).await?;
         let prepared = match prepared {
             Some(prepared) => prepared,
             None => Prepared::open(&self.config)?,

@@ -3,10 +3,12 @@
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::ip::Prefix;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::{collision, netlink::Netlink};
@@ -25,6 +27,27 @@ pub(crate) struct Plan {
     pub(crate) ipv6: Ipv6Addr,
     /// What is routed into the device.
     pub(crate) pools: Vec<Prefix>,
+}
+
+/// How long the device of a killed daemon may stay after its process is gone.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(2);
+/// How often is looked whether it has gone.
+const PREDECESSOR_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Waits for this daemon's predecessor to let go of the device, if it was killed just before this one was started.
+///
+/// The kernel closes what an io_uring holds in a worker of its own, tens of milliseconds after the process was reaped.
+/// Until then the device has our addresses, and a socket our port. A device that stays is somebody else's, which the next
+/// steps will say.
+///
+/// # Errors
+/// Netlink fails.
+pub(crate) async fn await_predecessor(netlink: &Netlink, interface: &str) -> Result<(), Failure> {
+    let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+    while netlink.index_of(interface).await?.is_some() && Instant::now() < deadline {
+        sleep(PREDECESSOR_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Looks for anything on the machine that the plan's pools would fight with. Changes nothing.

@@ -9,5 +9,5 @@ mod interface;
 mod netlink;
 
 pub(crate) use self::addresses::{AddressWatch, local_endpoints};
-pub(crate) use self::interface::{Plan, bring_up, preflight};
+pub(crate) use self::interface::{Plan, await_predecessor, bring_up, preflight};
 pub(crate) use self::netlink::Netlink;
