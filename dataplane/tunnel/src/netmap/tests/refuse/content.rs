@@ -352,7 +352,10 @@ fn lists_beyond_their_bounds_are_refused() {
         too_many("certificates", CERTIFICATES_MAX)
     );
     delta.certificates = vec![network.full().certificates[0].clone(); CERTIFICATES_MAX + 1];
-    assert_eq!(refused(&map, network.finish_delta(delta)), too_many("certificates", CERTIFICATES_MAX));
+    assert_eq!(
+        refused(&map, network.finish_delta(delta.clone())),
+        too_many("certificates", CERTIFICATES_MAX)
+    );
     delta.certificates = [network.full().certificates, certificates[..61].to_vec()].concat();
     assert_eq!(delta.certificates.len(), CERTIFICATES_MAX);
     assert!(map.verify(network.finish_delta(delta.clone()), NOW).is_ok());
