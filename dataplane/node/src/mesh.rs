@@ -85,6 +85,8 @@ pub(crate) struct Mesh {
     stage: watch::Sender<Stage>,
     link: watch::Sender<Link>,
     live: Mutex<Option<Live>>,
+    /// The last thing refused, until something is taken.
+    refusal: Mutex<Option<Failure>>,
     /// Unknown until the data plane runs.
     endpoints: watch::Sender<Option<Vec<SocketAddr>>>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
@@ -116,6 +118,7 @@ impl Mesh {
             stage: watch::Sender::new(Stage::Waiting),
             link: watch::Sender::new(Link::default()),
             live: Mutex::new(None),
+            refusal: Mutex::new(None),
             endpoints: watch::Sender::new(None),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         })
@@ -208,13 +211,18 @@ impl Mesh {
         let head = convert::envelope(head).map_err(|error| refused(&error))?;
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         held.map = Arc::new(held.map.renew(head, clock::wall()).map_err(|error| map_refused(&error))?);
-        held.vouched = Some(Instant::now());
         Ok(())
     }
 
     /// Notes that a coordinator just vouched for the map.
     pub(crate) fn vouch(&self) {
         self.held.write().unwrap_or_else(PoisonError::into_inner).vouched = Some(Instant::now());
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Notes that what a coordinator sent was refused; status shows it until something is taken.
+    pub(crate) fn set_refusal(&self, failure: &Failure) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
     }
 
     fn open_secrets(

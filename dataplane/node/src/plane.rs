@@ -16,10 +16,13 @@ use std::{
 use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
-    Event, Floors, Path, PeerConfig, PeerStatus,
+    Event, Floors, Path, PeerConfig, PeerStatus, PingError,
     key::{NodeId, SecretKey},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -34,6 +37,8 @@ const COMMANDS: usize = 64;
 const EVENTS: usize = 1024;
 /// Ports tried from [`DEFAULT_PORT`] on before the kernel chooses.
 const PORTS_TRIED: u16 = 64;
+/// While no address of a peer is known, a ping looks again this often.
+const ADDRESS_RETRY: Duration = Duration::from_millis(100);
 /// A worker that does not answer for so long is broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,7 +48,7 @@ pub(crate) enum Command {
     /// Makes exactly these the peers; answered once no packet is judged by the old ones any more.
     Apply(Vec<PeerConfig>, oneshot::Sender<()>),
     /// Sends an echo; its answer is an [`Event::Pong`] with the same token.
-    Ping(NodeId, u64, oneshot::Sender<Result<(), ringmesh_tunnel::PingError>>),
+    Ping(NodeId, u64, oneshot::Sender<Result<(), PingError>>),
     /// Copies out all counters.
     Report(oneshot::Sender<WorkerReport>),
     /// Ends the worker's loop.
@@ -265,34 +270,38 @@ impl DataPlane {
         self.heard.sessions().clone()
     }
 
-    /// Sends an echo inside the session with `peer` and waits for its answer.
+    /// Sends an echo inside the session with `peer` and waits for its answer, and before that, if need be, for an address.
     ///
     /// # Errors
     /// [`Reason::NoReply`] after `timeout`, or why none could be sent.
     pub(crate) async fn ping(&self, peer: NodeId, timeout: Duration) -> Result<Pong, Failure> {
+        let deadline = Instant::now() + timeout;
         let token = self.heard.next_token.fetch_add(1, Ordering::Relaxed);
         let (pong, wait) = oneshot::channel();
         self.heard.pings().insert(token, pong);
-        let result = self.ping_with(peer, token, wait, timeout).await;
+        let result = async {
+            self.send_ping(peer, token, deadline).await?;
+            match timeout_at(deadline, wait).await {
+                Ok(Ok(pong)) => Ok(pong),
+                Ok(Err(_)) => Err(gone()),
+                Err(_) => Err(no_reply(format!("no reply within {} ms", timeout.as_millis()))),
+            }
+        };
+        let result = result.await;
         self.heard.pings().remove(&token);
         result
     }
 
-    async fn ping_with(
-        &self,
-        peer: NodeId,
-        token: u64,
-        pong: oneshot::Receiver<Pong>,
-        timeout: Duration,
-    ) -> Result<Pong, Failure> {
-        let (sent, wait) = oneshot::channel();
-        self.command(Command::Ping(peer, token, sent)).await?;
-        answer(wait).await?.map_err(|error| Failure::new(Reason::NoReply, error.to_string()))?;
-        match tokio::time::timeout(timeout, pong).await {
-            Ok(Ok(pong)) => Ok(pong),
-            Ok(Err(_)) => Err(gone()),
-            Err(_) => {
-                Err(Failure::new(Reason::NoReply, format!("no reply within {} ms", timeout.as_millis())))
+    async fn send_ping(&self, peer: NodeId, token: u64, deadline: Instant) -> Result<(), Failure> {
+        loop {
+            let (sent, wait) = oneshot::channel();
+            self.command(Command::Ping(peer, token, sent)).await?;
+            let retry = Instant::now() + ADDRESS_RETRY;
+            match answer(wait).await? {
+                Ok(()) => return Ok(()),
+                // A peer that has just joined: its endpoints may be on their way to us.
+                Err(PingError::NoPath) if retry < deadline => sleep_until(retry).await,
+                Err(error) => return Err(no_reply(error)),
             }
         }
     }
@@ -366,6 +375,10 @@ async fn answer<T>(wait: oneshot::Receiver<T>) -> Result<T, Failure> {
         Ok(Err(_)) => Err(gone()),
         Err(_) => Err(Failure::new(Reason::Host, "the data plane does not answer")),
     }
+}
+
+fn no_reply(why: impl std::fmt::Display) -> Failure {
+    Failure::new(Reason::NoReply, why.to_string())
 }
 
 fn gone() -> Failure {

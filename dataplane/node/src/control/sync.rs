@@ -194,23 +194,24 @@ impl Attempt {
     async fn take(&mut self, mesh: &Arc<Mesh>, stream: &Stream, response: In) -> Result<(), Failure> {
         match response {
             In::Update(update) => {
-                // Until it is taken, ask for everything: what a difference applied to may be what was wrong.
-                self.wants_full = true;
-                let durable = mesh.accept(update).await?;
-                self.wants_full = false;
-                mesh.vouch();
+                let durable = self.unless_refused(mesh, mesh.accept(update).await)?;
                 debug!(durable, "a map is installed");
                 send(&stream.requests, Out::Acknowledgement(Acknowledgement { durable }))
             }
-            In::Head(head) => {
-                self.wants_full = true;
-                mesh.renew(head)?;
-                self.wants_full = false;
-                Ok(())
-            }
+            In::Head(head) => self.unless_refused(mesh, mesh.renew(head)),
             In::Heartbeat(_) => Ok(()),
             In::Welcome(_) => Err(Failure::new(Reason::NotTrusted, "the coordinator welcomed us twice")),
         }
+    }
+
+    /// After a refusal the next stream asks for everything: what a difference applied to may be what was wrong.
+    fn unless_refused<T>(&mut self, mesh: &Mesh, result: Result<T, Failure>) -> Result<T, Failure> {
+        match &result {
+            Ok(_) => mesh.vouch(),
+            Err(failure) => mesh.set_refusal(failure),
+        }
+        self.wants_full = result.is_err();
+        result
     }
 }
 

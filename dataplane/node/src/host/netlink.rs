@@ -143,12 +143,12 @@ impl Netlink {
     /// Gives an interface a host address.
     pub(crate) async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), Failure> {
         let len = if address.is_ipv4() { 32 } else { 128 };
-        self.handle
-            .address()
-            .add(index, address, len)
-            .execute()
-            .await
-            .map_err(|error| failed(format!("adding the address {address}"), &error))
+        let mut request = self.handle.address().add(index, address, len);
+        if address.is_ipv6() {
+            // Usable at once: nobody else on a TUN device can have it, and a tentative address is no source for a route.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        request.execute().await.map_err(|error| failed(format!("adding the address {address}"), &error))
     }
 
     /// Routes a prefix into an interface, from an address of ours.

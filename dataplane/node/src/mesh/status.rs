@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,7 @@ use ringmesh_tunnel::{
     path::Path,
 };
 
-use super::{Held, Mesh, durable};
+use super::{Held, Mesh, durable, link::LinkState};
 use crate::{
     clock,
     control::VERSION,
@@ -73,7 +74,11 @@ impl Mesh {
     }
 
     fn link_status(&self) -> local::Coordinator {
-        let link = self.link();
+        let mut link = self.link();
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if link.state == LinkState::Connected && refusal.is_some() {
+            (link.state, link.last_error) = (LinkState::Refused, refusal);
+        }
         local::Coordinator {
             state: link.state.as_str().to_owned(),
             address: link.address,

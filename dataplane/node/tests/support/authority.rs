@@ -10,8 +10,8 @@ use ringmesh_tunnel::{
     },
     key::{IdentityKey, IdentitySecret, NetworkId, NetworkSecret, NodeId, PublicKey, TokenId},
     netmap::{
-        Certificate, Envelope, Head, Leaf, Member, MemberKind, MerkleTree, NodeRecord, Policy, Position, Protocol, Role,
-        Rule, Selector, Statement, digest, leaf_hash,
+        Certificate, Envelope, Head, Leaf, Member, MemberKind, MerkleTree, NodeRecord, Policy, Position,
+        Protocol, Role, Rule, Selector, Statement, digest, leaf_hash,
     },
     time::UnixTime,
 };
@@ -62,7 +62,8 @@ impl Authority {
 
     /// The root's word that `key` may act as `role`.
     pub fn certificate(&self, role: Role, key: IdentityKey) -> Envelope {
-        let certificate = Certificate { network: self.network, role, key, serial: 1, not_after: in_ms(30 * DAY) };
+        let certificate =
+            Certificate { network: self.network, role, key, serial: 1, not_after: in_ms(30 * DAY) };
         Envelope::sign(&certificate, &self.root).unwrap()
     }
 
@@ -80,7 +81,8 @@ impl Authority {
     /// The text of a join token that leads to `coordinators`.
     pub fn token_text(&self, coordinators: &[String]) -> String {
         let secret = TokenSecret::from_seed(self.token_seed);
-        let token = JoinToken::new(self.root.public_key(), self.token, secret, coordinators.to_vec()).unwrap();
+        let token =
+            JoinToken::new(self.root.public_key(), self.token, secret, coordinators.to_vec()).unwrap();
         token.reveal().to_string()
     }
 
@@ -181,7 +183,13 @@ impl MapBuilder {
         self
     }
 
-    pub fn put_record(&mut self, of: &IdentitySecret, network: NetworkId, id: NodeId, endpoints: Vec<SocketAddr>) {
+    pub fn put_record(
+        &mut self,
+        of: &IdentitySecret,
+        network: NetworkId,
+        id: NodeId,
+        endpoints: Vec<SocketAddr>,
+    ) {
         let record = NodeRecord { network, id, serial: now().as_millis(), endpoints, time: now() };
         self.node_records.insert(id, Envelope::sign(&record, of).unwrap());
         self.position.ephemeral += 1;

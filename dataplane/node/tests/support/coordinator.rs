@@ -43,6 +43,8 @@ pub struct Mischief {
     pub clock_ahead: i64,
     /// Refuses the enrolment with this.
     pub refuse_enroll: Option<Status>,
+    /// Answers with the membership record of this key.
+    pub enroll_as: Option<IdentityKey>,
     /// Refuses the stream with this.
     pub refuse_sync: Option<Status>,
     /// Sends no heartbeats.
@@ -115,8 +117,9 @@ impl TestCoordinator {
         let service = ControlServiceServer::new(Service(Arc::clone(&shared)));
         let (connections, incoming) = mpsc::channel(16);
         let server = tokio::spawn(async move {
-            let serve =
-                tonic::transport::Server::builder().add_service(service).serve_with_incoming(ReceiverStream::new(incoming));
+            let serve = tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(ReceiverStream::new(incoming));
             let accept = async {
                 loop {
                     let Ok((tcp, _)) = listener.accept().await else { continue };
@@ -223,12 +226,17 @@ impl ControlService for Service {
         }))
     }
 
-    async fn enroll(&self, request: Request<wire::EnrollRequest>) -> Result<Response<wire::EnrollResponse>, Status> {
-        if let Some(refusal) = self.0.mischief.lock().unwrap().refuse_enroll.clone() {
+    async fn enroll(
+        &self,
+        request: Request<wire::EnrollRequest>,
+    ) -> Result<Response<wire::EnrollResponse>, Status> {
+        let mischief = self.0.mischief.lock().unwrap().clone();
+        if let Some(refusal) = mischief.refuse_enroll {
             return Err(refusal);
         }
         let request = request.into_inner();
         let identity = IdentityKey::from_bytes(request.identity_key.try_into().unwrap()).unwrap();
+        let identity = mischief.enroll_as.unwrap_or(identity);
         let number = {
             let mut enrolled = self.0.enrolled.lock().unwrap();
             let next = enrolled.len() as u8 + 1;
@@ -248,7 +256,10 @@ impl ControlService for Service {
         }))
     }
 
-    async fn sync(&self, request: Request<Streaming<wire::SyncRequest>>) -> Result<Response<Self::SyncStream>, Status> {
+    async fn sync(
+        &self,
+        request: Request<Streaming<wire::SyncRequest>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
         let mischief = self.0.mischief.lock().unwrap().clone();
         if let Some(refusal) = mischief.refuse_sync {
             return Err(refusal);
@@ -292,11 +303,17 @@ impl ControlService for Service {
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 
-    async fn report(&self, _request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+    async fn report(
+        &self,
+        _request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::ReportResponse>, Status> {
         Ok(Response::new(wire::ReportResponse {}))
     }
 
-    async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveResponse>, Status> {
         assert_eq!(request.into_inner().session, vec![5; 32]);
         self.0.left.send_modify(|left| *left += 1);
         Ok(Response::new(wire::LeaveResponse {}))
@@ -305,13 +322,22 @@ impl ControlService for Service {
 
 fn take_node_record(shared: &Shared, record: wire::Envelope) {
     use ringmesh_tunnel::netmap::{Envelope, NodeRecord, Record as _};
-    let envelope = Envelope::from_parts(record.kind, record.payload, &record.signer, &record.signature).unwrap();
+    let envelope =
+        Envelope::from_parts(record.kind, record.payload, &record.signer, &record.signature).unwrap();
     envelope.check_signature().unwrap();
     let parsed = NodeRecord::parse(&envelope.payload).unwrap();
     let id: NodeId = parsed.id;
     let mut map = shared.map.lock().unwrap();
     map.node_records.insert(id, envelope);
     map.position.ephemeral += 1;
+    if shared.mischief.lock().unwrap().mapless {
+        return;
+    }
+    // Every other node hears of it, as a whole map for simplicity.
+    let update = Out::Update(map.full(&shared.authority));
+    for stream in shared.streams.lock().unwrap().iter() {
+        let _ = stream.try_send(Ok(wire::SyncResponse { message: Some(update.clone()) }));
+    }
 }
 
 /// A TLS connection in a form that the gRPC server takes.
@@ -323,7 +349,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0).poll_read(cx, buf)
     }
 }

@@ -93,7 +93,12 @@ impl Node {
         Ok(self.client.leave(LeaveRequest {}).await?.into_inner().coordinator_told)
     }
 
-    pub async fn ping(&mut self, node: &str, count: u32, timeout_ms: u32) -> Result<Vec<PingResponse>, Status> {
+    pub async fn ping(
+        &mut self,
+        node: &str,
+        count: u32,
+        timeout_ms: u32,
+    ) -> Result<Vec<PingResponse>, Status> {
         let request = PingRequest { node: node.into(), count, interval_ms: 20, timeout_ms };
         let mut answers = self.client.ping(request).await?.into_inner();
         let mut all = Vec::new();

@@ -1,0 +1,293 @@
+//! Joining and leaving: whole, or not at all.
+
+use std::fs;
+
+use ringmesh_lab::in_sandbox;
+use ringmesh_proto::control::Reason;
+use ringmesh_tunnel::key::IdentitySecret;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{has_interface, reason};
+use crate::support::{
+    authority::Authority,
+    block_on,
+    coordinator::{Mischief, TestCoordinator},
+    daemon::{Node, Place},
+};
+
+/// A refusal as a coordinator sends it.
+fn refusal(reason: Reason, code: Code, message: &str) -> Status {
+    Status::with_error_details(
+        code,
+        message,
+        ErrorDetails::with_error_info(reason.as_str_name(), "ringmesh", []),
+    )
+}
+
+/// Nothing is left of a join that failed.
+async fn assert_untouched(place: &Place, node: &mut Node) {
+    assert_eq!(node.status().await.state, "not-joined");
+    assert!(!has_interface("mesh0"), "the interface is gone");
+    let left: Vec<_> = fs::read_dir(&place.config.state_dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name != "lock")
+        .collect();
+    assert_eq!(left, [""; 0], "no file is left");
+}
+
+#[test]
+fn a_joined_node_has_addresses_routes_and_files_and_a_left_one_has_none() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            assert_untouched(&place, &mut node).await;
+
+            let status = node.join(&coordinator.token(), "alpha").await.unwrap();
+            assert_eq!(status.state, "running");
+            let network = status.network.unwrap();
+            let own = network.self_.unwrap();
+            assert_eq!((network.name.as_str(), network.zone.as_str(), network.epoch), ("lab", "mesh", 1));
+            assert_eq!(
+                (own.name.as_str(), own.ipv4.as_str(), own.ipv6.as_str()),
+                ("alpha", "100.64.0.1", "fd00:77::1")
+            );
+            assert!(own.identity_fingerprint.starts_with("SHA256:"));
+            assert_eq!(network.revision, network.installed_revision);
+            let plane = status.data_plane.unwrap();
+            assert_eq!((plane.interface.as_str(), plane.mtu, plane.listen_port), ("mesh0", 1408, 51820));
+            assert!(!plane.back_end_reason.is_empty());
+            coordinator.hear_acknowledgement(network.revision).await;
+
+            let routes = sh("ip -4 route; ip -6 route; ip address show mesh0; ip link show mesh0");
+            for line in [
+                "100.64.0.0/10 dev mesh0",
+                "fd00:77::/48 dev mesh0",
+                "100.64.0.1/32",
+                "fd00:77::1/128",
+                "mtu 1408",
+            ] {
+                assert!(routes.contains(line), "{line}: {routes}");
+            }
+            assert!(!routes.contains("fe80"), "no link-local address is invented: {routes}");
+            for file in ["identity", "network.json", "map", "secrets"] {
+                assert!(place.state(file).exists(), "{file}");
+            }
+
+            assert!(node.leave().await.unwrap(), "the coordinator was told");
+            assert_eq!(*coordinator.shared.left.borrow(), 1);
+            assert_untouched(&place, &mut node).await;
+            assert_eq!(reason(&node.leave().await.unwrap_err()), Reason::NotJoined);
+            node.stop().await.unwrap();
+            assert!(!place.config.socket.exists());
+        });
+    });
+}
+
+fn sh(line: &str) -> String {
+    let output = std::process::Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_node_joins_one_network_at_a_time() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "alpha").await.unwrap();
+            let refused = node.join(&coordinator.token(), "beta").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::AlreadyJoined);
+            assert!(refused.message().contains("meshctl leave"), "{}", refused.message());
+            assert_eq!(node.status().await.network.unwrap().self_.unwrap().name, "alpha");
+        });
+    });
+}
+
+#[test]
+fn a_token_that_is_none_is_told_apart_from_one_cut_short() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let token = coordinator.token();
+            for (text, word) in [
+                ("hello", "not a join token"),
+                (&token[..token.len() - 3], "truncated"),
+                ("", "not a join token"),
+            ] {
+                let refused = node.join(text, "").await.unwrap_err();
+                assert_eq!(refused.code(), Code::InvalidArgument, "{text}");
+                assert!(refused.message().contains(word), "{}", refused.message());
+            }
+            assert_untouched(&place, &mut node).await;
+            assert!(coordinator.shared.enrolled.lock().unwrap().is_empty());
+        });
+    });
+}
+
+#[test]
+fn an_unreachable_coordinator_is_named_with_every_address_tried() {
+    in_sandbox(|| {
+        block_on(async {
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let token = Authority::new().token_text(&["127.0.0.1:9".to_owned(), "[::1]:9".to_owned()]);
+            let refused = node.join(&token, "").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::Unreachable);
+            assert!(
+                refused.message().contains("127.0.0.1:9") && refused.message().contains("[::1]:9"),
+                "{refused}"
+            );
+            assert_untouched(&place, &mut node).await;
+        });
+    });
+}
+
+#[test]
+fn a_coordinator_that_cannot_prove_itself_hears_nothing() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let mischiefs = [
+                ("another TLS key", Mischief { tls_key: Some([1; 32]), ..Mischief::default() }),
+                ("an old statement", Mischief { client_nonce: Some([1; 32]), ..Mischief::default() }),
+            ];
+            for (what, mischief) in mischiefs {
+                *coordinator.shared.mischief.lock().unwrap() = mischief;
+                let refused = node.join(&coordinator.token(), "").await.unwrap_err();
+                assert_eq!(reason(&refused), Reason::NotTrusted, "{what}: {refused}");
+            }
+            // The pin of another network: its root key certified nothing here.
+            *coordinator.shared.mischief.lock().unwrap() = Mischief::default();
+            let other = Authority::new().token_text(&[coordinator.shared.address.to_string()]);
+            let refused = node.join(&other, "").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
+            assert!(coordinator.shared.enrolled.lock().unwrap().is_empty(), "no enrolment was sent");
+            assert_untouched(&place, &mut node).await;
+
+            node.join(&coordinator.token(), "").await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_clock_far_off_is_refused_naming_both_times() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            for clock_ahead in [400_000, -400_000] {
+                *coordinator.shared.mischief.lock().unwrap() =
+                    Mischief { clock_ahead, ..Mischief::default() };
+                let refused = node.join(&coordinator.token(), "").await.unwrap_err();
+                assert_eq!(reason(&refused), Reason::Clock);
+                assert_eq!(refused.message().matches(" UTC").count(), 2, "{refused}");
+            }
+            assert_untouched(&place, &mut node).await;
+        });
+    });
+}
+
+#[test]
+fn what_the_coordinator_refuses_reaches_the_caller_as_it_is() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            for (sent, code) in [
+                (Reason::TokenExpired, Code::PermissionDenied),
+                (Reason::TokenUsed, Code::PermissionDenied),
+                (Reason::TokenInvalid, Code::Unauthenticated),
+                (Reason::NameTaken, Code::AlreadyExists),
+                (Reason::PoolExhausted, Code::ResourceExhausted),
+            ] {
+                coordinator.shared.mischief.lock().unwrap().refuse_enroll =
+                    Some(refusal(sent, code, "because"));
+                let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
+                assert_eq!((reason(&refused), refused.code()), (sent, code));
+                assert!(refused.message().contains("because"), "{refused}");
+            }
+            assert_untouched(&place, &mut node).await;
+        });
+    });
+}
+
+#[test]
+fn a_join_that_fails_after_enrolment_keeps_its_key_and_can_be_repeated() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            coordinator.shared.mischief.lock().unwrap().refuse_sync =
+                Some(refusal(Reason::ProofInvalid, Code::Unauthenticated, "no"));
+            let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::ProofInvalid);
+            assert!(refused.message().contains("same token"), "{refused}");
+            assert_eq!(node.status().await.state, "not-joined");
+            assert!(!has_interface("mesh0"));
+            for file in ["network.json", "map", "secrets"] {
+                assert!(!place.state(file).exists(), "{file}");
+            }
+
+            *coordinator.shared.mischief.lock().unwrap() = Mischief::default();
+            let status = node.join(&coordinator.token(), "alpha").await.unwrap();
+            assert_eq!(status.network.unwrap().self_.unwrap().ipv4, "100.64.0.1");
+            assert_eq!(coordinator.shared.enrolled.lock().unwrap().len(), 1, "the same key, the same node");
+        });
+    });
+}
+
+#[test]
+fn a_key_of_the_users_own_is_used_and_an_unsupported_one_refused() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let rsa = include_str!("../../src/state/testdata/rsa");
+            let refused = node.join_with(&coordinator.token(), "", rsa).await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::InvalidArgument);
+            assert!(
+                refused.message().contains("RSA") && refused.message().contains("ssh-keygen"),
+                "{refused}"
+            );
+            assert_untouched(&place, &mut node).await;
+
+            let own = include_str!("../../src/state/testdata/ed25519");
+            let status = node.join_with(&coordinator.token(), "", own).await.unwrap();
+            let public =
+                ssh_key::PublicKey::from_openssh(include_str!("../../src/state/testdata/ed25519.pub"))
+                    .unwrap();
+            let fingerprint = public.fingerprint(ssh_key::HashAlg::Sha256).to_string();
+            assert_eq!(status.network.unwrap().self_.unwrap().identity_fingerprint, fingerprint);
+        });
+    });
+}
+
+#[test]
+fn a_member_record_of_another_node_is_no_enrolment() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            coordinator.shared.mischief.lock().unwrap().enroll_as =
+                Some(IdentitySecret::generate().public_key());
+            let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
+            assert_untouched(&place, &mut node).await;
+        });
+    });
+}

@@ -1,0 +1,26 @@
+//! A node daemon on its own, with a real TUN device, against a coordinator that does as the test tells it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod host;
+mod joining;
+mod refusals;
+mod restart;
+mod stream;
+
+use ringmesh_proto::control::Reason;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+/// The reason in a refusal of ours.
+fn reason(status: &Status) -> Reason {
+    let info = status.get_details_error_info().expect("a refusal of ours has a reason");
+    assert_eq!(info.domain, "ringmesh");
+    Reason::from_str_name(&info.reason).expect("the reason is in the list")
+}
+
+/// Whether this network namespace has an interface.
+fn has_interface(name: &str) -> bool {
+    std::path::Path::new("/proc/sys/net/ipv4/conf").join(name).exists()
+}

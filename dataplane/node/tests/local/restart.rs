@@ -1,0 +1,118 @@
+//! A daemon that starts again.
+
+use std::time::{Duration, Instant};
+
+use ringmesh_lab::in_sandbox;
+use ringmesh_proto::control::Reason;
+use ringmesh_tunnel::key::IdentitySecret;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{has_interface, reason};
+use crate::support::{block_on, coordinator::TestCoordinator, daemon::Place};
+
+#[test]
+fn a_restarted_daemon_runs_from_its_map_within_a_second_though_the_coordinator_is_dead() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "alpha").await.unwrap();
+            let peer =
+                coordinator.shared.authority.member(7, "peer", IdentitySecret::generate().public_key());
+            let envelope = coordinator.shared.authority.sign_member(&peer);
+            coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
+            coordinator.send_map().await;
+            let before = node.until("the peer is known", |status| status.peers.len() == 1).await;
+            node.stop().await.unwrap();
+            assert!(!has_interface("mesh0"), "a clean stop removes the interface");
+            drop(coordinator);
+
+            let began = Instant::now();
+            let mut node = place.start().await.unwrap();
+            let status = node.status().await;
+            assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+            assert_eq!(status.state, "running");
+            assert_eq!(status.peers.len(), 1);
+            assert_eq!(status.network.as_ref().unwrap().revision, before.network.as_ref().unwrap().revision);
+            assert_eq!(status.network.unwrap().map_age_ms, None, "nobody has vouched for it since the start");
+            let shown = node.until("the coordinator is missed", |status| {
+                status.coordinator.as_ref().is_some_and(|coordinator| !coordinator.last_error.is_empty())
+            });
+            assert_eq!(shown.await.coordinator.unwrap().state, "connecting");
+        });
+    });
+}
+
+#[test]
+fn a_restarted_daemon_goes_on_from_its_position() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let joined = node.join(&coordinator.token(), "alpha").await.unwrap();
+            let revision = joined.network.unwrap().revision;
+            coordinator.hear_acknowledgement(revision).await;
+            node.stop().await.unwrap();
+            coordinator.forget_heard();
+            let _node = place.start().await.unwrap();
+            let hello = coordinator
+                .hear("a hello", |message| match message {
+                    ringmesh_proto::control::sync_request::Message::Hello(hello) => Some(hello.clone()),
+                    _ => None,
+                })
+                .await;
+            assert!(hello.position.unwrap().durable >= revision);
+            assert_eq!(hello.digest.len(), 32);
+        });
+    });
+}
+
+#[test]
+fn a_removed_node_is_cut_off_and_stays_so_until_it_leaves() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "alpha").await.unwrap();
+            let details = ErrorDetails::with_error_info(Reason::NodeRemoved.as_str_name(), "ringmesh", []);
+            let removal = Status::with_error_details(Code::PermissionDenied, "removed", details);
+            coordinator.shared.mischief.lock().unwrap().refuse_sync = Some(removal.clone());
+            coordinator.fail_streams(removal).await;
+            node.until("it is removed", |status| status.state == "removed").await;
+            assert!(!has_interface("mesh0"));
+            node.stop().await.unwrap();
+
+            coordinator.forget_heard();
+            let mut node = place.start().await.unwrap();
+            let status = node.status().await;
+            assert_eq!(status.state, "removed");
+            assert_eq!(status.coordinator.unwrap().state, "none");
+            assert!(!has_interface("mesh0"));
+            let refused = node.join(&coordinator.token(), "").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::AlreadyJoined);
+            assert!(refused.message().contains("meshctl leave"), "{refused}");
+            assert!(coordinator.heard().is_empty(), "it does not ask again");
+
+            assert!(!node.leave().await.unwrap());
+            coordinator.shared.mischief.lock().unwrap().refuse_sync = None;
+            let status = node.join(&coordinator.token(), "again").await.unwrap();
+            assert_eq!(status.network.unwrap().self_.unwrap().ipv4, "100.64.0.2", "with a new key");
+        });
+    });
+}
+
+#[test]
+fn two_daemons_do_not_share_a_state_directory() {
+    in_sandbox(|| {
+        block_on(async {
+            let place = Place::new();
+            let _node = place.start().await.unwrap();
+            let failure = place.start().await.err().expect("the second does not start");
+            assert_eq!(failure.reason(), Reason::Conflict);
+        });
+    });
+}

@@ -1,0 +1,158 @@
+//! The map stream: supervised, resumed, told what changes here.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use ringmesh_lab::in_sandbox;
+use ringmesh_proto::control::{
+    Envelope as WireEnvelope, sync_request::Message as In, sync_response::Message as Out,
+};
+use ringmesh_tunnel::netmap::{Envelope, NodeRecord, Record as _};
+use tonic::Status;
+
+use crate::support::{
+    authority::to_wire,
+    block_on,
+    coordinator::TestCoordinator,
+    daemon::{Node, Place},
+};
+
+async fn joined() -> (TestCoordinator, Place, Node) {
+    let coordinator = TestCoordinator::start().await;
+    let place = Place::new();
+    let mut node = place.start().await.unwrap();
+    node.join(&coordinator.token(), "alpha").await.unwrap();
+    (coordinator, place, node)
+}
+
+#[test]
+fn a_silent_coordinator_is_let_go_though_its_connection_lives() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            *coordinator.shared.heartbeat_seconds.lock().unwrap() = 1;
+            coordinator.shared.mischief.lock().unwrap().silent = true;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "alpha").await.unwrap();
+            coordinator.forget_heard();
+            let began = Instant::now();
+            coordinator.hear("a new hello", |message| matches!(message, In::Hello(_)).then_some(())).await;
+            let waited = began.elapsed();
+            assert!(waited > Duration::from_secs(2) && waited < Duration::from_secs(6), "{waited:?}");
+        });
+    });
+}
+
+#[test]
+fn the_node_sends_heartbeats_at_the_pace_it_was_told() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            *coordinator.shared.heartbeat_seconds.lock().unwrap() = 1;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "alpha").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let heard = coordinator.heard();
+            let beats = heard.iter().filter(|message| matches!(message, In::Heartbeat(_))).count();
+            assert!((4..=7).contains(&beats), "{beats} in 5 s");
+            assert_eq!(coordinator.hellos().len(), 1, "a coordinator that answers is kept");
+        });
+    });
+}
+
+#[test]
+fn a_broken_stream_is_opened_again_soon() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, mut node) = joined().await;
+            coordinator.forget_heard();
+            let began = Instant::now();
+            coordinator.fail_streams(Status::unavailable("restarting")).await;
+            coordinator.hear("a new hello", |message| matches!(message, In::Hello(_)).then_some(())).await;
+            assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+            node.until("it is connected", |status| status.coordinator.as_ref().unwrap().state == "connected")
+                .await;
+        });
+    });
+}
+
+#[test]
+fn a_head_renews_the_map_and_a_wrong_one_does_not() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, mut node) = joined().await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let aged = node.status().await.network.unwrap().map_age_ms.unwrap();
+            assert!(aged >= 200, "{aged}");
+            let head = |digest: Option<[u8; 32]>| {
+                let map = coordinator.shared.map.lock().unwrap();
+                let mut head = map.head(&coordinator.shared.authority);
+                head.digest = digest.unwrap_or(head.digest);
+                to_wire(&Envelope::sign(&head, &coordinator.shared.authority.head).unwrap())
+            };
+            coordinator.send(Out::Head(head(None))).await;
+            node.until("the head is taken", |status| {
+                status.network.as_ref().unwrap().map_age_ms.is_some_and(|age| age < aged)
+            })
+            .await;
+            coordinator.shared.mischief.lock().unwrap().mapless = true;
+            coordinator.send(Out::Head(head(Some([7; 32])))).await;
+            let status = node
+                .until("the wrong head is refused", |status| {
+                    status.coordinator.as_ref().unwrap().state == "refused"
+                })
+                .await;
+            assert!(status.coordinator.unwrap().last_error.contains("does not come to the map"));
+        });
+    });
+}
+
+#[test]
+fn a_new_address_of_the_machine_is_told_and_the_meshs_own_never() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, _node) = joined().await;
+            let ip = |line: &str| {
+                assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success(), "{line}");
+            };
+            ip("link add lan0 type veth peer name lan1");
+            ip("link set lan0 up");
+            ip("address add 192.0.2.77/24 dev lan0");
+            let record = coordinator
+                .hear("a record with the new address", |message| {
+                    let In::NodeRecord(WireEnvelope { payload, .. }) = message else { return None };
+                    let record = NodeRecord::parse(payload).unwrap();
+                    record.endpoints.contains(&"192.0.2.77:51820".parse().unwrap()).then_some(record)
+                })
+                .await;
+            assert!(record.endpoints.iter().all(|endpoint| !endpoint.ip().is_loopback()));
+            assert!(!record.endpoints.iter().any(|endpoint| endpoint.to_string().starts_with("100.64.")));
+            ip("address del 192.0.2.77/24 dev lan0");
+            coordinator
+                .hear("a record without it", |message| {
+                    let In::NodeRecord(WireEnvelope { payload, .. }) = message else { return None };
+                    let next = NodeRecord::parse(payload).unwrap();
+                    (next.serial > record.serial && next.endpoints.is_empty()).then_some(())
+                })
+                .await;
+        });
+    });
+}
+
+#[test]
+fn a_map_is_acknowledged_after_it_is_installed() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, mut node) = joined().await;
+            coordinator.shared.map.lock().unwrap().position.durable += 5;
+            let next = coordinator.shared.map.lock().unwrap().position.durable;
+            coordinator.send_map().await;
+            coordinator.hear_acknowledgement(next).await;
+            assert_eq!(node.status().await.network.unwrap().installed_revision, next);
+        });
+    });
+}
