@@ -213,6 +213,7 @@ async fn up(
     };
     let created = Created::new(token::create(&coordinator, network, uses, terms).await?, true);
     output::note(created.token.terms(now_ms()));
+    created.whereto().into_iter().for_each(output::note);
     output::note("run this on the machine that shall join (one more token: meshctl token create):");
     output::result(format, &created)
 }

@@ -49,6 +49,11 @@ fn verdict(status: &StatusResponse) -> Result<(), Failure> {
         return Err(Failure::new(Exit::NotJoined, "this machine is in no network")
             .attempt("meshctl join --token TOKEN; make one on the coordinator: meshctl token create"));
     };
+    if status.state == "removed" {
+        return Err(Failure::new(Exit::NotJoined, "this node was removed from its network").attempt(
+            "meshctl leave, which clears what is left of it; then join again with a new token, if it shall",
+        ));
+    }
     match network.map_age_ms {
         Some(age) if age > STALE_MS => Err(Failure::new(Exit::NotJoined, "the network map is stale")
             .cause(format!("no coordinator confirmed it for {}", output::table::span(age)))
@@ -74,6 +79,14 @@ mod tests {
         assert_eq!(verdict(&status(Some(STALE_MS))), Ok(()));
         assert_eq!(verdict(&status(None)), Ok(()));
         assert_eq!(verdict(&status(Some(STALE_MS + 1))).unwrap_err().exit(), Exit::NotJoined);
+    }
+
+    #[test]
+    fn a_removed_node_is_no_member_however_fresh_its_map() {
+        let removed = StatusResponse { state: "removed".to_owned(), ..status(Some(0)) };
+        let failure = verdict(&removed).unwrap_err();
+        assert_eq!(failure.exit(), Exit::NotJoined);
+        assert!(failure.to_string().contains("meshctl leave"), "{failure}");
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             let uses = (!reusable).then_some(uses);
             let created = Created::new(create(&coordinator, network.network, uses, terms).await?, false);
             output::note(created.token.terms(now_ms()));
+            created.whereto().into_iter().for_each(output::note);
             output::note("the token is shown this once; on the other machine: meshctl join --token TOKEN");
             output::result(format, &created)
         }

@@ -67,7 +67,7 @@ impl Document for Joined {
                 verb.to_owned(),
                 format!("network {} as {} (id {})", network.name, network.me.name, network.me.id),
             ]);
-            facts.row(["addresses".to_owned(), format!("{}, {}", network.me.ipv4, network.me.ipv6)]);
+            facts.row(["addresses".to_owned(), network.me.addresses()]);
         }
         facts.row(["map".to_owned(), self.map_line()]);
         facts.row(["ping".to_owned(), self.ping_line()]);

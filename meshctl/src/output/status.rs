@@ -187,6 +187,11 @@ impl From<local::Peer> for Peer {
     }
 }
 
+/// An IPv4 and an IPv6 address, of which either may be missing.
+fn both(ipv4: &str, ipv6: &str) -> String {
+    [ipv4, ipv6].into_iter().filter(|address| !address.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
 /// Peers by name, so that two calls can be compared.
 fn sorted(peers: Vec<local::Peer>) -> Vec<Peer> {
     let mut peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
@@ -221,7 +226,7 @@ impl Network {
     fn rows(&self, facts: &mut Columns, state: &str, now: u64) {
         facts.row(["node".to_owned(), format!("{} (id {}), {state}", self.me.name, self.me.id)]);
         facts.row(["network".to_owned(), format!("{} (zone {}, id {})", self.name, self.zone, self.id)]);
-        facts.row(["addresses".to_owned(), format!("{}, {}", self.me.ipv4, self.me.ipv6)]);
+        facts.row(["addresses".to_owned(), self.me.addresses()]);
         facts.row(["map".to_owned(), self.map_line()]);
         facts.row(["key".to_owned(), self.me.key_line(now)]);
     }
@@ -241,6 +246,11 @@ impl Network {
 }
 
 impl Me {
+    /// The addresses that there are.
+    pub(crate) fn addresses(&self) -> String {
+        both(&self.ipv4, &self.ipv6)
+    }
+
     fn key_line(&self, now: u64) -> String {
         let expiry = match self.expires_ms {
             0 => String::new(),
@@ -363,8 +373,9 @@ impl Document for Peers {
             let mut facts = Columns::bare();
             for (name, value) in [
                 ("peer", format!("{} (id {}, {})", peer.name, peer.id, peer.kind)),
-                ("  addresses", format!("{}, {}", peer.ipv4, peer.ipv6)),
-                ("  state", format!("{}, {} sessions so far", peer.state, peer.sessions)),
+                ("  addresses", both(&peer.ipv4, &peer.ipv6)),
+                ("  state", peer.state.clone()),
+                ("  sessions", peer.sessions.to_string()),
                 ("  path", peer.path_line()),
                 ("  round trip", peer.rtt()),
                 ("  handshake", peer.handshake()),

@@ -1,6 +1,9 @@
 //! `meshctl token create|list|revoke` and the join line of `coordinator up`.
 
+use std::net::SocketAddr;
+
 use ringmesh_proto::admin;
+use ringmesh_tunnel::enroll::JoinToken;
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -93,11 +96,28 @@ fn reveal<S: Serializer>(secret: &Zeroizing<String>, serializer: S) -> Result<S:
 }
 
 impl Created {
+    /// Where a node that joins with it will connect, in words; `None` if the token cannot be read, by an older program.
+    pub(crate) fn whereto(&self) -> Option<String> {
+        let token: JoinToken = self.secret.parse().ok()?;
+        let coordinators = token.coordinators().join(" or ");
+        let local = token.coordinators().iter().all(|coordinator| is_loopback(coordinator));
+        let hint =
+            if local { ", which only this machine can: name another address with --advertise" } else { "" };
+        Some(format!("nodes will connect to {coordinators}{hint}"))
+    }
+
     /// `as_command`: the text form is the whole `meshctl join` line, not the secret alone.
     pub(crate) fn new(response: admin::CreateTokenResponse, as_command: bool) -> Self {
         let secret = Zeroizing::new(response.secret);
         let join = Zeroizing::new(format!("meshctl join --token {}", secret.as_str()));
         Self { token: Token::from(response.token.unwrap_or_default()), secret, join, as_command }
+    }
+}
+
+fn is_loopback(coordinator: &str) -> bool {
+    match coordinator.parse::<SocketAddr>() {
+        Ok(address) => address.ip().is_loopback(),
+        Err(_) => coordinator.starts_with("localhost:"),
     }
 }
 
@@ -166,6 +186,11 @@ impl Document for Revoked {
 
 #[cfg(test)]
 mod tests {
+    use ringmesh_tunnel::{
+        enroll::TokenSecret,
+        key::{IdentitySecret, TokenId},
+    };
+
     use super::*;
 
     const NOW: u64 = 1_790_000_000_000;
@@ -200,6 +225,25 @@ mod tests {
         let response = admin::CreateTokenResponse { token: Some(token(1)), secret: "mesh1_AAAA".to_owned() };
         assert_eq!(Created::new(response.clone(), false).text(NOW), "mesh1_AAAA\n");
         assert_eq!(Created::new(response, true).text(NOW), "meshctl join --token mesh1_AAAA\n");
+    }
+
+    #[test]
+    fn a_coordinator_on_the_loopback_is_pointed_out() {
+        let whereto = |coordinators: &[&str]| {
+            let root = IdentitySecret::from_seed([7; 32]).public_key();
+            let coordinators = coordinators.iter().map(|coordinator| (*coordinator).to_owned()).collect();
+            let token =
+                JoinToken::new(root, TokenId::from_bytes([9; 8]), TokenSecret::generate(), coordinators);
+            let secret = token.unwrap().reveal().to_string();
+            Created::new(admin::CreateTokenResponse { token: None, secret }, false).whereto().unwrap()
+        };
+        assert_eq!(
+            whereto(&["192.0.2.1:443", "mesh.example.org:443"]),
+            "nodes will connect to 192.0.2.1:443 or mesh.example.org:443"
+        );
+        for local in ["127.0.0.1:443", "[::1]:443", "localhost:443"] {
+            assert!(whereto(&[local]).contains("--advertise"), "{local}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A coordinator from its first start on: up, tokens, networks, down, up again.
 
 use ringmesh_lab::in_sandbox;
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
 
 use crate::support::{Site, shows};
 
@@ -16,6 +18,10 @@ fn up_starts_a_coordinator_once_and_prints_a_join_line_each_time() {
         let machine = site.machine("coordinator");
         let first = machine.run(&["coordinator", "up"]);
         assert!(first.stderr.contains("/var/lib/mesh/coordinator/coordinator.log"), "{first:?}");
+        assert!(
+            first.stderr.contains(&format!("nodes will connect to {}:443 or [", machine.host.ipv4())),
+            "{first:?}"
+        );
         assert!(first.stderr.contains("for one node, expires in 24 h"), "{first:?}");
         let first = first.ok();
         assert_eq!(first.lines().count(), 1, "the result is the line alone: {first}");
@@ -36,6 +42,47 @@ fn up_starts_a_coordinator_once_and_prints_a_join_line_each_time() {
         assert_eq!(tokens["tokens"].as_array().unwrap().len(), 2);
         assert_eq!(tokens["tokens"][0]["max_uses"], 1);
         assert_eq!(tokens["tokens"][1]["max_uses"], serde_json::Value::Null);
+    });
+}
+
+#[test]
+fn up_as_json_is_the_token_created() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let machine = site.machine("coordinator");
+        let created = machine.json("token-created", &["coordinator", "up", "--listen", "127.0.0.1:8443"]);
+        assert_eq!(
+            created["join"].as_str().unwrap(),
+            format!("meshctl join --token {}", created["secret"].as_str().unwrap())
+        );
+        let again = machine.run(&["coordinator", "up"]);
+        assert!(again.stderr.contains("127.0.0.1:8443, which only this machine can"), "{again:?}");
+    });
+}
+
+#[test]
+fn a_background_daemon_outlives_its_terminal() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let machine = site.machine("coordinator");
+        machine.run(&["coordinator", "up", "--log", "debug", "--log-format", "json"]).ok();
+        let daemon = Pid::from_raw(machine.processes()[0].id.cast_signed()).unwrap();
+        assert_eq!(rustix::process::getsid(Some(daemon)).unwrap(), daemon, "it leads a session of its own");
+        rustix::process::kill_process(daemon, Signal::HUP).unwrap();
+        machine.run(&["token", "list"]).ok();
+        rustix::process::kill_process(daemon, Signal::TERM).unwrap();
+        while machine
+            .processes()
+            .iter()
+            .any(|process| process.id == daemon.as_raw_nonzero().get().cast_unsigned())
+        {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let log = machine.read("/var/lib/mesh/coordinator/coordinator.log").unwrap();
+        let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let seen =
+            |message: &str| events.iter().any(|event| event["message"].as_str().unwrap().contains(message));
+        assert!(seen("SIGHUP") && seen("ending"), "{log}");
     });
 }
 

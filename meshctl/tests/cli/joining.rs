@@ -101,6 +101,39 @@ fn leave_forgets_the_network_here_and_at_the_coordinator() {
 }
 
 #[test]
+fn leave_works_without_the_coordinator_and_says_what_is_left_to_do() {
+    in_sandbox(|| {
+        let (_site, coordinator, _one, two) = pair();
+        coordinator.run(&["coordinator", "down"]).ok();
+        let left = two.run(&["leave", "-o", "json"]);
+        assert_eq!(left.code, 0, "{left:?}");
+        assert_eq!(left.json("leave")["coordinator_told"], false);
+        assert!(left.stderr.contains("meshctl nodes remove two"), "{left:?}");
+        two.run(&["leave"]).failed(4);
+    });
+}
+
+#[test]
+fn a_removed_node_is_told_so_and_leaves() {
+    in_sandbox(|| {
+        let (_site, coordinator, _one, two) = pair();
+        coordinator.run(&["nodes", "remove", "two"]).ok();
+        let status = loop {
+            let status = two.run(&["status", "-o", "json"]);
+            if status.code != 0 {
+                break status;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        assert_eq!(status.code, 4, "{status:?}");
+        assert_eq!(status.json("status")["state"], "removed");
+        assert!(status.stderr.contains("meshctl leave"), "{status:?}");
+        two.run(&["leave"]).ok();
+        two.join(&coordinator);
+    });
+}
+
+#[test]
 fn a_token_is_taken_from_a_file_a_variable_and_standard_input() {
     in_sandbox(|| {
         let site = Site::new();

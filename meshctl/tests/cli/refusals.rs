@@ -3,7 +3,8 @@
 use std::{
     fs,
     net::{IpAddr, TcpListener, UdpSocket},
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::Command,
 };
 
@@ -150,7 +151,13 @@ fn a_pool_that_collides_with_a_route_is_a_conflict() {
         let machine = site.machine("node");
         machine.host.add_address("eth0", "100.64.9.1".parse::<IpAddr>().unwrap(), 24).unwrap();
         let token = coordinator.token();
-        refused(&machine, &["--token", &token], 9, &["100.64."]);
+        let message = machine.run(&["join", "--token", &token]).failed(9);
+        assert!(message.contains("100.64.9.1/24 of eth0") && message.contains("100.64.0.0/10"), "{message}");
+        // The pool is told by the coordinator with the membership, so the key that it is for is kept: with it the same
+        // token can be used again.
+        assert_eq!(machine.processes().len(), 0);
+        assert_eq!(machine.host.links().unwrap(), ["eth0"]);
+        assert_eq!(machine.traces(), [Path::new("/var/lib/mesh"), Path::new("/var/lib/mesh/identity")]);
         machine.host.remove_address("eth0", "100.64.9.1".parse::<IpAddr>().unwrap()).unwrap();
         machine.run(&["join", "--token", &token]).ok();
         assert_eq!(members(&coordinator), 1, "nothing half done was left at the coordinator");
@@ -210,16 +217,12 @@ fn want_of_rights_for_the_device_names_the_line_that_has_them() {
             5,
             &["error: cannot join the network", "sudo setcap cap_net_admin+ep"],
             || {
-                let mut join = if privilege() == Some(Privilege::Root) {
-                    let mut join = machine.host.command(&copy).unwrap();
-                    join.uid(65534).gid(65534);
-                    join
-                } else {
-                    // In a user namespace there is no other user to be, but root can do without its capabilities.
-                    let mut join = machine.host.command("setpriv").unwrap();
-                    join.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(&copy);
-                    join
-                };
+                let mut join = machine.host.command("setpriv").unwrap();
+                if privilege() == Some(Privilege::Root) {
+                    join.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+                }
+                // In a user namespace there is no other user to be, but root can do without its capabilities.
+                join.args(["--bounding-set=-all", "--inh-caps=-all"]).arg(&copy);
                 join.args(["join", "--token", &token, "--state-dir"])
                     .arg(&state)
                     .arg("--socket")
@@ -231,6 +234,41 @@ fn want_of_rights_for_the_device_names_the_line_that_has_them() {
         );
         assert!(!state.exists() && !socket.exists());
         // Refused before the token was spent.
+        machine.run(&["join", "--token", &token]).ok();
+    });
+}
+
+#[test]
+fn a_clock_far_off_is_named() {
+    in_sandbox(|| {
+        // The clock belongs to the whole machine, so it is turned for one process: a library that is loaded before libc.
+        const TURNED: &str = "#define _GNU_SOURCE\n#include <time.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
+            int clock_gettime(clockid_t id, struct timespec *t) {\n\
+            long e = syscall(SYS_clock_gettime, id, t);\n\
+            if (!e && id == CLOCK_REALTIME) t->tv_sec += TURN;\n return e; }\n";
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("turned.c");
+        fs::write(&source, TURNED).unwrap();
+        let site = Site::new();
+        let coordinator = site.coordinator();
+        let machine = site.machine("node");
+        let token = coordinator.token();
+        for (turn, name) in
+            [("-DTURN=-315360000L", "ten years slow"), ("-DTURN=315360000L", "ten years fast")]
+        {
+            let library = folder.path().join(format!("{}.so", turn.len()));
+            let mut cc = Command::new("cc");
+            cc.args(["-shared", "-fPIC", turn, "-o"]).arg(&library).arg(&source);
+            assert!(cc.status().unwrap().success());
+            leaves_nothing(&machine, 7, &["clock", "timedatectl"], || {
+                let mut join = machine.meshctl(&["join", "--token", &token]);
+                join.env("LD_PRELOAD", &library);
+                let ran = run_with(join, b"");
+                assert!(!ran.stderr.contains("LD_PRELOAD"), "{name}: {ran:?}");
+                ran
+            });
+        }
+        assert_eq!(members(&coordinator), 0);
         machine.run(&["join", "--token", &token]).ok();
     });
 }
