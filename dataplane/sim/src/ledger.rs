@@ -98,8 +98,8 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    const A: NodeIndex = NodeIndex::new(0);
-    const B: NodeIndex = NodeIndex::new(1);
+    const A: NodeIndex = NodeIndex::FIRST;
+    const B: NodeIndex = NodeIndex::SECOND;
 
     fn written() -> (Ledger, Vec<u8>) {
         let mut ledger = Ledger::default();

@@ -163,7 +163,7 @@ mod tests {
     fn cut_is_one_way_until_healed() {
         let mut network = Network::new(Rng::new(1));
         let (a, b) = (address(1), address(2));
-        let mut passes = |network: &mut Network, from, to| {
+        let passes = |network: &mut Network, from, to| {
             network.send(Datagram { from, to, payload: vec![] }, Duration::ZERO);
             network.receive(Duration::from_secs(1)).is_some()
         };

@@ -22,7 +22,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         let [a, b, c, d] = &mut self.0;
         let result = a.wrapping_add(*d).rotate_left(23).wrapping_add(*a);
         let shifted = *b << 17;
@@ -38,13 +38,13 @@ impl Rng {
     /// A number below `bound`, which must not be zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         // The high half of a product is uniform up to 2^-64 * bound, far below what a test could see.
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
     }
 
     /// True with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         // 53 bits: as many as an f64 has.
-        ((self.next() >> 11) as f64) < probability * (1u64 << 53) as f64
+        ((self.bits() >> 11) as f64) < probability * (1u64 << 53) as f64
     }
 
     /// A duration in the range, to the microsecond.
@@ -67,7 +67,7 @@ mod tests {
     fn equal_seeds_roll_equal_dice_and_neighbours_do_not() {
         let rolls = |seed| {
             let mut rng = Rng::new(seed);
-            (0..8).map(|_| rng.next()).collect::<Vec<_>>()
+            (0..8).map(|_| rng.bits()).collect::<Vec<_>>()
         };
         assert_eq!(rolls(1), rolls(1));
         assert!(rolls(1).iter().all(|roll| !rolls(2).contains(roll)));

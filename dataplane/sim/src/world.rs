@@ -18,9 +18,10 @@ use crate::trace::Trace;
 pub struct NodeIndex(u16);
 
 impl NodeIndex {
-    pub(crate) const fn new(index: u16) -> Self {
-        Self(index)
-    }
+    #[cfg(test)]
+    pub(crate) const FIRST: Self = Self(0);
+    #[cfg(test)]
+    pub(crate) const SECOND: Self = Self(1);
 
     /// The node's name in the network map.
     #[must_use]
@@ -67,7 +68,7 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         Self {
-            network: Network::new(Rng::new(rng.next())),
+            network: Network::new(Rng::new(rng.bits())),
             ledger: Ledger::default(),
             rng,
             nodes: Vec::new(),
@@ -96,7 +97,7 @@ impl World {
     pub fn add_node(&mut self) -> NodeIndex {
         let index = NodeIndex(u16::try_from(self.nodes.len()).expect("invariant: worlds are small"));
         let address = SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, index.0 + 1), 51820));
-        self.nodes.push(Node::new(index, address, self.rng.next()));
+        self.nodes.push(Node::new(index, address, self.rng.bits()));
         index
     }
 
@@ -153,7 +154,7 @@ impl World {
 
     /// Sends a packet with `len` random bytes of payload; returns its number in the ledger.
     pub fn send(&mut self, from: NodeIndex, to: NodeIndex, len: usize) -> u64 {
-        let payload: Vec<u8> = (0..len).map(|_| self.rng.next() as u8).collect();
+        let payload: Vec<u8> = (0..len).map(|_| self.rng.bits() as u8).collect();
         let (number, packet) = self.ledger.write(from, to, &payload, self.elapsed);
         let now = self.now(from);
         let mut sent = Vec::new();
@@ -178,7 +179,7 @@ impl World {
 
     /// Stops a node and starts it again at once, with what a daemon has on disk.
     pub fn restart(&mut self, node: NodeIndex) {
-        let (seed, now) = (self.rng.next(), self.now(node));
+        let (seed, now) = (self.rng.bits(), self.now(node));
         self.nodes[usize::from(node.0)].restart(seed, now);
         self.work(node);
     }

@@ -109,6 +109,7 @@ impl Tunnel {
         let is_notice = plaintext.first().is_some_and(|first| first >> 4 == notice::NIBBLE);
         if let Some(peer) = self.peers.get_mut(slot) {
             peer.last_received = Some(now.monotonic);
+            peer.last_opened = Some(now.monotonic);
             peer.timers.authenticated_received(now.monotonic);
             let quiet = plaintext.is_empty() || (mesh && is_notice);
             if !quiet {

@@ -163,6 +163,8 @@ pub(crate) struct Peer {
     pub(crate) listed: bool,
     pub(crate) last_handshake: Option<UnixTime>,
     pub(crate) last_received: Option<Instant>,
+    /// When a datagram was last opened: unlike a handshake message, it shows that the peer has the session.
+    pub(crate) last_opened: Option<Instant>,
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,
     pub(crate) rtt: Option<Duration>,
@@ -190,6 +192,7 @@ impl Peer {
             listed: false,
             last_handshake: None,
             last_received: None,
+            last_opened: None,
             sent_bytes: 0,
             received_bytes: 0,
             rtt: None,

@@ -36,6 +36,9 @@ pub const MAX_WAITING_MESSAGES: usize = 1024;
 pub const MAX_WAITING_JOBS: usize = 1024;
 /// Events waiting to be taken; the oldest is dropped for the next.
 pub const MAX_WAITING_EVENTS: usize = 4096;
+/// A peer that used the current session this lately is content with it. Less than the time for which a response may stay
+/// unconfirmed, so that what was under way when a peer forgot the session does not count.
+const CONTENT_FOR: Duration = Duration::from_secs(4);
 /// Empty buffers kept for held packets.
 const MAX_SPARE_BUFFERS: usize = MAX_HELD_PACKETS;
 
@@ -369,7 +372,7 @@ impl Tunnel {
         let pending = peer.handshake.take_if(|pending| pending.id == id);
         let index = pending.and_then(|pending| pending.index).ok_or(DropReason::SupersededHandshake)?;
         let session = Session::new(index, sender, true, keys, now.monotonic);
-        let ended = peer.sessions.initiated(session.ok_or(DropReason::BadHandshake)?);
+        let ended = peer.sessions.initiated(session.ok_or(DropReason::BadHandshake)?, now.monotonic);
         peer.received_bytes += message::RESPONSE_LEN as u64;
         peer.last_received = Some(now.monotonic);
         peer.last_handshake = Some(now.wall);
@@ -553,10 +556,15 @@ impl Tunnel {
         match due {
             Due::Retry => self.begin_handshake(slot, Begin::Retry, now),
             Due::PeerSilent => self.begin_handshake(slot, Begin::Fresh, now),
-            Due::ResponseUnconfirmed if peer.sessions.has_unconfirmed() => {
-                self.begin_handshake(slot, Begin::Insist, now);
+            Due::ResponseUnconfirmed => {
+                // A peer that still uses the session we have had no need of the one we answered: the two initiations
+                // crossed, or ours was faster.
+                let lately = |at: Instant| now.monotonic.saturating_duration_since(at) < CONTENT_FOR;
+                let content = peer.last_opened.is_some_and(lately);
+                if peer.sessions.has_unconfirmed() && !content {
+                    self.begin_handshake(slot, Begin::Insist, now);
+                }
             }
-            Due::ResponseUnconfirmed => {}
             Due::Keepalive => {
                 peer.owes_keepalive = true;
                 self.flush_or_begin(slot, now);

@@ -13,7 +13,7 @@ use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use crate::drop_reason::DropReason;
 use crate::handshake::TransportKeys;
 use crate::message::{self, DATA_HEADER_LEN, TAG_LEN};
-use crate::timers::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ON_RECEIVE_AFTER};
+use crate::timers::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ON_RECEIVE_AFTER, REKEY_TIMEOUT};
 
 use self::replay::ReplayWindow;
 pub(crate) use self::slots::{Position, Sessions};
@@ -64,6 +64,11 @@ impl Session {
     /// The name by which the peer addresses this session.
     pub(crate) const fn local_index(&self) -> u32 {
         self.local_index
+    }
+
+    /// Whether it was made less than a handshake's time-out ago.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.created) < REKEY_TIMEOUT
     }
 
     /// Whether a packet may still be sealed.

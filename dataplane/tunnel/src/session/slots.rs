@@ -1,5 +1,7 @@
 //! The three places of a peer's sessions (whitepaper §6.3, W17).
 
+use std::time::Instant;
+
 use super::Session;
 
 /// A peer's sessions: the one in use, the one before it for datagrams still under way, and one that we answered but whose
@@ -53,10 +55,14 @@ impl Sessions {
     }
 
     /// Takes a session into use whose handshake we began: its response was the peer's proof.
-    pub(crate) fn initiated(&mut self, session: Session) -> Ended {
+    ///
+    /// What the peer may still seal with is kept to open it: a session that we answered just now, which it may have taken
+    /// into use, or else the one in use until now. One that stayed unconfirmed is in use nowhere.
+    pub(crate) fn initiated(&mut self, session: Session, now: Instant) -> Ended {
         let next = self.next.take();
         let current = self.current.replace(Box::new(session));
-        let (keep, end) = if next.is_some() { (next, current) } else { (current, None) };
+        let next_is_fresh = next.as_ref().is_some_and(|next| next.is_fresh(now));
+        let (keep, end) = if next_is_fresh { (next, current) } else { (current, next) };
         [std::mem::replace(&mut self.previous, keep), end, None]
     }
 
@@ -80,12 +86,22 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::handshake::TransportKeys;
     use crate::time::test_epoch;
 
+    fn session_made(index: u32, now: Instant) -> Session {
+        Session::new(index, 0, true, &TransportKeys::new([0; 32], [0; 32]), now).unwrap()
+    }
+
     fn session(index: u32) -> Session {
-        Session::new(index, 0, true, &TransportKeys::new([0; 32], [0; 32]), test_epoch()).unwrap()
+        session_made(index, test_epoch())
+    }
+
+    fn initiated(sessions: &mut Sessions, index: u32) -> Ended {
+        sessions.initiated(session(index), test_epoch())
     }
 
     fn held(sessions: &Sessions) -> [Option<u32>; 3] {
@@ -100,18 +116,18 @@ mod tests {
     #[test]
     fn an_initiated_session_is_used_at_once() {
         let mut sessions = Sessions::default();
-        assert!(ended(sessions.initiated(session(1))).is_empty());
-        assert!(ended(sessions.initiated(session(2))).is_empty());
+        assert!(ended(initiated(&mut sessions, 1)).is_empty());
+        assert!(ended(initiated(&mut sessions, 2)).is_empty());
         assert_eq!(held(&sessions), [Some(1), Some(2), None]);
-        assert_eq!(ended(sessions.initiated(session(3))), [1]);
+        assert_eq!(ended(initiated(&mut sessions, 3)), [1]);
         assert_eq!(held(&sessions), [Some(2), Some(3), None]);
     }
 
     #[test]
     fn a_responded_session_waits_for_confirmation() {
         let mut sessions = Sessions::default();
-        sessions.initiated(session(1));
-        sessions.initiated(session(2));
+        initiated(&mut sessions, 1);
+        initiated(&mut sessions, 2);
         assert_eq!(ended(sessions.responded(session(3))), [1]);
         assert_eq!(held(&sessions), [None, Some(2), Some(3)]);
         assert_eq!(ended(sessions.responded(session(4))), [3]);
@@ -121,19 +137,22 @@ mod tests {
     }
 
     #[test]
-    fn an_unconfirmed_session_outlives_the_current_one_when_ours_wins() {
-        let mut sessions = Sessions::default();
-        sessions.initiated(session(1));
-        sessions.responded(session(2));
-        assert_eq!(ended(sessions.initiated(session(3))), [1]);
-        assert_eq!(held(&sessions), [Some(2), Some(3), None]);
+    fn a_session_answered_just_now_outlives_the_current_one_when_ours_wins() {
+        let now = test_epoch();
+        for (age, kept, gone) in [(Duration::from_millis(4999), 2, 1), (Duration::from_secs(5), 1, 2)] {
+            let mut sessions = Sessions::default();
+            sessions.initiated(session_made(1, now), now);
+            sessions.responded(session_made(2, now));
+            assert_eq!(ended(sessions.initiated(session_made(3, now), now + age)), [gone]);
+            assert_eq!(held(&sessions), [Some(kept), Some(3), None]);
+        }
     }
 
     #[test]
     fn each_session_is_found_by_its_index() {
         let mut sessions = Sessions::default();
-        sessions.initiated(session(1));
-        sessions.initiated(session(2));
+        initiated(&mut sessions, 1);
+        initiated(&mut sessions, 2);
         assert_eq!(sessions.find_mut(1).unwrap().0, Position::Previous);
         sessions.responded(session(3));
         assert_eq!(sessions.find_mut(2).unwrap().0, Position::Current);
