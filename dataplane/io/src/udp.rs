@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -10,7 +11,12 @@ use thiserror::Error;
 use crate::sys;
 
 /// How often a free port is looked for that both families have, when the kernel may choose it.
-const PORT_ATTEMPTS: usize = 16;
+const ANY_PORT_ATTEMPTS: usize = 16;
+
+/// How often, and at what interval, a port that is taken is tried: the kernel takes apart a dead process's rings, which
+/// hold its sockets, some tens of milliseconds after its death.
+const PORT_ATTEMPTS: usize = 20;
+const PORT_PAUSE: Duration = Duration::from_millis(25);
 
 /// The socket buffers asked for, in bytes. The kernel doubles what it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,21 +77,22 @@ impl Udp {
     /// Binds `port` on every address of both families; 0 lets the kernel choose a port that is free in both.
     ///
     /// A family that the machine does not have is left out. The sockets do not believe ICMP about the path's MTU
-    /// (anybody can forge it) and never fragment.
+    /// (anybody can forge it) and never fragment. As the kernel takes a moment to clear up behind a process that was
+    /// killed, the call waits up to half a second for a port that is taken.
     ///
     /// # Errors
     ///
     /// When the port is taken in either family, not permitted, or there is no family.
     pub fn bind(port: u16, buffers: SocketBuffers) -> Result<Self, UdpError> {
-        let attempts = if port == 0 { PORT_ATTEMPTS } else { 1 };
-        let mut result = Err(UdpError::NoFamily);
-        for _ in 0..attempts {
-            result = Self::bind_once(port, buffers);
-            if !matches!(result, Err(UdpError::PortTaken { .. })) {
-                break;
+        let (attempts, pause) =
+            if port == 0 { (ANY_PORT_ATTEMPTS, Duration::ZERO) } else { (PORT_ATTEMPTS, PORT_PAUSE) };
+        for _ in 1..attempts {
+            match Self::bind_once(port, buffers) {
+                Err(UdpError::PortTaken { .. }) => std::thread::sleep(pause),
+                result => return result,
             }
         }
-        result
+        Self::bind_once(port, buffers)
     }
 
     fn bind_once(port: u16, buffers: SocketBuffers) -> Result<Self, UdpError> {

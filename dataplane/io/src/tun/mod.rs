@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -18,6 +19,11 @@ const DEVICE: &str = "/dev/net/tun";
 
 /// The longest interface name, in bytes (`IFNAMSIZ` less the terminating zero).
 const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// How often, and at what interval, a name that is taken is tried: the kernel takes apart a dead process's rings, which
+/// hold its files, some tens of milliseconds after its death.
+const NAME_ATTEMPTS: usize = 40;
+const NAME_PAUSE: Duration = Duration::from_millis(25);
 
 /// One queue of a TUN interface. The interface goes away with its last queue.
 #[derive(Debug)]
@@ -88,12 +94,19 @@ impl Tun {
     /// Creates an interface and opens its first queue.
     ///
     /// `name` is exact, or holds `%d` for the first free number (`mesh%d`). An interface that exists is never taken
-    /// over.
+    /// over; but as the kernel takes a moment to clear up behind a process that was killed, the call waits up to a
+    /// second for the name.
     ///
     /// # Errors
     ///
     /// Each names its cause and cure; nothing is left behind.
     pub fn create(name: &str) -> Result<Self, TunError> {
+        for _ in 1..NAME_ATTEMPTS {
+            match Self::open(name, sys::TunFlags::New) {
+                Err(TunError::NameTaken { .. }) => std::thread::sleep(NAME_PAUSE),
+                result => return result,
+            }
+        }
         Self::open(name, sys::TunFlags::New)
     }
 

@@ -2,21 +2,22 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Says to a test that was started again that it is in its namespace.
-const INSIDE: &str = "RINGMESH_IO_TEST_INSIDE";
+pub(crate) const INSIDE: &str = "RINGMESH_IO_TEST_INSIDE";
 
 /// Runs a test in a network namespace of its own, with `lo` up.
 ///
-/// Root moves its thread there. Anybody else starts the test again in a user namespace, which only a process of one
+/// `test` is its path as `module_path!` has it. Root moves its thread there. Anybody else starts the test again in a user namespace, which only a process of one
 /// thread can enter. A machine that allows neither fails the test: a contract that was not checked is not kept.
-pub(crate) fn in_namespace(test: &str, body: impl FnOnce()) {
+pub(crate) fn enter(test: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
         interface_up("lo").expect("lo comes up");
         return body();
@@ -28,12 +29,15 @@ pub(crate) fn in_namespace(test: &str, body: impl FnOnce()) {
         interface_up("lo").expect("lo comes up");
         return body();
     }
-    again_in_user_namespace(test);
+    // Without the crate's name, as the test runner knows it.
+    again_in_user_namespace(test.split_once("::").map_or(test, |(_, path)| path));
 }
 
 fn again_in_user_namespace(test: &str) {
     // SAFETY: takes nothing and cannot fail.
-    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    let uid = unsafe { libc::getuid() };
+    // SAFETY: takes nothing and cannot fail.
+    let gid = unsafe { libc::getgid() };
     let maps = [
         ("/proc/self/uid_map", format!("0 {uid} 1")),
         ("/proc/self/setgroups", "deny".to_owned()),
@@ -163,12 +167,46 @@ pub(crate) fn delete_interface(name: &str) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
 }
 
-/// Makes a TAP interface: an Ethernet whose other stations are played by the test.
-pub(crate) fn tap(name: &str) -> io::Result<File> {
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
-    let mut request = request(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF takes one ifreq, which lives through the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
-    Ok(file)
+/// A TAP interface: an Ethernet whose other stations are played by the test.
+pub(crate) struct Ethernet {
+    frames: File,
+}
+
+impl Ethernet {
+    /// Makes the interface, with an address and up.
+    pub(crate) fn new(name: &str, ours: Ipv4Addr) -> io::Result<Self> {
+        let frames =
+            File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        let mut request = request(name);
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+        // SAFETY: TUNSETIFF takes one ifreq, which lives through the call.
+        check(unsafe { libc::ioctl(frames.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+        interface_up(name)?;
+        add_ipv4(name, ours)?;
+        Ok(Self { frames })
+    }
+
+    /// The next frame sent by the machine, if any.
+    pub(crate) fn receive(&mut self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 2048];
+        let len = self.frames.read(&mut frame).ok()?;
+        frame.truncate(len);
+        Some(frame)
+    }
+
+    /// Answers the question who has `station`, which must have been asked.
+    pub(crate) fn introduce(&mut self, station: Ipv4Addr) -> io::Result<()> {
+        const HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+        let asked = |frame: &[u8]| frame[12..14] == [8, 6] && frame[38..42] == station.octets();
+        let question = std::iter::from_fn(|| self.receive()).find(|frame| asked(frame));
+        let question = question.ok_or_else(|| io::Error::other("nobody asked for the station"))?;
+        let mut answer = question.clone();
+        answer[..6].copy_from_slice(&question[6..12]);
+        answer[6..12].copy_from_slice(&HARDWARE);
+        answer[21] = 2;
+        answer[22..28].copy_from_slice(&HARDWARE);
+        answer[28..32].copy_from_slice(&question[38..42]);
+        answer[32..42].copy_from_slice(&question[22..32]);
+        self.frames.write_all(&answer)
+    }
 }

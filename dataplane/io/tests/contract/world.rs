@@ -10,7 +10,7 @@ use ringmesh_io::{
     SuperPacket, Train, Tun, Udp, Waker,
 };
 
-use crate::support;
+use crate::namespace;
 
 pub(crate) const MTU: u16 = 1408;
 
@@ -29,10 +29,10 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
     /// Bytes of IP and UDP header.
-    pub fn headers(self) -> usize {
+    pub(crate) fn headers(self) -> usize {
         match self {
             Self::V4 => 28,
             Self::V6 => 48,
@@ -53,13 +53,13 @@ pub(crate) struct Courier {
 
 impl Courier {
     /// Bytes in front of the packet.
-    pub const HEADER: usize = 16;
+    pub(crate) const HEADER: usize = 16;
     /// First byte of a datagram with a packet.
-    pub const PACKET: u8 = 4;
+    pub(crate) const PACKET: u8 = 4;
     /// First byte of a datagram that only is looked at.
-    pub const NOT_A_PACKET: u8 = 0xfe;
+    pub(crate) const NOT_A_PACKET: u8 = 0xfe;
 
-    pub fn new(peer: SocketAddr) -> Self {
+    pub(crate) fn new(peer: SocketAddr) -> Self {
         Self { peer, seen: VecDeque::new(), times: Vec::new(), packets: 0, dropped: 0, wakes: 0, idles: 0 }
     }
 }
@@ -207,17 +207,17 @@ pub(crate) struct KernelWorld {
 }
 
 impl KernelWorld {
-    pub fn new(choice: Choice) -> Self {
+    pub(crate) fn new(choice: Choice) -> Self {
         Self::with_udp(choice, Udp::bind(0, SocketBuffers::default()).expect("a free port"))
     }
 
-    pub fn with_udp(choice: Choice, udp: Udp) -> Self {
+    pub(crate) fn with_udp(choice: Choice, udp: Udp) -> Self {
         let tun = Tun::create("mesh%d").expect("TUN is available: these tests need it");
         let (tun_name, port) = (tun.name().to_owned(), udp.port());
-        support::set_mtu(&tun_name, i32::from(MTU)).expect("an MTU");
-        support::interface_up(&tun_name).expect("the interface comes up");
-        support::add_ipv4(&tun_name, OURS_V4).expect("an IPv4 address");
-        support::add_ipv6(&tun_name, OURS_V6).expect("an IPv6 address");
+        namespace::set_mtu(&tun_name, i32::from(MTU)).expect("an MTU");
+        namespace::interface_up(&tun_name).expect("the interface comes up");
+        namespace::add_ipv4(&tun_name, OURS_V4).expect("an IPv4 address");
+        namespace::add_ipv6(&tun_name, OURS_V6).expect("an IPv6 address");
         let waker = Waker::new().expect("a waker");
         let (io, chosen) = KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU }).expect("a back end");
         let expected = if choice == Choice::Poll { BackEnd::Poll } else { BackEnd::Uring };
@@ -228,7 +228,7 @@ impl KernelWorld {
     }
 
     /// Where our sockets are reached.
-    pub fn ours(&self, family: Family) -> SocketAddr {
+    pub(crate) fn ours(&self, family: Family) -> SocketAddr {
         match family {
             Family::V4 => SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)),
             Family::V6 => SocketAddr::from((Ipv6Addr::LOCALHOST, self.port)),
@@ -306,7 +306,7 @@ pub(crate) struct MemoryWorld {
 }
 
 impl MemoryWorld {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             io: MemoryIo::new(MTU).expect("a waker"),
             sent: Default::default(),

@@ -1,0 +1,101 @@
+//! Nothing is allocated on the packet path once a back end is open.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::namespace;
+use crate::world::{Family, KernelWorld, World};
+use ringmesh_io::{Choice, Delivery, Handler, Now, Outbox, PacketIo, SuperPacket, Train};
+
+thread_local! {
+    /// Allocations of this thread, counted while a turn lasts.
+    static COUNT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+struct Counting;
+
+// SAFETY: hands everything to the system's allocator; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get().map(|count| count + 1)));
+        // SAFETY: the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from the system's allocator, by the function above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Sends each packet to the network and each datagram to TUN.
+struct Plain {
+    peer: SocketAddr,
+    packets: u64,
+    datagrams: u64,
+}
+
+impl Handler for Plain {
+    fn packets(&mut self, mut packets: SuperPacket<'_>, outbox: &mut Outbox, _: Now) {
+        while let Some(packet) = packets.next_packet() {
+            let mut slot = outbox.datagram().expect("room");
+            slot[..16].fill(0);
+            slot[16..16 + packet.len()].copy_from_slice(packet);
+            slot.commit(16 + packet.len(), self.peer);
+            self.packets += 1;
+        }
+    }
+
+    fn datagrams(&mut self, mut train: Train<'_>, _: SocketAddr, delivery: &mut Delivery<'_>, _: Now) {
+        let len = train.datagram(0).expect("a train has a datagram").len();
+        delivery.packet(0, 16..len).expect("a packet");
+        self.datagrams += 1;
+    }
+
+    fn wake(&mut self, _: &mut Outbox, _: Now) {}
+    fn idle(&mut self, _: &mut Outbox, _: Now) {}
+}
+
+fn turns_allocate_nothing(choice: Choice) {
+    let mut world = KernelWorld::new(choice);
+    let mut plain = Plain { peer: world.peer(Family::V4), packets: 0, datagrams: 0 };
+    let waker = world.io().waker();
+    let mut allocations = 0;
+    for _ in 0..200 {
+        for _ in 0..150 {
+            world.app_send(Family::V4, b"there");
+            world.net_send(Family::V4, &[0x45; 100]);
+        }
+        waker.wake();
+        for _ in 0..4 {
+            COUNT.set(Some(0));
+            world.io().turn(Some(Instant::now() + Duration::from_micros(50)), &mut plain).expect("a turn");
+            allocations += COUNT.take().expect("counted");
+        }
+        while world.net_recv(Family::V4).is_some() {}
+    }
+    assert!(plain.packets > 10_000 && plain.datagrams > 10_000, "{} {}", plain.packets, plain.datagrams);
+    assert_eq!(allocations, 0);
+}
+
+#[test]
+fn uring() {
+    namespace::enter(concat!(module_path!(), "::uring"), || turns_allocate_nothing(Choice::Uring));
+}
+
+#[test]
+fn poll() {
+    namespace::enter(concat!(module_path!(), "::poll"), || turns_allocate_nothing(Choice::Poll));
+}
+
+#[test]
+fn the_counter_counts() {
+    COUNT.set(Some(0));
+    drop(std::hint::black_box(Box::new(1)));
+    assert_eq!(COUNT.take(), Some(1));
+}
