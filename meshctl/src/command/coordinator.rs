@@ -89,7 +89,7 @@ pub(crate) struct Options {
     /// Its unix socket for operators [default: /run/mesh/coordinator.sock]
     #[arg(long, env = "MESH_COORDINATOR_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Where nodes connect, address and TCP port [default: [::]:443]
+    /// Where nodes connect, address and TCP port [default: port 443 of every address]
     #[arg(long, env = "MESH_LISTEN", value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
     /// What nodes are told to connect to; may be repeated [default: every global address of this machine]

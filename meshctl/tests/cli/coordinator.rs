@@ -41,7 +41,7 @@ fn up_starts_a_coordinator_once_and_prints_a_join_line_each_time() {
         let tokens = machine.json("tokens", &["token", "list"]);
         assert_eq!(tokens["tokens"].as_array().unwrap().len(), 2);
         assert_eq!(tokens["tokens"][0]["max_uses"], 1);
-        assert_eq!(tokens["tokens"][1]["max_uses"], serde_json::Value::Null);
+        assert_eq!(tokens["tokens"][1]["max_uses"], Value::Null);
     });
 }
 
