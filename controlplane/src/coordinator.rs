@@ -316,9 +316,13 @@ impl Coordinator {
         if record.time > latest || record.time < now.saturating_sub(CLOCK_SKEW) {
             return Err(Refused::Clock { record_ms: record.time.as_millis(), now_ms: now.as_millis() });
         }
-        // Peers never take a lower serial after this one, so that a wild one would lock the node out for good.
+        // Peers never take a lower serial after this one, and after a restart we do not know the last one: so it must be
+        // a time of signing, as a later record's will be.
         if record.serial > latest.as_millis() {
-            return wrong("its serial lies in the future");
+            return Err(Refused::Clock { record_ms: record.serial, now_ms: now.as_millis() });
+        }
+        if record.serial < record.time.as_millis() {
+            return wrong("its serial is lower than its time of signing in ms");
         }
         let held = self.with_network(who.network, |state| state.node_records.get(&who.node).cloned())?;
         match held {

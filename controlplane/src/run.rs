@@ -9,7 +9,7 @@ use crate::{
     advertise, api,
     clock::Clock,
     config::{Config, ConfigError},
-    coordinator::{Coordinator, Fault, INTERVAL, Options},
+    coordinator::{Coordinator, Fault, INTERVAL, MaintenanceError, Options},
     network::{Damage, Registry, authority::Signer},
     server::{self, Limits, SocketError},
     state_dir::{self, FileError},
@@ -84,8 +84,8 @@ pub enum StartError {
     #[error("the server ended: {0}")]
     Server(io::Error),
     /// The first network could not be made, or due records not renewed.
-    #[error("{0}")]
-    Prepare(String),
+    #[error("cannot prepare the networks: {0}")]
+    Prepare(#[from] MaintenanceError),
 }
 
 /// Runs a coordinator until `shutdown` ends, or it cannot go on. `ready` is called once, when it serves.
@@ -116,11 +116,10 @@ pub async fn run(
         tls_key: *identity.key_hash(),
     };
     let coordinator = Coordinator::open(Arc::new(store), vault, options).await?;
-    let prepare = |error: &dyn std::fmt::Display| StartError::Prepare(error.to_string());
-    coordinator.ensure_network(&config.network).await.map_err(|error| prepare(&error))?;
+    coordinator.ensure_network(&config.network).await?;
     check_keys(&coordinator)?;
     // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
-    coordinator.maintain().await.map_err(|error| prepare(&error))?;
+    coordinator.maintain().await?;
 
     let admin_socket = socket.path().to_owned();
     let certificate_pem = identity.certificate_pem().to_owned();

@@ -63,7 +63,10 @@ impl Coordinator {
     }
 
     /// Makes the configured network if there is none at all; says so if there is another one.
-    pub(crate) async fn ensure_network(&self, config: &NetworkConfig) -> Result<(), Refused> {
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub async fn ensure_network(&self, config: &NetworkConfig) -> Result<(), MaintenanceError> {
         let (empty, named) = self.with_registry(|registry| {
             (
                 registry.networks.is_empty(),
@@ -150,7 +153,7 @@ impl Inner {
     }
 }
 
-/// Why maintenance could not be done.
+/// Why something that the coordinator does unasked could not be done.
 #[derive(Debug, thiserror::Error)]
-#[error("maintenance failed: {0}")]
+#[error(transparent)]
 pub struct MaintenanceError(#[from] Refused);
