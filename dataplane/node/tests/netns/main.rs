@@ -1,7 +1,18 @@
-//! Real daemons with real TUN devices, each in network namespaces of its own: it works.
+//! Real daemons with real TUN devices, each in network namespaces of its own, and the real coordinator: it works.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod pair;
+mod removal;
+mod stock;
 mod world;
+
+/// Not a test by itself: other tests run this program again to have a daemon that can be killed.
+#[test]
+fn be_a_daemon() {
+    if let Ok(config) = std::env::var(world::BE_DAEMON) {
+        world::be_daemon(&config);
+    }
+}

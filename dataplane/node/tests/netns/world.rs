@@ -1,19 +1,33 @@
-//! Hosts on a switch, with a coordinator on one of them and node daemons on the others.
+//! Hosts on a switch: the real coordinator on one of them, real node daemons on the others.
 
 use std::{
+    fs,
+    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
-    process::{Output, Stdio},
+    path::PathBuf,
+    process::{Child, Output, Stdio},
+    sync::Arc,
+    time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
 use ringmesh_io::Choice;
 use ringmesh_lab::{Host, Lab, Switch};
-use tokio::runtime::{Builder, Handle, Runtime};
-
-use crate::support::{
-    authority::Authority,
-    coordinator::TestCoordinator,
-    daemon::{Node, Place},
+use ringmesh_proto::admin::{
+    AddStockDeviceRequest, AddStockDeviceResponse, CreateTokenRequest, ListNodesRequest, ListNodesResponse,
+    RemoveNodeRequest, node_service_client::NodeServiceClient, token_service_client::TokenServiceClient,
 };
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixStream},
+    runtime::{Builder, Handle, Runtime},
+    sync::oneshot,
+};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::support::daemon::{Node, Place, connect};
 
 /// A host and a runtime whose threads are on it.
 pub struct Machine {
@@ -23,29 +37,39 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(switch: &Switch, name: &str) -> Self {
-        let host = switch.host(name).unwrap();
-        // Threads inherit the namespaces of the thread that starts them.
-        let runtime =
-            host.enter(|| Builder::new_multi_thread().worker_threads(2).enable_all().build()).unwrap();
-        Self { host, runtime: Some(runtime.unwrap()) }
+        Self { host: switch.host(name).unwrap(), runtime: None }
     }
 
-    pub fn handle(&self) -> Handle {
-        self.runtime.as_ref().expect("a machine has a runtime until it is dropped").handle().clone()
+    /// Threads inherit the namespaces of the thread that starts them.
+    fn handle(&mut self) -> Handle {
+        let host = &self.host;
+        let runtime = self.runtime.get_or_insert_with(|| {
+            host.enter(|| Builder::new_multi_thread().worker_threads(2).enable_all().build())
+                .unwrap()
+                .unwrap()
+        });
+        runtime.handle().clone()
     }
 
     /// Runs something on this host.
-    pub async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+    pub async fn run<T: Send + 'static>(&mut self, work: impl Future<Output = T> + Send + 'static) -> T {
         self.handle().spawn(work).await.unwrap()
     }
 
-    /// Runs a program on this host.
+    /// Ends everything that runs on this host's runtime, without a word to anybody.
+    pub fn cut_power(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// Runs a line of shell on this host.
     pub fn shell(&self, line: &str) -> Output {
         let mut command = self.host.command("sh").unwrap();
         command.args(["-c", line]).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Runs a program that must succeed, and gives what it printed.
+    /// Runs a line of shell that must succeed, and gives what it printed.
     pub fn sh(&self, line: &str) -> String {
         let output = self.shell(line);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -58,21 +82,25 @@ impl Machine {
     pub fn ping(&self, to: impl Into<IpAddr>) {
         self.sh(&format!("ping -n -c 3 -i 0.05 -W 5 {}", to.into()));
     }
+
+    /// Whether one echo request by the system's ping is answered within half a second.
+    pub fn reaches(&self, to: impl Into<IpAddr>) -> bool {
+        self.shell(&format!("ping -n -c 1 -W 0.5 {}", to.into())).status.success()
+    }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
+        self.cut_power();
     }
 }
 
-/// A coordinator and hosts for nodes.
+/// A coordinator and a switch for nodes.
 pub struct World {
-    pub coordinator: TestCoordinator,
     pub head: Machine,
     pub switch: Switch,
+    directory: TempDir,
+    address: SocketAddr,
     _lab: Lab,
 }
 
@@ -81,19 +109,80 @@ impl World {
         let lab = Lab::new().unwrap();
         let switch = lab.switch().unwrap();
         let head = Machine::new(&switch, "head");
-        let at = SocketAddr::new(head.host.ipv4().into(), 0);
-        let coordinator = head.run(TestCoordinator::start_with(Authority::new(), at)).await;
-        Self { coordinator, head, switch, _lab: lab }
+        let address = SocketAddr::new(head.host.ipv4().into(), 443);
+        let directory = tempfile::tempdir().unwrap();
+        let mut world = Self { head, switch, directory, address, _lab: lab };
+        world.start_coordinator().await;
+        world
     }
 
-    /// A host with a daemon on it that has joined.
+    /// Starts the coordinator, again if need be, on the state it had.
+    pub async fn start_coordinator(&mut self) {
+        let config = ringmesh_controlplane::Config {
+            listen: self.address,
+            state_dir: self.directory.path().join("coordinator"),
+            admin_socket: self.admin_socket(),
+            heartbeat_seconds: 2,
+            ..Default::default()
+        };
+        let (ready, is_ready) = oneshot::channel();
+        let daemon = self.head.handle().spawn(async move {
+            let run = ringmesh_controlplane::run(config, std::future::pending(), |serving| {
+                let _ = ready.send(serving);
+            });
+            panic!("the coordinator ended: {:?}", run.await);
+        });
+        if is_ready.await.is_err() {
+            daemon.await.unwrap();
+        }
+    }
+
+    /// The coordinator is gone from one moment to the next.
+    pub fn kill_coordinator(&mut self) {
+        self.head.cut_power();
+    }
+
+    fn admin_socket(&self) -> PathBuf {
+        self.directory.path().join("coordinator.sock")
+    }
+
+    async fn admin(&self) -> Channel {
+        let socket = self.admin_socket();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap()
+    }
+
+    pub async fn token(&self) -> String {
+        let request = CreateTokenRequest { reusable: true, ..Default::default() };
+        TokenServiceClient::new(self.admin().await).create_token(request).await.unwrap().into_inner().secret
+    }
+
+    pub async fn nodes(&self) -> ListNodesResponse {
+        let request = ListNodesRequest::default();
+        NodeServiceClient::new(self.admin().await).list_nodes(request).await.unwrap().into_inner()
+    }
+
+    pub async fn remove(&self, node: &str) {
+        let request = RemoveNodeRequest { node: node.to_owned(), ..Default::default() };
+        NodeServiceClient::new(self.admin().await).remove_node(request).await.unwrap();
+    }
+
+    pub async fn add_stock_device(&self, name: &str, public_key: &str) -> AddStockDeviceResponse {
+        let request =
+            AddStockDeviceRequest { name: name.into(), public_key: public_key.into(), ..Default::default() };
+        NodeServiceClient::new(self.admin().await).add_stock_device(request).await.unwrap().into_inner()
+    }
+
+    /// A host with a daemon on it, in this process, that has joined.
     pub async fn node(&self, name: &str, io: Choice) -> Member {
-        let machine = Machine::new(&self.switch, name);
+        let mut machine = Machine::new(&self.switch, name);
         let mut place = Place::new();
         place.config.io = io;
-        let place = std::sync::Arc::new(place);
-        let (token, wish) = (self.coordinator.token(), name.to_owned());
-        let start = std::sync::Arc::clone(&place);
+        let place = Arc::new(place);
+        let (token, wish, start) = (self.token().await, name.to_owned(), Arc::clone(&place));
         let (node, status) = machine
             .run(async move {
                 let mut node = start.start().await.unwrap();
@@ -101,8 +190,8 @@ impl World {
                 (node, status)
             })
             .await;
-        self.coordinator.send_map().await;
         let own = status.network.unwrap().self_.unwrap();
+        assert_eq!(own.name, name);
         Member { machine, place, node, ipv4: own.ipv4.parse().unwrap(), ipv6: own.ipv6.parse().unwrap() }
     }
 }
@@ -110,8 +199,167 @@ impl World {
 /// A host whose daemon has joined.
 pub struct Member {
     pub machine: Machine,
-    pub place: std::sync::Arc<Place>,
+    pub place: Arc<Place>,
     pub node: Node,
     pub ipv4: IpAddr,
     pub ipv6: IpAddr,
+}
+
+impl Member {
+    /// Waits until this node knows `count` peers.
+    pub async fn until_peers(&mut self, count: usize) {
+        self.node.until(&format!("{count} peers are known"), |status| status.peers.len() == count).await;
+    }
+
+    /// Waits until the stream to the coordinator is open.
+    pub async fn until_connected(&mut self) {
+        let connected = |state: &str| state == "connected";
+        self.node
+            .until("it is connected", |status| {
+                status.coordinator.as_ref().is_some_and(|link| connected(&link.state))
+            })
+            .await;
+    }
+
+    /// Pings by echo, waiting for everything that has to happen before.
+    pub async fn echo(&mut self, node: &str) {
+        let answers = self.node.ping(node, 3, 10_000).await.unwrap();
+        assert_eq!(answers.len(), 3);
+        for answer in answers {
+            assert_eq!((answer.error.as_str(), answer.path.as_str()), ("", "direct"), "{answer:?}");
+        }
+    }
+}
+
+/// Tells this test program, run again, to be a node daemon with the configuration in that file.
+pub const BE_DAEMON: &str = "RINGMESH_NODE_TEST_DAEMON";
+
+/// A node daemon as a process of its own, to be killed.
+pub struct Process {
+    child: Child,
+    pub node: Node,
+}
+
+impl Process {
+    /// Starts a daemon with the state at `place`, and waits until it is ready.
+    pub async fn start(machine: &Machine, place: &Place) -> Self {
+        let config = place.directory.path().join("node.toml");
+        let text = format!(
+            "state_dir = {:?}\nsocket = {:?}\nio = \"{}\"\n",
+            place.config.state_dir, place.config.socket, place.config.io
+        );
+        fs::write(&config, text).unwrap();
+        let mut child = machine
+            .host
+            .command(std::env::current_exe().unwrap())
+            .unwrap()
+            .args(["be_a_daemon", "--exact", "--nocapture"])
+            .env(BE_DAEMON, &config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let ready = (&mut output).lines().map_while(Result::ok).any(|line| line.ends_with(READY));
+        assert!(ready, "the daemon is not ready: {:?}", child.wait());
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        Self { child, node: Node::of_process(connect(place.config.socket.clone()).await) }
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// `SIGTERM`; it must end in time and without error.
+    pub fn terminate(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a daemon process prints when it is ready.
+const READY: &str = "the daemon is ready";
+
+/// Is the daemon, if this process was started as one.
+pub fn be_daemon(config: &str) {
+    let config = ringmesh_node::Config::load(config.as_ref()).unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (ready, is_ready) = oneshot::channel();
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        let shutdown = async move {
+            terminate.recv().await;
+        };
+        tokio::spawn(async move {
+            is_ready.await.unwrap();
+            println!("{READY}");
+        });
+        ringmesh_node::run(config, shutdown, ready).await.unwrap();
+    });
+}
+
+/// Repeats a check until it holds, for at most `limit`, and tells how long it took.
+pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    began.elapsed()
+}
+
+/// Sends `bytes` over TCP from one host to another's address `at`, and compares checksums.
+pub async fn transfer(from: &mut Machine, to: &mut Machine, at: IpAddr, bytes: usize) {
+    let (listens, is_listening) = oneshot::channel();
+    let receive = async move {
+        let listener = TcpListener::bind((at, 0)).await.unwrap();
+        listens.send(listener.local_addr().unwrap()).unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match stream.read(&mut buffer).await.unwrap() {
+                0 => return hash.finalize(),
+                read => hash.update(&buffer[..read]),
+            }
+        }
+    };
+    let send = async move {
+        let mut stream = TcpStream::connect(is_listening.await.unwrap()).await.unwrap();
+        let mut hash = Sha256::new();
+        let mut block = vec![0; 1 << 16];
+        let mut left = bytes;
+        for counter in 0_u64.. {
+            if left == 0 {
+                break;
+            }
+            // Different everywhere, so that a block lost, repeated or moved is noticed.
+            for (word, place) in block.chunks_exact_mut(8).zip(counter * 8192..) {
+                word.copy_from_slice(&place.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+            }
+            let part = &block[..left.min(block.len())];
+            hash.update(part);
+            stream.write_all(part).await.unwrap();
+            left -= part.len();
+        }
+        stream.shutdown().await.unwrap();
+        hash.finalize()
+    };
+    let received = to.handle().spawn(receive);
+    let sent = from.handle().spawn(send).await.unwrap();
+    let received =
+        tokio::time::timeout(Duration::from_secs(60), received).await.expect("the transfer ends").unwrap();
+    assert_eq!(sent, received);
 }

@@ -47,7 +47,7 @@ impl Place {
         if is_ready.await.is_err() {
             return Err(daemon.await.unwrap().unwrap_err());
         }
-        Ok(Node { client: connect(self.config.socket.clone()).await, stop: Some(stop), daemon })
+        Ok(Node { client: connect(self.config.socket.clone()).await, stop: Some(stop), daemon: Some(daemon) })
     }
 }
 
@@ -65,10 +65,15 @@ pub async fn connect(socket: PathBuf) -> LocalServiceClient<Channel> {
 pub struct Node {
     pub client: LocalServiceClient<Channel>,
     stop: Option<oneshot::Sender<()>>,
-    daemon: JoinHandle<Result<(), Failure>>,
+    daemon: Option<JoinHandle<Result<(), Failure>>>,
 }
 
 impl Node {
+    /// A daemon that is a process of its own.
+    pub fn of_process(client: LocalServiceClient<Channel>) -> Self {
+        Self { client, stop: None, daemon: None }
+    }
+
     pub async fn join(&mut self, token: &str, name: &str) -> Result<StatusResponse, Status> {
         self.join_with(token, name, "").await
     }
@@ -124,6 +129,7 @@ impl Node {
     /// Stops the daemon cleanly.
     pub async fn stop(mut self) -> Result<(), Failure> {
         drop(self.stop.take());
-        tokio::time::timeout(Duration::from_secs(10), self.daemon).await.expect("the daemon ends").unwrap()
+        let daemon = self.daemon.take().expect("the daemon is in this process");
+        tokio::time::timeout(Duration::from_secs(10), daemon).await.expect("the daemon ends").unwrap()
     }
 }
