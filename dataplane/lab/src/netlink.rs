@@ -1,8 +1,8 @@
 //! Links, addresses and routes of a namespace, by netlink: no program is needed.
 
 use std::{
-    fs::File,
-    net::IpAddr,
+    fs::{self, File},
+    net::{IpAddr, Ipv6Addr},
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
@@ -18,10 +18,10 @@ use rtnetlink::{
 
 use crate::{error::LabError, namespace::Namespace};
 
-/// The kernel looks at changes of carriers once a second at the latest.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
-/// How often is looked whether it has.
-const CARRIER_INTERVAL: Duration = Duration::from_millis(1);
+/// What the kernel does in workers of its own is done after this much at the latest.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked whether it is done.
+const INTERVAL: Duration = Duration::from_millis(1);
 
 impl Namespace {
     /// Brings a link up.
@@ -35,13 +35,13 @@ impl Namespace {
     pub(crate) fn await_carrier(&self, name: &str) -> Result<(), LabError> {
         self.netlink(&format!("see {name} get a carrier"), async |netlink| {
             let started = Instant::now();
-            while started.elapsed() < CARRIER_PATIENCE {
+            while started.elapsed() < PATIENCE {
                 let link = netlink.link().get().match_name(name.to_owned()).execute().try_next().await?;
                 let up = LinkAttribute::OperState(State::Up);
                 if link.is_some_and(|link| link.attributes.contains(&up)) {
                     return Ok(());
                 }
-                tokio::time::sleep(CARRIER_INTERVAL).await;
+                tokio::time::sleep(INTERVAL).await;
             }
             Err(rtnetlink::Error::RequestFailed)
         })
@@ -91,7 +91,8 @@ impl Namespace {
             if address.is_ipv6() {
                 request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
             }
-            request.execute().await
+            request.execute().await?;
+            if let IpAddr::V6(address) = address { await_delivery(address).await } else { Ok(()) }
         })
     }
 
@@ -161,6 +162,27 @@ impl Namespace {
             })
         })?
     }
+}
+
+/// Waits until packets for `address` are taken in: for IPv6 a kernel worker adds that route, and until it has come round to
+/// it they are dropped, such as the answer to the first question for a neighbour.
+async fn await_delivery(address: Ipv6Addr) -> Result<(), rtnetlink::Error> {
+    /// `RTF_LOCAL` of the kernel's `ipv6_route.h`.
+    const LOCAL: u32 = 0x8000_0000;
+    let host_route = format!("{:032x} 80 ", u128::from(address));
+    let is_local = |route: &str| {
+        let flags = route.split_whitespace().nth(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        route.starts_with(&host_route) && flags.is_some_and(|flags| flags & LOCAL != 0)
+    };
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
+        let routes = fs::read_to_string("/proc/thread-self/net/ipv6_route").unwrap_or_default();
+        if routes.lines().any(is_local) {
+            return Ok(());
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+    Err(rtnetlink::Error::RequestFailed)
 }
 
 async fn index_of(netlink: &Handle, link: &str) -> Result<u32, rtnetlink::Error> {
