@@ -29,7 +29,7 @@ use crate::netmap::{RecordError, codec::Reader};
 pub const COORDINATORS_MAX: usize = 8;
 /// The longest `host:port`, bytes: a name of 253, a colon and five digits do not reach it, and one length byte holds it.
 const COORDINATOR_MAX: usize = 255;
-/// The longest text that is looked at, bytes: a token with everything it may have needs about 2,800.
+/// Room for a token, bytes: with everything it may have, its text needs about 2,800.
 const TEXT_MAX: usize = 4096;
 /// What every token begins with, but for the number of its form.
 const MARK: &str = "mesh";
@@ -197,10 +197,7 @@ impl FromStr for JoinToken {
         if form > u64::from(FORM) {
             return Err(TokenError::NewerVersion);
         }
-        if encoded.len() > TEXT_MAX {
-            return Err(TokenError::Damaged);
-        }
-        // `decode_slice` and not `decode`, so that no copy of the secret stays behind unwiped.
+        // Into a buffer of ours, so that no text is too long and no copy of the secret stays behind unwiped.
         let mut bytes = Zeroizing::new([0; TEXT_MAX]);
         let length = URL_SAFE_NO_PAD.decode_slice(encoded, bytes.as_mut_slice());
         let length = length.map_err(|_| TokenError::Damaged)?;

@@ -12,7 +12,6 @@ use super::codec::{Reader, RecordError};
 use super::envelope::Envelope;
 use super::error::MapError;
 use super::floor::{Floors, put_count, put_envelopes};
-use super::limits::SIBLINGS_MAX;
 use super::map::NetworkMap;
 use super::update::ProvenRule;
 use crate::key::{IdentityKey, NetworkId, NodeId};
@@ -139,9 +138,6 @@ fn take_rule(reader: &mut Reader<'_>) -> Result<ProvenRule, RecordError> {
     let length = usize::try_from(reader.u32()?).map_err(|_| RecordError::Truncated)?;
     let leaf = reader.take(length)?.to_vec();
     let count = usize::try_from(reader.u32()?).map_err(|_| RecordError::Truncated)?;
-    if count > SIBLINGS_MAX {
-        return Err(RecordError::TooMany { field: "siblings", most: SIBLINGS_MAX });
-    }
     let siblings = (0..count).map(|_| reader.array()).collect::<Result<_, _>>()?;
     Ok(ProvenRule { leaf, index, siblings })
 }

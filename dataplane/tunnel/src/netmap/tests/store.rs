@@ -2,6 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::super::held;
 use super::*;
 
 fn parse(network: &Network, bytes: &[u8], now: UnixTime) -> Result<NetworkMap, MapError> {
@@ -175,4 +176,26 @@ fn what_was_seen_is_forgotten_once_it_has_ended() {
     };
     assert_eq!(length(&soon), length(&map));
     assert_eq!(length(&day_after), length(&map) - 2 * 56);
+}
+
+#[test]
+fn file_with_more_at_its_end_is_damaged_though_its_sum_fits() {
+    let network = Network::new();
+    let mut bytes = network.map().emit();
+    let end = bytes.len() - 32;
+    bytes.insert(end, 0);
+    assert_eq!(parse(&network, &resum(bytes), NOW), Err(MapError::Damaged));
+}
+
+#[test]
+fn file_without_this_node_is_refused() {
+    let network = Network::new();
+    let mut map = network.map();
+    map.members.remove(&node_id(ME));
+    let mut update = network.full_without_head();
+    update.members.remove(0);
+    let head = network.head_of(update.position, Content::default().after(&update).digest());
+    let envelope = Envelope::sign(&head, &network.head).unwrap();
+    map.head = Some(held::Held::new(head, envelope));
+    assert_eq!(parse(&network, &map.emit(), NOW), Err(MapError::OwnRecordMissing { id: node_id(ME) }));
 }
