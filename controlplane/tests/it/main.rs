@@ -2,7 +2,10 @@
 #![allow(missing_docs, reason = "test names are facts and speak for themselves")]
 #![forbid(unsafe_code)]
 
+mod admin;
 mod client;
+mod crash;
 mod enrolment;
 mod harness;
+mod start;
 mod stream;

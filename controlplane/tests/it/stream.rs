@@ -509,7 +509,7 @@ async fn records_policy_and_certificates_are_renewed_at_half_of_their_life() {
         (map.me().unwrap().serial, map.policy().unwrap().serial, certificate)
     };
     let day = Duration::from_secs(24 * 3600);
-    let mut turn = async |coordinator: &Assembled, a: &mut TestNode, by: Duration| {
+    let turn = async |coordinator: &Assembled, a: &mut TestNode, by: Duration| {
         coordinator.advance(by);
         coordinator.coordinator.maintain().await.unwrap();
         a.set_time(coordinator.now());
@@ -525,8 +525,11 @@ async fn records_policy_and_certificates_are_renewed_at_half_of_their_life() {
     assert_eq!(member.not_after, a.now().saturating_add(day * 30));
     assert_eq!(member.ipv4, a.member.as_ref().unwrap().ipv4);
     // Certificates live for 360 days; records are renewed on the way, as the daemon does.
-    for _ in 0..11 {
+    for serial in 3..=13 {
         turn(&coordinator, &mut a, day * 16).await;
+        let renewed =
+            |map: &NetworkMap| map.me().unwrap().serial == serial && map.policy().unwrap().serial == serial;
+        until(&mut a, &mut stream, renewed).await;
     }
     until(&mut a, &mut stream, |map| map.chain().certificates().all(|certificate| certificate.serial == 2))
         .await;
