@@ -230,7 +230,8 @@ impl Daemons {
 
 impl Drop for Daemons {
     fn drop(&mut self) {
-        for child in &mut self.children {
+        // Last started, first stopped: a node would complain about its coordinator.
+        for child in self.children.iter_mut().rev() {
             // It may have ended by itself; there is nothing more to be done about either failing.
             let _ = child.kill();
             let _ = child.wait();
