@@ -1,8 +1,9 @@
 //! The machine's clocks, read here and nowhere else in the daemon's asynchronous half.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringmesh_tunnel::time::UnixTime;
+use rustix::time::ClockId;
 
 /// Wall time. Before 1970 counts as 1970.
 pub(crate) fn wall() -> UnixTime {
@@ -13,6 +14,33 @@ pub(crate) fn wall() -> UnixTime {
 pub(crate) fn from_system(time: SystemTime) -> UnixTime {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Notices that the machine slept: the boot clock went on while the monotonic one stood still.
+#[derive(Debug, Default)]
+pub(crate) struct SleepWatch {
+    /// The boot clock's lead over the monotonic clock.
+    lead: Option<Duration>,
+}
+
+/// Leads that differ by less are rounding.
+const SHORTEST_SLEEP: Duration = Duration::from_secs(1);
+
+impl SleepWatch {
+    /// Reads both clocks; tells how long the machine slept since the last call.
+    pub(crate) fn slept(&mut self) -> Option<Duration> {
+        self.compare(read(ClockId::Boottime), read(ClockId::Monotonic))
+    }
+
+    fn compare(&mut self, boot: Duration, monotonic: Duration) -> Option<Duration> {
+        let lead = boot.saturating_sub(monotonic);
+        let before = self.lead.replace(lead)?;
+        lead.checked_sub(before).filter(|slept| *slept >= SHORTEST_SLEEP)
+    }
+}
+
+fn read(clock: ClockId) -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(clock)).unwrap_or_default()
 }
 
 /// A wall time for people, in UTC (RFC 3339).
@@ -43,6 +71,17 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleep_is_noticed_once_and_waking_hours_are_none() {
+        let mut watch = SleepWatch::default();
+        let secs = Duration::from_secs;
+        assert_eq!(watch.compare(secs(100), secs(90)), None, "what was before the start does not count");
+        assert_eq!(watch.compare(secs(200), secs(190)), None);
+        assert_eq!(watch.compare(secs(3800), secs(195)), Some(secs(3595)));
+        assert_eq!(watch.compare(secs(3801), secs(196)), None);
+        assert!(SleepWatch::default().slept().is_none());
+    }
 
     #[test]
     fn times_are_written_by_the_calendar() {

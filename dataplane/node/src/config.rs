@@ -54,7 +54,8 @@ pub struct Config {
     pub io: Choice,
     /// MTU of the TUN device, 1280 to 8912.
     pub mtu: u16,
-    /// The CPU the worker is pinned to. Not given: the last one the process may use.
+    /// The CPU the worker is pinned to. Not given: one of those the process may use, chosen by its process id, so that
+    /// several daemons of a machine spread over it.
     pub cpu: Option<usize>,
     /// Endpoints to tell peers besides the addresses found on the machine (a forwarded port, say).
     pub endpoints: Vec<SocketAddr>,

@@ -203,9 +203,9 @@ impl Daemon {
             }
             Err(failure) => {
                 self.clear_all_but_identity();
-                Err(failure.context(
-                    "the coordinator took this node, but it could not be brought up, and nothing was left behind but its key; \
-                     once that is solved, join again with the same token, which counts as the same use",
+                Err(failure.with_hint(
+                    "the coordinator has taken this node, but nothing is left here except its key: once this is solved, join again \
+                     with the same token, which counts as the same use",
                 ))
             }
         }
@@ -259,6 +259,7 @@ impl Daemon {
         let mesh = self.mesh().ok_or_else(not_joined)?;
         let told = mesh.tell_leaving().await;
         mesh.stop().await;
+        self.set_mesh(None);
         // The membership first: a daemon that dies in between starts as one that has not joined.
         for file in [
             StateFile::Network,
@@ -269,7 +270,6 @@ impl Daemon {
         ] {
             self.state.remove(file)?;
         }
-        self.set_mesh(None);
         info!(coordinator_told = told, "left the network");
         Ok(told)
     }

@@ -68,6 +68,13 @@ impl Failure {
         self
     }
 
+    /// The same failure, with what else to know behind.
+    #[must_use]
+    pub fn with_hint(mut self, hint: &str) -> Self {
+        self.message = format!("{}; {hint}", self.message);
+        self
+    }
+
     /// As a gRPC status with `ErrorInfo`.
     pub fn to_status(&self) -> Status {
         let details = ErrorDetails::with_error_info(self.reason.as_str_name(), ERROR_DOMAIN, []);

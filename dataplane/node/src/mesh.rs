@@ -26,7 +26,7 @@ pub(crate) use self::{
     status::endpoint_text,
 };
 use crate::{
-    clock,
+    clock::{self, SleepWatch},
     config::Config,
     control::{connect::Pin, convert, sync},
     error::Failure,
@@ -35,6 +35,9 @@ use crate::{
     plane::{DataPlane, Prepared},
     state::{Identity, Membership, Secrets, Standing, StateDir, StateFile, TIMESTAMP_RENEWAL, Timestamps},
 };
+
+/// How often is looked whether the machine slept.
+const SLEEP_CHECK: Duration = Duration::from_secs(2);
 
 /// Which map is held, and what became of it.
 #[derive(Debug, Clone)]
@@ -164,6 +167,7 @@ impl Mesh {
         tasks.spawn(sync::keep_in_step(Arc::clone(self)));
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).watch_endpoints());
+        tasks.spawn(Arc::clone(self).watch_sleep());
     }
 
     /// Ends all tasks and the data plane; interface and routes are gone afterwards.
@@ -367,6 +371,21 @@ impl Mesh {
                     error!(%failure, "what ended in the map is still in force");
                 }
             }
+        }
+    }
+
+    /// Erases session keys after the machine slept, so that none outlives it and nobody waits for a dead session's timeout.
+    async fn watch_sleep(self: Arc<Self>) {
+        let mut watch = SleepWatch::default();
+        loop {
+            if let Some(slept) = watch.slept()
+                && let Some(plane) = self.plane()
+            {
+                info!(seconds = slept.as_secs(), "the machine slept; sessions begin anew");
+                // The only failure is that there is no data plane, and then there are no sessions.
+                let _ = plane.expire_sessions().await;
+            }
+            tokio::time::sleep(SLEEP_CHECK).await;
         }
     }
 

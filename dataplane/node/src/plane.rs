@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Apply(Vec<PeerConfig>, oneshot::Sender<()>),
     /// Sends an echo; its answer is an [`Event::Pong`] with the same token.
     Ping(NodeId, u64, oneshot::Sender<Result<(), PingError>>),
+    /// Erases all session keys: the machine slept, or its memory was copied.
+    ExpireSessions,
     /// Copies out all counters.
     Report(oneshot::Sender<WorkerReport>),
     /// Ends the worker's loop.
@@ -304,6 +306,14 @@ impl DataPlane {
                 Err(error) => return Err(no_reply(error)),
             }
         }
+    }
+
+    /// Erases all session keys; the next packet of each peer begins a new session.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) async fn expire_sessions(&self) -> Result<(), Failure> {
+        self.command(Command::ExpireSessions).await
     }
 
     /// Copies out what the worker counted.

@@ -162,6 +162,8 @@ impl Attempt {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reports = interval(REPORT_INTERVAL);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first report follows the first map, or comes at once if there is none to come.
+        let mut reported = false;
         let silence = stream.heartbeat * MISSED_HEARTBEATS;
         let mut supervised = tokio::time::Instant::now() + silence;
         loop {
@@ -171,7 +173,12 @@ impl Attempt {
                     let response = response.map_err(|status| Failure::from_status(&status))?;
                     let response = response.and_then(|response| response.message)
                         .ok_or_else(|| Failure::new(Reason::Unreachable, "the coordinator closed the stream"))?;
+                    let is_map = matches!(response, In::Update(_));
                     self.take(mesh, &stream, response).await?;
+                    if is_map && !reported {
+                        reported = true;
+                        reports.reset_immediately();
+                    }
                 }
                 () = tokio::time::sleep_until(supervised) => {
                     let seconds = silence.as_secs();

@@ -1,5 +1,7 @@
 //! A node daemon on its own, with a real TUN device, against a coordinator that does as the test tells it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

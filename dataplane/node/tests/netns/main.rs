@@ -1,5 +1,7 @@
 //! Real daemons with real TUN devices, each in network namespaces of its own, and the real coordinator: it works.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -117,12 +117,9 @@ fn operators_see_what_a_node_reports() {
             alice.until_connected().await;
             let mut seen = None;
             for _ in 0..200 {
-                seen = world
-                    .nodes()
-                    .await
-                    .nodes
-                    .into_iter()
-                    .find(|node| node.installed_revision > 0 && !node.endpoints.is_empty());
+                seen = world.nodes().await.nodes.into_iter().find(|node| {
+                    node.installed_revision > 0 && !node.endpoints.is_empty() && !node.back_end.is_empty()
+                });
                 if seen.is_some() {
                     break;
                 }
@@ -132,6 +129,7 @@ fn operators_see_what_a_node_reports() {
             assert!(seen.online);
             assert_eq!(seen.version, env!("CARGO_PKG_VERSION"));
             assert!(seen.os.contains("Linux"));
+            assert_eq!(seen.back_end, "poll");
             let installed = alice.node.status().await.network.unwrap().installed_revision;
             assert_eq!(seen.installed_revision, installed);
             let endpoint = format!("{}:51820", alice.machine.host.ipv4());
