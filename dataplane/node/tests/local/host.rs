@@ -1,11 +1,6 @@
 //! What the machine may refuse, or hold already.
 
-use std::{
-    fs,
-    net::UdpSocket,
-    os::unix::fs::PermissionsExt as _,
-    process::{Command, Stdio},
-};
+use std::{fs, net::UdpSocket, os::unix::fs::PermissionsExt as _, process::Command};
 
 use ringmesh_lab::in_sandbox;
 use ringmesh_proto::control::Reason;
@@ -13,6 +8,7 @@ use tonic::Code;
 
 use super::{has_interface, reason};
 use crate::support::{
+    again::{ROLE, again_as_nobody},
     block_on,
     coordinator::TestCoordinator,
     daemon::{Place, connect},
@@ -101,30 +97,6 @@ fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-e", "-c", line]).output().unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Tells a test, run again as another user, what it is to do.
-const ROLE: &str = "RINGMESH_NODE_TEST_ROLE";
-
-/// Runs a test of this program again, as `nobody` without any capability.
-fn again_as_nobody(test: &str, role: &str) -> (bool, String) {
-    let program = std::env::current_exe().unwrap();
-    // The build directory may be closed to others.
-    let copy = std::env::temp_dir().join(format!("ringmesh-node-test-{}", std::process::id()));
-    fs::copy(program, &copy).unwrap();
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
-        .arg(&copy)
-        .args([test, "--exact", "--nocapture"])
-        .env(ROLE, role)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    fs::remove_file(copy).unwrap();
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    (output.status.success() && text.contains("1 passed"), text)
 }
 
 #[test]
@@ -234,6 +206,25 @@ fn a_corrupt_map_is_set_aside_and_asked_for_again() {
                 .find(|entry| entry.file_name().to_string_lossy().starts_with("map.corrupt-"))
                 .expect("the damaged map is kept");
             assert_eq!(fs::read(kept.path()).unwrap(), map);
+        });
+    });
+}
+
+#[test]
+fn a_device_that_somebody_removes_ends_the_daemon_with_its_name() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "").await.unwrap();
+            sh("ip link del mesh0");
+            let failure = node.ended().await.unwrap_err();
+            assert!(failure.to_string().contains("mesh0"), "{failure}");
+            assert!(!place.config.socket.exists());
+            // As a service manager would.
+            let mut node = place.start().await.unwrap();
+            node.until("it runs again", |status| status.state == "running").await;
         });
     });
 }

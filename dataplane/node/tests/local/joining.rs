@@ -10,6 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{has_interface, reason};
 use crate::support::{
+    again::{ROLE, again},
     authority::Authority,
     block_on,
     coordinator::{Mischief, TestCoordinator},
@@ -288,6 +289,77 @@ fn a_member_record_of_another_node_is_no_enrolment() {
             let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
             assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
             assert_untouched(&place, &mut node).await;
+        });
+    });
+}
+
+#[test]
+fn behind_a_proxy_the_machines_authorities_decide() {
+    if let Ok(token) = std::env::var(ROLE) {
+        // SSL_CERT_FILE names the authorities of this process.
+        block_on(async move {
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&token, "").await.unwrap();
+        });
+        return;
+    }
+    in_sandbox(|| {
+        block_on(async {
+            let authority_key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let authority = params.self_signed(&authority_key).unwrap();
+            let issuer = rcgen::Issuer::from_params(&params, &authority_key);
+            // The proxy's certificate is good; the coordinator behind it states its own TLS key, which nobody sees here.
+            let key = rcgen::KeyPair::generate().unwrap();
+            let proxy = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+            let proxy = proxy.signed_by(&key, &issuer).unwrap();
+            let at = "127.0.0.1:0".parse().unwrap();
+            let coordinator = TestCoordinator::start_as(Authority::new(), at, key, proxy).await;
+            coordinator.shared.mischief.lock().unwrap().tls_key = Some([3; 32]);
+
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("authorities.pem");
+            fs::write(&file, authority.pem()).unwrap();
+            let test = "joining::behind_a_proxy_the_machines_authorities_decide";
+            let (passed, text) = again(test, &coordinator.token(), |command| {
+                command.env("SSL_CERT_FILE", &file);
+            });
+            assert!(passed, "{text}");
+            assert_eq!(*coordinator.shared.directness.lock().unwrap(), [false], "no exporter is claimed");
+
+            // Another authority: refused before anything is told.
+            let other_key = rcgen::KeyPair::generate().unwrap();
+            fs::write(&file, params.self_signed(&other_key).unwrap().pem()).unwrap();
+            let (passed, text) = again(test, &coordinator.token(), |command| {
+                command.env("SSL_CERT_FILE", &file);
+            });
+            assert!(!passed && text.contains("certificate authorities do not vouch"), "{text}");
+            assert_eq!(coordinator.shared.directness.lock().unwrap().len(), 1, "nothing more was sent");
+        });
+    });
+}
+
+#[test]
+fn a_dead_address_does_not_keep_a_node_from_the_next() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            // One refuses, one never answers, one works.
+            let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addresses = [
+                "127.0.0.1:9".to_owned(),
+                silent.local_addr().unwrap().to_string(),
+                coordinator.shared.address.to_string(),
+            ];
+            let token = coordinator.shared.authority.token_text(&addresses);
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let began = std::time::Instant::now();
+            node.join(&token, "").await.unwrap();
+            assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+            assert_eq!(*coordinator.shared.directness.lock().unwrap(), [true]);
         });
     });
 }

@@ -9,7 +9,10 @@ use ringmesh_lab::in_sandbox;
 use ringmesh_proto::control::{
     Envelope as WireEnvelope, sync_request::Message as In, sync_response::Message as Out,
 };
-use ringmesh_tunnel::netmap::{Envelope, NodeRecord, Record as _};
+use ringmesh_tunnel::{
+    key::IdentitySecret,
+    netmap::{Envelope, NodeRecord, Record as _},
+};
 use tonic::Status;
 
 use crate::support::{
@@ -153,6 +156,36 @@ fn a_map_is_acknowledged_after_it_is_installed() {
             coordinator.send_map().await;
             coordinator.hear_acknowledgement(next).await;
             assert_eq!(node.status().await.network.unwrap().installed_revision, next);
+        });
+    });
+}
+
+#[test]
+fn a_peer_without_a_preshared_key_is_never_reached() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            coordinator.shared.mischief.lock().unwrap().secretless = true;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            node.join(&coordinator.token(), "alpha").await.unwrap();
+            let peer =
+                coordinator.shared.authority.member(7, "peer", IdentitySecret::generate().public_key());
+            let envelope = coordinator.shared.authority.sign_member(&peer);
+            coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
+            coordinator.send_map().await;
+            node.until("the peer is in the map", |status| status.peers.len() == 1).await;
+            let answers = node.ping("peer", 1, 300).await.unwrap();
+            assert!(answers[0].error.contains("no such peer"), "{answers:?}");
+
+            // As soon as there is one, it is.
+            let own = coordinator.shared.enrolled.lock().unwrap().keys().next().unwrap().noise_key();
+            let mut update = coordinator.shared.map.lock().unwrap().full(&coordinator.shared.authority);
+            update.secrets = vec![coordinator.shared.authority.sealed_secret(&own, 1)];
+            coordinator.send(Out::Update(update)).await;
+            node.until("the epoch is known", |status| status.network.as_ref().unwrap().epoch == 1).await;
+            let answers = node.ping("peer", 1, 300).await.unwrap();
+            assert!(answers[0].error.contains("no address"), "{answers:?}");
         });
     });
 }

@@ -6,6 +6,7 @@
 mod support;
 
 mod away;
+mod joining;
 mod pair;
 mod removal;
 mod stock;

@@ -15,8 +15,10 @@ use ringmesh_io::Choice;
 use ringmesh_lab::{Host, Lab, Switch};
 use ringmesh_proto::admin::{
     AddStockDeviceRequest, AddStockDeviceResponse, CreateTokenRequest, ListNodesRequest, ListNodesResponse,
-    RemoveNodeRequest, node_service_client::NodeServiceClient, token_service_client::TokenServiceClient,
+    ListTokensRequest, RemoveNodeRequest, RevokeTokenRequest, node_service_client::NodeServiceClient,
+    token_service_client::TokenServiceClient,
 };
+use ringmesh_tunnel::enroll::JoinToken;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::{
@@ -100,7 +102,7 @@ pub struct World {
     pub head: Machine,
     pub switch: Switch,
     directory: TempDir,
-    address: SocketAddr,
+    pub address: SocketAddr,
     _lab: Lab,
 }
 
@@ -156,7 +158,22 @@ impl World {
     }
 
     pub async fn token(&self) -> String {
-        let request = CreateTokenRequest { reusable: true, ..Default::default() };
+        self.token_with(CreateTokenRequest { reusable: true, ..Default::default() }).await
+    }
+
+    /// Revokes every token but this one.
+    pub async fn revoke_all_but(&self, keep: &str) {
+        let keep = keep.parse::<JoinToken>().unwrap().token().to_string();
+        let mut tokens = TokenServiceClient::new(self.admin().await);
+        for token in tokens.list_tokens(ListTokensRequest::default()).await.unwrap().into_inner().tokens {
+            if token.id != keep {
+                let request = RevokeTokenRequest { id: token.id, ..Default::default() };
+                tokens.revoke_token(request).await.unwrap();
+            }
+        }
+    }
+
+    pub async fn token_with(&self, request: CreateTokenRequest) -> String {
         TokenServiceClient::new(self.admin().await).create_token(request).await.unwrap().into_inner().secret
     }
 

@@ -49,6 +49,8 @@ pub struct Mischief {
     pub refuse_sync: Option<Status>,
     /// Sends no heartbeats.
     pub silent: bool,
+    /// Gives no secret to who enrols.
+    pub secretless: bool,
     /// Sends no map by itself.
     pub mapless: bool,
 }
@@ -66,6 +68,8 @@ pub struct Shared {
     /// Sessions that said goodbye.
     pub left: watch::Sender<u32>,
     pub heartbeat_seconds: Mutex<u32>,
+    /// Whether the proof of each enrolment said that nobody is in between.
+    pub directness: Mutex<Vec<bool>>,
 }
 
 /// A running coordinator; dead when dropped.
@@ -86,10 +90,20 @@ impl TestCoordinator {
     }
 
     pub async fn start_with(authority: Authority, at: SocketAddr) -> Self {
-        let listener = TcpListener::bind(at).await.unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate =
             rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        Self::start_as(authority, at, key, certificate).await
+    }
+
+    /// Starts one that shows a certificate of the test's making.
+    pub async fn start_as(
+        authority: Authority,
+        at: SocketAddr,
+        key: rcgen::KeyPair,
+        certificate: rcgen::Certificate,
+    ) -> Self {
+        let listener = TcpListener::bind(at).await.unwrap();
         let shared = Arc::new(Shared {
             map: Mutex::new(MapBuilder::new(&authority)),
             mischief: Mutex::default(),
@@ -100,6 +114,7 @@ impl TestCoordinator {
             heard: watch::Sender::new(Vec::new()),
             left: watch::Sender::new(0),
             heartbeat_seconds: Mutex::new(20),
+            directness: Mutex::default(),
             authority,
         });
         let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -236,6 +251,7 @@ impl ControlService for Service {
         }
         let request = request.into_inner();
         let identity = IdentityKey::from_bytes(request.identity_key.try_into().unwrap()).unwrap();
+        self.0.directness.lock().unwrap().push(request.proof.as_ref().unwrap().direct);
         let identity = mischief.enroll_as.unwrap_or(identity);
         let number = {
             let mut enrolled = self.0.enrolled.lock().unwrap();
@@ -250,7 +266,11 @@ impl ControlService for Service {
             node_id: member.id.as_bytes().to_vec(),
             member: Some(to_wire(&envelope)),
             certificates: self.0.authority.certificates().iter().map(to_wire).collect(),
-            secrets: vec![self.0.authority.sealed_secret(&member.noise_key, 1)],
+            secrets: if mischief.secretless {
+                Vec::new()
+            } else {
+                vec![self.0.authority.sealed_secret(&member.noise_key, 1)]
+            },
             coordinators: vec![self.0.address.to_string()],
             network: Some(self.0.authority.network_message()),
         }))

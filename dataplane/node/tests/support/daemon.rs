@@ -126,10 +126,15 @@ impl Node {
         }
     }
 
+    /// Waits until the daemon ends by itself.
+    pub async fn ended(mut self) -> Result<(), Failure> {
+        let daemon = self.daemon.take().expect("the daemon is in this process");
+        tokio::time::timeout(Duration::from_secs(10), daemon).await.expect("the daemon ends").unwrap()
+    }
+
     /// Stops the daemon cleanly.
     pub async fn stop(mut self) -> Result<(), Failure> {
         drop(self.stop.take());
-        let daemon = self.daemon.take().expect("the daemon is in this process");
-        tokio::time::timeout(Duration::from_secs(10), daemon).await.expect("the daemon ends").unwrap()
+        self.ended().await
     }
 }

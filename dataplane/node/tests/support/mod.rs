@@ -1,6 +1,7 @@
 //! What several test programs share: a network's keys in one hand, a coordinator that does as it is told, a daemon to test.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+pub mod again;
 pub mod authority;
 pub mod coordinator;
 pub mod daemon;
