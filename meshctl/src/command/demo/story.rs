@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringmesh_lab::{Host, outside_pid};
+use ringmesh_lab::{Host, Privilege, outside_pid};
 use ringmesh_proto::local::DataPlane;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use super::{
     Args,
     echo::Echo,
     lab_failure,
-    mesh::{Mesh, Node},
+    mesh::{LOGS, Mesh, Node},
     show::{Outcome, Show, short},
     transfer,
 };
@@ -161,32 +161,38 @@ pub(super) fn removal(show: &mut Show, mesh: &Mesh) -> Result<(), Failure> {
 
 /// Leaves everything running until Ctrl-C.
 pub(super) fn keep(show: &mut Show, mesh: &Mesh) -> Result<(), Failure> {
-    let executable = std::env::current_exe().unwrap_or_default();
-    let mut text = "\n  The mesh keeps running. To look around, in another terminal:\n".to_owned();
-    let machines = mesh.nodes.iter().map(|node| &node.machine).chain([&mesh.coordinator]);
-    for machine in machines {
-        let Some(pid) = machine.pid().and_then(outside_pid) else { continue };
-        let user = match ringmesh_lab::privilege() {
-            Some(ringmesh_lab::Privilege::UserNamespace) => " --user --preserve-credentials",
-            Some(ringmesh_lab::Privilege::Root) | None => "",
-        };
-        let command = if machine.host.name() == "coordinator" { "nodes list" } else { "status" };
-        text += &format!(
-            "    nsenter --target {pid}{user} --mount --uts --net --pid {} {command}   # on {}\n",
-            executable.display(),
-            machine.host.name()
-        );
-    }
-    if let Some(own) = outside_pid(std::process::id()) {
-        text += &format!("  Logs: /proc/{own}/root{}\n  Ctrl-C ends it.\n\n", super::LOGS);
-    }
     block_on(async {
         // First, so that whoever reads the lines can act on them.
         let signals = Signals::listen()?;
-        show.remark(&text)?;
+        show.remark(&invitation(mesh))?;
         signals.end().await;
         Ok(())
     })
+}
+
+/// How to get onto the machines of the demo from another terminal.
+fn invitation(mesh: &Mesh) -> String {
+    let meshctl = std::env::current_exe().unwrap_or_else(|_| "meshctl".into());
+    let user = match ringmesh_lab::privilege() {
+        Some(Privilege::UserNamespace) => " --user --preserve-credentials",
+        Some(Privilege::Root) | None => "",
+    };
+    let removed = mesh.nodes.last().map(Node::name);
+    let mut text = "\n  The mesh keeps running. To look around, in another terminal:\n".to_owned();
+    let machines = mesh.nodes.iter().map(|node| (&node.machine, "status"));
+    for (machine, command) in machines.chain([(&mesh.coordinator, "nodes list")]) {
+        let Some(pid) = machine.pid().and_then(outside_pid) else { continue };
+        let name = machine.host.name();
+        let note = if removed == Some(name) { ", which was removed" } else { "" };
+        let meshctl = meshctl.display();
+        text += &format!(
+            "    nsenter --target {pid}{user} --mount --uts --net --pid {meshctl} {command}   # on {name}{note}\n"
+        );
+    }
+    if let Some(own) = outside_pid(std::process::id()) {
+        text += &format!("  Logs: /proc/{own}/root{LOGS}\n");
+    }
+    text + "  Ctrl-C ends it.\n\n"
 }
 
 /// Ends all daemons in good order, removes the network, and looks whether anything is left.
@@ -225,7 +231,8 @@ fn pings(mesh: &Mesh) -> Result<Outcome, Failure> {
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
     let slowest = times.last().copied().unwrap_or_default();
     let text = format!(
-        "{pairs} pairs, both ways, IPv4 and IPv6: all answer; median {}, slowest {}",
+        "{pairs} {}, both ways, IPv4 and IPv6: all answer; median {}, slowest {}",
+        if pairs == 1 { "pair" } else { "pairs" },
         short(median),
         short(slowest)
     );
