@@ -1,8 +1,8 @@
 //! The command line, as it is parsed: every flag is also an environment variable.
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::BoolishValueParser};
 
 use crate::{
     command::{coordinator, demo, join, network, node, nodes, ping, status, token},
@@ -70,6 +70,26 @@ pub(crate) enum Command {
     },
 }
 
+impl Cli {
+    /// The command line's grammar. An empty variable counts as none, as the files of containers and units often have
+    /// them; a switch is set by `1` or `yes` as well as by `true`.
+    pub(crate) fn grammar() -> clap::Command {
+        grammar(Self::command())
+    }
+}
+
+fn grammar(command: clap::Command) -> clap::Command {
+    let argument = |argument: Arg| {
+        let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        let empty = argument.get_env().is_some_and(is_empty);
+        // clap cannot take a variable away again, but one without a name is never set.
+        let argument = if empty { argument.env("").hide_env(true) } else { argument };
+        let is_switch = matches!(argument.get_action(), ArgAction::SetTrue);
+        if is_switch { argument.value_parser(BoolishValueParser::new()) } else { argument }
+    };
+    command.mut_args(argument).mut_subcommands(grammar)
+}
+
 /// Where the node daemon answers.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NodeSocket {
@@ -135,13 +155,11 @@ pub(crate) fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        Cli::grammar().debug_assert();
     }
 
     #[test]
@@ -158,7 +176,7 @@ mod tests {
             }
             command.get_subcommands().for_each(check);
         }
-        check(&Cli::command());
+        check(&Cli::grammar());
     }
 
     #[test]

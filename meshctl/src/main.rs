@@ -21,7 +21,7 @@ mod token;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
-use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use clap::{FromArgMatches as _, error::ErrorKind};
 
 use cli::{Cli, Command};
 use daemon::Daemon;
@@ -39,7 +39,8 @@ fn main() -> ExitCode {
 
 /// Reads the command line. Help and version are printed from here, and end the process.
 fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, Failure> {
-    match Cli::try_parse_from(by_name(arguments)) {
+    let matches = Cli::grammar().try_get_matches_from(by_name(arguments));
+    match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => Ok(cli),
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             output::write_result(&error.to_string())?;
@@ -102,7 +103,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Version(args) => block_on(version::run(format, args)),
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut script);
+            clap_complete::generate(shell, &mut Cli::grammar(), "meshctl", &mut script);
             output::write_result(&String::from_utf8_lossy(&script))
         }
     }

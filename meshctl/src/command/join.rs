@@ -120,11 +120,11 @@ async fn with_daemon(
         Err(Failure::new(Exit::General, "joining was interrupted"))
     };
     let joined = tokio::select! {
-        joined = ask_to_join(&connection, &wish) => joined,
+        joined = join_with(&connection, &wish, started.is_some()) => joined,
         interrupted = interrupted => interrupted,
     };
     match joined {
-        Ok(status) => finish(format, &connection, status, true).await,
+        Ok((status, enrolled)) => finish(format, &connection, status, enrolled).await,
         Err(failure) => {
             undo(connection, started).await;
             Err(failure)
@@ -160,7 +160,7 @@ async fn in_foreground(format: Format, config: Config, wish: Wish) -> Result<(),
             return std::future::pending().await;
         }
         let connection = Connection::open(Daemon::Node, &socket).await?;
-        let (status, enrolled) = join_once(&connection, &wish).await?;
+        let (status, enrolled) = join_with(&connection, &wish, true).await?;
         if let Err(failure) = finish(format, &connection, status, enrolled).await {
             // The node is in the network: a peer that does not answer yet is no reason to end.
             output::failure(&failure);
@@ -190,13 +190,21 @@ fn ended_early(ended: Result<Result<(), NodeFailure>, tokio::task::JoinError>) -
     }
 }
 
-/// Joins, or finds that this machine is in that very network: a container that starts again with the same token.
-async fn join_once(connection: &Connection, wish: &Wish) -> Result<(StatusResponse, bool), Failure> {
-    let status = status::ask(connection).await?;
-    match &status.network {
-        Some(network) if network.id == wish.token.network() => Ok((status, false)),
-        Some(_) | None => Ok((ask_to_join(connection, wish).await?, true)),
+/// Joins, and tells whether that took the token. A daemon that was just started (`fresh`) may find itself a member of that
+/// very network, as after a restart of the machine or a container: then all is well without.
+async fn join_with(
+    connection: &Connection,
+    wish: &Wish,
+    fresh: bool,
+) -> Result<(StatusResponse, bool), Failure> {
+    if fresh {
+        let status = status::ask(connection).await?;
+        if status.network.as_ref().is_some_and(|network| network.id == wish.token.network()) {
+            status::not_removed(&status)?;
+            return Ok((status, false));
+        }
     }
+    Ok((ask_to_join(connection, wish).await?, true))
 }
 
 /// Has the daemon join, telling its progress.

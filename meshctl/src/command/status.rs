@@ -62,6 +62,16 @@ fn verdict(status: &StatusResponse) -> Result<(), Failure> {
     }
 }
 
+/// Fails for a node that was removed from its network.
+pub(crate) fn not_removed(status: &StatusResponse) -> Result<(), Failure> {
+    if status.state != "removed" {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::NotJoined, "this node was removed from its network").attempt(
+        "meshctl leave, which clears what is left of it; then join again with a new token, if it shall",
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

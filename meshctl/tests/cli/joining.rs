@@ -128,6 +128,10 @@ fn a_removed_node_is_told_so_and_leaves() {
         assert_eq!(status.code, 4, "{status:?}");
         assert_eq!(status.json("status")["state"], "removed");
         assert!(status.stderr.contains("meshctl leave"), "{status:?}");
+        two.run(&["node", "down"]).ok();
+        let message = two.run(&["join", "--foreground", "--token", &coordinator.token()]).failed(4);
+        assert!(message.contains("was removed"), "{message}");
+        two.run(&["node", "up"]).ok();
         two.run(&["leave"]).ok();
         two.join(&coordinator);
     });
@@ -180,7 +184,7 @@ fn a_peer_that_does_not_answer_fails_the_check_but_not_the_membership() {
 #[test]
 fn a_node_goes_down_and_up_and_is_still_a_member() {
     in_sandbox(|| {
-        let (_site, _coordinator, one, two) = pair();
+        let (_site, coordinator, one, two) = pair();
         two.run(&["node", "down"]).ok();
         assert_eq!(two.processes().len(), 0);
         two.run(&["status"]).failed(3);
@@ -189,6 +193,17 @@ fn a_node_goes_down_and_up_and_is_still_a_member() {
         assert_eq!(two.processes().len(), 1);
         two.run(&["ping", "one"]).ok();
         one.run(&["ping", "two"]).ok();
+
+        // Whoever does not remember that it has joined may say so again.
+        two.run(&["node", "down"]).ok();
+        let again = two.run(&["join", "--token", &coordinator.token()]).ok();
+        assert!(again.starts_with("was in     network mesh as two"), "{again}");
+        let tokens = coordinator.json("tokens", &["token", "list"]);
+        assert_eq!(
+            tokens["tokens"].as_array().unwrap().last().unwrap()["uses"],
+            0,
+            "the token was not spent"
+        );
     });
 }
 

@@ -7,4 +7,5 @@ mod joining;
 mod refusals;
 mod secrets;
 mod support;
+mod systemd;
 mod usage;

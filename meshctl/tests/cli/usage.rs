@@ -247,4 +247,20 @@ fn flags_can_be_given_as_environment_variables() {
     status.args(["MESH_SOCKET=/nonexistent/x.sock", MESHCTL, "status"]);
     let message = run_with(status, b"").failed(3);
     assert!(message.contains("/nonexistent/x.sock"), "{message}");
+
+    for (value, code) in [("1", 0), ("yes", 0), ("true", 0), ("maybe", 2)] {
+        let mut check = Command::new(MESHCTL);
+        check.args(["node", "run"]).env("MESH_CHECK", value);
+        assert_eq!(run_with(check, b"").code, code, "MESH_CHECK={value}");
+    }
+}
+
+#[test]
+fn an_empty_variable_counts_as_none() {
+    let mut check = Command::new(MESHCTL);
+    check.args(["node", "run", "--check"]);
+    for name in ["MESH_IO", "MESH_LISTEN_PORT", "MESH_ENDPOINTS", "MESH_CONFIG", "MESH_LOG", "MESH_TOKEN"] {
+        check.env(name, "");
+    }
+    run_with(check, b"").ok();
 }
