@@ -228,6 +228,15 @@ mod tests {
     }
 
     #[test]
+    fn proof_longer_than_its_tree_is_deep_is_refused_even_where_it_leads_to_the_root() {
+        let pair = leaves(2);
+        let root = MerkleTree::new(&pair).root();
+        let [left, right] = [0, 1].map(|i| leaf_hash(&pair[i]));
+        assert!(verify_proof(&root, 2, &right, 1, &[left]));
+        assert!(!verify_proof(&root, 1, &right, 0, &[left]));
+    }
+
+    #[test]
     fn nothing_is_in_the_empty_tree() {
         let root = MerkleTree::new::<&[u8]>([]).root();
         assert!(!verify_proof(&root, 0, &root, 0, &[]));

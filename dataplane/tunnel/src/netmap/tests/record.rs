@@ -435,3 +435,31 @@ fn member_may_send_from_its_addresses_and_routes() {
     assert_eq!(allowed, ["100.64.0.2/32".into(), format!("{}/128", member.ipv6), "10.1.0.0/16".into()]);
     assert_eq!(Member { ipv4: None, routes: Vec::new(), ..member }.allowed_ips().count(), 1);
 }
+
+#[test]
+fn port_range_has_both_its_ends() {
+    let range = PortRange::new(80, 90).unwrap();
+    assert_eq!([79, 80, 85, 90, 91].map(|port| range.contains(port)), [false, true, true, true, false]);
+    assert_eq!((range.first(), range.last()), (80, 90));
+    assert_eq!([range.to_string(), PortRange::from(22).to_string()], ["80-90", "22"]);
+    assert!(PortRange::from(22).contains(22) && !PortRange::from(22).contains(23));
+    assert_eq!(PortRange::new(2, 1), None);
+    assert!(PortRange::new(0, u16::MAX).unwrap().contains(0));
+}
+
+#[test]
+fn protocols_and_kinds_have_names() {
+    let protocols = [Protocol::Any, Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Number(47)];
+    assert_eq!(protocols.map(|protocol| protocol.to_string()), ["any", "tcp", "udp", "icmp", "47"]);
+    assert_eq!(protocols.map(Protocol::has_ports), [false, true, true, false, false]);
+    assert_eq!([MemberKind::Mesh, MemberKind::Stock].map(|kind| kind.to_string()), ["mesh", "stock"]);
+    for number in 0..=u8::MAX {
+        assert!(Kind::from_number(number).is_none_or(|kind| kind.number() == number));
+        assert!(Role::from_number(number).is_none_or(|role| role.number() == number));
+        assert!(MemberKind::from_number(number).is_none_or(|kind| kind.number() == number));
+    }
+    let known = |from: fn(u8) -> bool| (0..=u8::MAX).filter(|number| from(*number)).count();
+    assert_eq!(known(|number| Kind::from_number(number).is_some()), 6);
+    assert_eq!(known(|number| Role::from_number(number).is_some()), 4);
+    assert_eq!(known(|number| MemberKind::from_number(number).is_some()), 2);
+}
