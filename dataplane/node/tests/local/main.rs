@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod canary;
 mod host;
 mod joining;
 mod refusals;
@@ -25,4 +26,12 @@ fn reason(status: &Status) -> Reason {
 /// Whether this network namespace has an interface.
 fn has_interface(name: &str) -> bool {
     std::path::Path::new("/proc/sys/net/ipv4/conf").join(name).exists()
+}
+
+/// Not a test by itself: other tests run this program again to have a daemon that can be looked at from outside.
+#[test]
+fn be_a_daemon() {
+    if let Ok(config) = std::env::var(support::process::BE_DAEMON) {
+        support::process::be_daemon(&config);
+    }
 }

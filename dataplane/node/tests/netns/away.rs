@@ -6,8 +6,8 @@ use ringmesh_io::Choice;
 use ringmesh_lab::in_sandbox;
 
 use crate::{
-    support::{block_on, daemon::Place},
-    world::{Machine, Process, World, within},
+    support::{block_on, daemon::Place, process::Process},
+    world::{Machine, World, within},
 };
 
 #[test]
@@ -43,7 +43,7 @@ fn pings_go_on_and_the_coordinator_is_found_again() {
 
 /// A node as a process of its own, joined to `world`.
 async fn process(world: &World, machine: &Machine, place: &Place, name: &str) -> Process {
-    let mut process = Process::start(machine, place).await;
+    let mut process = Process::start(machine.this_program(), place).await;
     process.node.join(&world.token().await, name).await.unwrap();
     process
 }
@@ -62,7 +62,7 @@ async fn a_killed_node_forwards_again_from_its_map(io: Choice) {
     world.kill_coordinator();
     bob.kill();
     let began = Instant::now();
-    let mut again = Process::start(&machine, &place).await;
+    let mut again = Process::start(machine.this_program(), &place).await;
     let ready = began.elapsed();
     within(Duration::from_secs(1), "the restarted node forwards", || machine.reaches(alice.ipv4));
     let forwards = began.elapsed();
@@ -86,4 +86,25 @@ fn a_killed_node_forwards_again_from_its_map_by_uring() {
 #[test]
 fn a_killed_node_forwards_again_from_its_map_by_poll() {
     in_sandbox(|| block_on(a_killed_node_forwards_again_from_its_map(Choice::Poll)));
+}
+
+#[test]
+fn sessions_are_renewed_while_the_coordinator_is_away_and_no_packet_is_lost() {
+    in_sandbox(|| {
+        block_on(async {
+            let mut world = World::new().await;
+            let mut alice = world.node("alice", Choice::Auto).await;
+            let bob = world.node("bob", Choice::Auto).await;
+            alice.until_peers(1).await;
+            alice.echo("bob").await;
+            assert_eq!(alice.node.status().await.peers[0].sessions, 1);
+            world.kill_coordinator();
+            // REKEY_AFTER_TIME is 120 s, by the wire's constants: it cannot be hurried.
+            let told = alice.machine.sh(&format!("ping -n -q -i 0.25 -c 500 -W 5 {}", bob.ipv4));
+            assert!(told.contains(" 0% packet loss"), "{told}");
+            let peer = alice.node.status().await.peers.remove(0);
+            assert_eq!(peer.sessions, 2, "{peer:?}");
+            assert!(peer.handshake_age_ms.unwrap() < 60_000, "{peer:?}");
+        });
+    });
 }

@@ -15,7 +15,7 @@ mod world;
 /// Not a test by itself: other tests run this program again to have a daemon that can be killed.
 #[test]
 fn be_a_daemon() {
-    if let Ok(config) = std::env::var(world::BE_DAEMON) {
-        world::be_daemon(&config);
+    if let Ok(config) = std::env::var(support::process::BE_DAEMON) {
+        support::process::be_daemon(&config);
     }
 }

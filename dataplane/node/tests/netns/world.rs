@@ -1,11 +1,9 @@
 //! Hosts on a switch: the real coordinator on one of them, real node daemons on the others.
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    process::{Child, Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -29,7 +27,7 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::support::daemon::{Node, Place, connect};
+use crate::support::daemon::{Node, Place};
 
 /// A host and a runtime whose threads are on it.
 pub struct Machine {
@@ -63,6 +61,11 @@ impl Machine {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+
+    /// This test program, to be run on this host.
+    pub fn this_program(&self) -> Command {
+        self.host.command(std::env::current_exe().unwrap()).unwrap()
     }
 
     /// Runs a line of shell on this host.
@@ -246,85 +249,6 @@ impl Member {
             assert_eq!((answer.error.as_str(), answer.path.as_str()), ("", "direct"), "{answer:?}");
         }
     }
-}
-
-/// Tells this test program, run again, to be a node daemon with the configuration in that file.
-pub const BE_DAEMON: &str = "RINGMESH_NODE_TEST_DAEMON";
-
-/// A node daemon as a process of its own, to be killed.
-pub struct Process {
-    child: Child,
-    pub node: Node,
-}
-
-impl Process {
-    /// Starts a daemon with the state at `place`, and waits until it is ready.
-    pub async fn start(machine: &Machine, place: &Place) -> Self {
-        let config = place.directory.path().join("node.toml");
-        let text = format!(
-            "state_dir = {:?}\nsocket = {:?}\nio = \"{}\"\n",
-            place.config.state_dir, place.config.socket, place.config.io
-        );
-        fs::write(&config, text).unwrap();
-        let mut child = machine
-            .host
-            .command(std::env::current_exe().unwrap())
-            .unwrap()
-            .args(["be_a_daemon", "--exact", "--nocapture"])
-            .env(BE_DAEMON, &config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let ready = (&mut output).lines().map_while(Result::ok).any(|line| line.ends_with(READY));
-        assert!(ready, "the daemon is not ready: {:?}", child.wait());
-        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-        Self { child, node: Node::of_process(connect(place.config.socket.clone()).await) }
-    }
-
-    /// `kill -9`.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// `SIGTERM`; it must end in time and without error.
-    pub fn terminate(&mut self) {
-        let pid = self.child.id().to_string();
-        assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What a daemon process prints when it is ready.
-const READY: &str = "the daemon is ready";
-
-/// Is the daemon, if this process was started as one.
-pub fn be_daemon(config: &str) {
-    let config = ringmesh_node::Config::load(config.as_ref()).unwrap();
-    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let (ready, is_ready) = oneshot::channel();
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
-        let shutdown = async move {
-            terminate.recv().await;
-        };
-        tokio::spawn(async move {
-            is_ready.await.unwrap();
-            println!("{READY}");
-        });
-        ringmesh_node::run(config, shutdown, ready).await.unwrap();
-    });
 }
 
 /// Repeats a check until it holds, for at most `limit`, and tells how long it took.
