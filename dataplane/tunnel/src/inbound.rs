@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::drop_reason::DropReason;
+use crate::establish::Begin;
 use crate::handshake::Job;
 use crate::handshake::cookie;
 use crate::key::NodeId;
@@ -14,7 +15,7 @@ use crate::path::Path;
 use crate::peer::{MAX_NOTICES, QueuedNotice};
 use crate::session::Position;
 use crate::time::Now;
-use crate::tunnel::{Begin, Event, Slot, Tunnel};
+use crate::tunnel::{Event, Slot, Tunnel};
 
 /// What became of a datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@ pub mod time;
 pub mod timers;
 pub mod tunnel;
 
+mod establish;
 mod inbound;
 mod index;
 mod notice;

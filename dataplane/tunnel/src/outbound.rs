@@ -1,12 +1,13 @@
 //! From TUN to the network: a packet is routed, sealed and given a path, or held until there is a session.
 
 use crate::drop_reason::DropReason;
+use crate::establish::Begin;
 use crate::packet::Header;
 use crate::path::Path;
 use crate::peer::MAX_HELD_PACKETS;
 use crate::session::padded_len;
 use crate::time::Now;
-use crate::tunnel::{Begin, Slot, Tunnel};
+use crate::tunnel::{Slot, Tunnel};
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -146,7 +146,11 @@ pub(crate) struct Peer {
     candidates: Vec<SocketAddr>,
     /// Where the next fan-out goes on in the list of candidates.
     next_candidate: usize,
+    /// Where sealed packets go: where something authentic and new came from.
     pub(crate) endpoint: Option<Path>,
+    /// Where the last initiation came from. It may have been an old one, repeated from elsewhere, so it moves no endpoint;
+    /// but a peer without any other address may be waiting there.
+    pub(crate) heard_at: Option<Path>,
     pub(crate) sessions: Sessions,
     pub(crate) handshake: Option<PendingHandshake>,
     /// Proves to a peer under load that we receive where we send from.
@@ -180,6 +184,7 @@ impl Peer {
             candidates: Vec::new(),
             next_candidate: 0,
             endpoint: None,
+            heard_at: None,
             sessions: Sessions::default(),
             handshake: None,
             cookie: None,
@@ -218,7 +223,7 @@ impl Peer {
 
     /// Whether a handshake message has anywhere to go.
     pub(crate) fn has_path(&self) -> bool {
-        self.endpoint.is_some() || !self.candidates.is_empty()
+        self.endpoint.is_some() || self.heard_at.is_some() || !self.candidates.is_empty()
     }
 
     /// Where the next initiation goes: to the confirmed endpoint alone at first; without one, or when that did not answer,
@@ -230,6 +235,9 @@ impl Peer {
             if self.timers.tries() <= 1 {
                 return paths;
             }
+        }
+        if let Some(heard_at) = self.heard_at {
+            paths.push(heard_at);
         }
         let count = self.candidates.len();
         for _ in 0..count {

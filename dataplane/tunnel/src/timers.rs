@@ -54,8 +54,6 @@ pub(crate) struct Timers {
     retry: Option<Instant>,
     /// The keepalive owed for data received.
     keepalive: Option<Instant>,
-    /// More data was received while a keepalive was owed already.
-    another_keepalive: bool,
     /// When silence means that the peer is gone.
     silence: Option<Instant>,
     /// When an answered handshake counts as failed.
@@ -99,9 +97,6 @@ impl Timers {
             return Some(Due::PeerSilent);
         }
         if take_due(&mut self.keepalive, now) {
-            if std::mem::take(&mut self.another_keepalive) {
-                self.keepalive = Some(now + KEEPALIVE_TIMEOUT);
-            }
             return Some(Due::Keepalive);
         }
         if take_due(&mut self.persistent, now) {
@@ -119,11 +114,7 @@ impl Timers {
 
     /// Data was received: it deserves a sign of life, but a keepalive or notice does not (W5).
     pub(crate) fn data_received(&mut self, now: Instant) {
-        if self.keepalive.is_none() {
-            self.keepalive = Some(now + KEEPALIVE_TIMEOUT);
-        } else {
-            self.another_keepalive = true;
-        }
+        self.keepalive.get_or_insert(now + KEEPALIVE_TIMEOUT);
     }
 
     /// Anything was sent that the peer can authenticate.
@@ -231,4 +222,42 @@ fn take_due(timer: &mut Option<Instant>, now: Instant) -> bool {
 
 fn jitter(random: &mut Random) -> Duration {
     Duration::from_millis(random.up_to(REKEY_TIMEOUT_JITTER_MAX_MS).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::test_epoch;
+
+    #[test]
+    fn receiving_begins_one_handshake_for_each_session() {
+        let mut timers = Timers::default();
+        assert!(timers.rekey_on_receive());
+        assert!(!timers.rekey_on_receive());
+        timers.completed();
+        assert!(timers.rekey_on_receive());
+    }
+
+    #[test]
+    fn second_unconfirmed_response_does_not_put_off_what_the_first_asks_for() {
+        let (start, mut random) = (test_epoch(), Random::seeded(1));
+        let mut timers = Timers::default();
+        timers.responded(start, true, &mut random);
+        timers.responded(start + Duration::from_secs(4), true, &mut random);
+        assert_eq!(timers.due(start + Duration::from_millis(5334)), Some(Due::ResponseUnconfirmed));
+    }
+
+    #[test]
+    fn everything_due_comes_out_once() {
+        let (start, mut random) = (test_epoch(), Random::seeded(1));
+        let mut timers = Timers::default();
+        timers.set_persistent(Some(Duration::from_secs(1)), start);
+        timers.data_received(start);
+        timers.data_sent(start, &mut random);
+        timers.session_made(start);
+        let end = start + ERASE_AFTER;
+        let due: Vec<Due> = std::iter::from_fn(|| timers.due(end)).collect();
+        assert_eq!(due, [Due::PeerSilent, Due::Keepalive, Due::Keepalive, Due::Erase]);
+        assert_eq!(timers.next(), None);
+    }
 }

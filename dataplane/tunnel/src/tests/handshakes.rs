@@ -252,6 +252,11 @@ fn restored_floors_refuse_an_old_initiation_after_a_restart() {
     let floors = Floors::parse(&pair.far.handshaker.floors().emit()).unwrap();
     assert!(floors.received[&key_of(1)] > Tai64n::ZERO);
 
+    let mut older = floors.clone();
+    older.received.insert(key_of(1), Tai64n::ZERO);
+    pair.far.handshaker.restore(older);
+    assert_eq!(*pair.far.handshaker.floors(), floors, "restoring lowers none");
+
     let mut restarted = Node::new(2, 900);
     restarted.apply(&[pair.near.config.clone()], pair.now);
     restarted.handshaker.restore(floors);
@@ -279,6 +284,32 @@ fn old_initiation_accepted_after_a_restart_moves_no_live_endpoint() {
     pair.deliver(&replay);
     assert_eq!(pair.wire.back().unwrap().to, replay.from, "it is answered,");
     assert_eq!(pair.far.peer(1, pair.now).endpoint, Some(pair.near.path), "but nobody moves");
+}
+
+#[test]
+fn unconfirmed_initiation_makes_no_endpoint() {
+    let mut pair = Pair::new(49);
+    let initiation = initiation(&mut pair);
+    let replay = Datagram { from: path("203.0.113.66:666"), ..initiation };
+    pair.deliver(&replay);
+    assert_eq!(pair.wire.pop_back().unwrap().to, replay.from);
+    assert_eq!(pair.far.peer(1, pair.now).endpoint, None);
+    assert!(!pair.far.events.iter().any(|event| matches!(event, Event::EndpointChanged { .. })));
+    // What the far side then begins goes to the near one's own address too, and so the thief wins nothing.
+    pair.run(seconds(6));
+    assert_eq!(pair.far.peer(1, pair.now).endpoint, Some(pair.near.path));
+}
+
+#[test]
+fn response_to_an_index_of_a_session_reaches_no_handshaker() {
+    let mut pair = Pair::connected(50);
+    let session = pair.near.tunnel.peers.get(0).unwrap().sessions.current().unwrap().local_index();
+    pair.run(seconds(121));
+    pair.send_near(b"rekey");
+    assert!(pair.near.tunnel.peers.get(0).unwrap().handshake.is_some());
+    let forged = crate::message::response(1, session, &[7; 48]);
+    let forged = Datagram { from: pair.far.path, to: pair.near.path, bytes: stamp(&forged, &key_of(1)) };
+    assert_eq!(pair.deliver(&forged), Some(Err(DropReason::UnknownIndex)));
 }
 
 #[test]
@@ -405,11 +436,9 @@ fn simultaneous_initiations_end_in_one_session() {
     pair.settle();
     assert_eq!(pair.near.received, [Pair::far_packet(b"from far")]);
     assert_eq!(pair.far.received, [Pair::near_packet(b"from near")]);
-    assert_eq!(
-        pair.near.established().len() + pair.far.established().len(),
-        2,
-        "one session, seen from each side"
-    );
+    let mut seen = [pair.near.established(), pair.far.established()];
+    seen.sort();
+    assert_eq!(seen, [[false], [true]], "one session, seen from each side");
     pair.sent.clear();
     for _ in 0..30 {
         pair.run(seconds(5));
@@ -420,6 +449,47 @@ fn simultaneous_initiations_end_in_one_session() {
         1,
         "one rekey in 150 s, by one side"
     );
+}
+
+#[test]
+fn nobody_gives_way_to_a_stock_peer() {
+    let mut pair = Pair::with(51, |near| near.mesh = false, |far| far.mesh = false);
+    pair.near.send(&Pair::near_packet(b"from near"), pair.now).unwrap();
+    pair.far.send(&Pair::far_packet(b"from far"), pair.now).unwrap();
+    pair.work();
+    for initiation in pair.wire.drain(..).collect::<Vec<_>>() {
+        pair.deliver(&initiation);
+    }
+    for node in [&pair.near, &pair.far] {
+        let pending = node.tunnel.peers.get(0).unwrap().handshake.is_some();
+        assert!(pending, "a stock peer may answer ours and forget its own");
+    }
+}
+
+#[test]
+fn initiation_that_insists_gives_way_to_nobody() {
+    for stale_is_near in [true, false] {
+        for seed in 0..10 {
+            let mut pair = Pair::new(200 + seed);
+            let (near, far) = match stale_is_near {
+                true => (epochs(1, None), epochs(2, Some(1))),
+                false => (epochs(2, Some(1)), epochs(1, None)),
+            };
+            pair.near.handshaker.apply(&[PeerConfig { psk: near, ..pair.far.config.clone() }]);
+            pair.far.handshaker.apply(&[PeerConfig { psk: far, ..pair.near.config.clone() }]);
+            match stale_is_near {
+                true => pair.send_near(b"hello"),
+                false => pair.send_far(b"hello"),
+            }
+            pair.settle();
+            pair.pass(millis(5334), |_| {});
+            assert_eq!(pair.wire.iter().map(Datagram::kind).collect::<Vec<_>>(), [1, 1], "they cross");
+            let stale = if stale_is_near { pair.near.path } else { pair.far.path };
+            pair.wire.make_contiguous().sort_by_key(|datagram| datagram.from != stale);
+            pair.settle();
+            assert_eq!(pair.near.established().len() + pair.far.established().len(), 2, "seed {seed}");
+        }
+    }
 }
 
 /// Two nodes begin at once, and the wire does what it likes with the first messages.
@@ -459,7 +529,7 @@ fn any_interleaving_of_simultaneous_initiations_ends_in_a_session() {
 fn back_to_back_initiations_leak_no_index() {
     let mut pair = Pair::connected(40);
     for _ in 0..2000 {
-        pair.near.tunnel.begin_handshake(0, crate::tunnel::Begin::Insist, pair.now);
+        pair.near.tunnel.begin_handshake(0, crate::establish::Begin::Insist, pair.now);
         pair.now = pair.now.later(millis(25));
         pair.work();
         if pair.wire.len() > 3 {
@@ -470,7 +540,7 @@ fn back_to_back_initiations_leak_no_index() {
     }
     pair.settle();
     pair.assert_traffic();
-    pair.near.tunnel.begin_handshake(0, crate::tunnel::Begin::Insist, pair.now);
+    pair.near.tunnel.begin_handshake(0, crate::establish::Begin::Insist, pair.now);
     pair.near.apply(&[], pair.now);
     assert_eq!(pair.near.tunnel.indices.len(), 0, "removed in the middle of a handshake");
     pair.near.work(pair.now);

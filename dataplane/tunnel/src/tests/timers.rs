@@ -143,7 +143,7 @@ fn anything_sent_spares_the_keepalive() {
 }
 
 #[test]
-fn data_while_a_keepalive_is_owed_earns_another() {
+fn one_keepalive_answers_all_data_before_it() {
     let mut pair = aged(9, seconds(1));
     pair.send_near(b"one");
     pair.settle();
@@ -153,7 +153,7 @@ fn data_while_a_keepalive_is_owed_earns_another() {
     pair.run(seconds(60));
     let times: Vec<_> =
         pair.sent.iter().filter(|(_, datagram)| datagram.is_keepalive()).map(|(at, _)| *at).collect();
-    assert_eq!(times, [seconds(11)], "sending the first one cleared what was owed");
+    assert_eq!(times, [seconds(11)], "ten seconds after the first, and none for the second");
 }
 
 #[test]
@@ -264,6 +264,28 @@ fn unconfirmed_response_makes_the_responder_begin_within_six_seconds() {
     let first = pair.far_initiations()[0];
     assert!(within_jitter(first, seconds(5)));
     assert_eq!(pair.far.established(), [true]);
+}
+
+#[test]
+fn unconfirmed_response_begins_nothing_while_the_peer_still_uses_its_session() {
+    for (still_uses, begun) in [(true, 0), (false, 1)] {
+        let mut pair = aged(20, seconds(6));
+        // An initiation of the far side arrives, which then has no more need of it.
+        pair.far.tunnel.begin_handshake(0, crate::establish::Begin::Insist, pair.now);
+        pair.work();
+        let initiation = pair.wire.pop_front().unwrap();
+        pair.deliver(&initiation);
+        pair.wire.clear();
+        pair.far.tunnel.end_handshake(0);
+        pair.far.tunnel.peers.get_mut(0).unwrap().timers.completed();
+        for _ in 0..6 {
+            if still_uses {
+                pair.send_far(b"content");
+            }
+            pair.run(seconds(1));
+        }
+        assert_eq!(pair.near_initiations().len(), begun);
+    }
 }
 
 #[test]
