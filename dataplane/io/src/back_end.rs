@@ -140,7 +140,7 @@ fn choose(
     }
     match open() {
         Ok(core) => {
-            let reason = "io_uring with multishot receive is available".to_owned();
+            let reason = "io_uring with multishot receive works here".to_owned();
             Ok((Some(core), Chosen { back_end: BackEnd::Uring, reason }))
         }
         Err(error) if choice == Choice::Auto => {

@@ -84,6 +84,26 @@ fn bursts_beyond_all_buffers_lose_only_what_the_kernels_queues_lose(world: &mut 
     }
 }
 
+/// When a burst took every buffer, the ones that become free are used without waiting for something else to happen.
+fn what_waits_for_buffers_gets_them_without_another_event(world: &mut KernelWorld) {
+    let mut courier = Courier::new(world.peer(Family::V4));
+    world.app_send(Family::V4, b"one of many");
+    let datagram = world.turn_until(&mut courier, |world| world.net_recv(Family::V4));
+    let back = reflect(&datagram);
+    for _ in 0..1000 {
+        world.net_send(Family::V4, &back);
+    }
+    let alive = watchdog(world.io().waker());
+    let mut received = 0;
+    // The rest may be in a last turn, whose writes are handed over by the one after.
+    while received < 800 {
+        world.io().turn(None, &mut courier).expect("a turn");
+        assert_eq!(courier.wakes, 0, "stuck after {received}: {:?}", world.io().counters());
+        received += std::iter::from_fn(|| world.app_recv(Family::V4)).count();
+    }
+    drop(alive);
+}
+
 fn a_hundred_thousand_packets_leave_nothing_behind(world: &mut KernelWorld) {
     const ROUNDS: u32 = 500;
     const BURST: u32 = 200;
@@ -247,6 +267,7 @@ on_kernel_back_ends! {
     a_turn_lasts_until_its_deadline_and_no_longer,
     a_wake_from_another_thread_ends_a_wait_without_end,
     bursts_beyond_all_buffers_lose_only_what_the_kernels_queues_lose,
+    what_waits_for_buffers_gets_them_without_another_event,
     a_hundred_thousand_packets_leave_nothing_behind,
     the_end_of_tun_is_an_error_and_not_a_spin,
     tun_going_down_and_up_again_is_survived,

@@ -118,10 +118,23 @@ pub(crate) fn add_ipv4(name: &str, address: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives an interface an IPv6 address with a /64 around it, usable at once.
+/// Keeps the kernel from sending packets of its own on an interface that is not up yet: no link-local address, no
+/// search for duplicates and routers, and multicast reports at once.
+pub(crate) fn hush_ipv6(name: &str) -> io::Result<()> {
+    let settings = [
+        ("addr_gen_mode", "1"),
+        ("accept_dad", "0"),
+        ("dad_transmits", "0"),
+        ("router_solicitations", "0"),
+        ("mldv2_unsolicited_report_interval", "1"),
+    ];
+    settings.iter().try_for_each(|(name_of, value)| {
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{name_of}"), value)
+    })
+}
+
+/// Gives an interface an IPv6 address with a /64 around it.
 pub(crate) fn add_ipv6(name: &str, address: Ipv6Addr) -> io::Result<()> {
-    // Not to wait for duplicate address detection.
-    std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0")?;
     let request = libc::in6_ifreq {
         ifr6_addr: libc::in6_addr { s6_addr: address.octets() },
         ifr6_prefixlen: 64,

@@ -99,6 +99,7 @@ fn every_turn_ends_with_idle_at_one_time(world: &mut impl World) {
     for _ in 0..10 {
         world.app_send(Family::V4, b"x");
     }
+    let before = world.io().counters().turns;
     for turn in 1..=5 {
         courier.times.clear();
         world.io().turn(Some(Instant::now()), &mut courier).expect("a turn");
@@ -106,7 +107,7 @@ fn every_turn_ends_with_idle_at_one_time(world: &mut impl World) {
         courier.times.dedup();
         assert_eq!(courier.times.len(), 1, "one reading of the clocks per turn");
     }
-    assert_eq!(world.io().counters().turns, 5);
+    assert_eq!(world.io().counters().turns - before, 5);
 }
 
 fn what_is_left_in_the_outbox_leaves_with_the_next_turn_or_a_flush(world: &mut impl World) {
