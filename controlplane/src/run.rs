@@ -99,14 +99,26 @@ pub async fn run(
 ) -> Result<(), StartError> {
     config.check()?;
     state_dir::prepare(&config.state_dir, 0o700)?;
-    let store = SqliteStore::open(&config.state_dir)?;
+    let store = Arc::new(SqliteStore::open(&config.state_dir)?);
+    let result = serve(&config, store.clone(), shutdown, ready).await;
+    // Requests that did not end in time may still hold it; another coordinator may start all the same.
+    store.close().await;
+    result
+}
+
+async fn serve(
+    config: &Config,
+    store: Arc<SqliteStore>,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: impl FnOnce(Ready) + Send,
+) -> Result<(), StartError> {
     let fresh = store.snapshot().await.map_err(Fault::from)?.entries.is_empty();
     let vault = Vault::open(&config.state_dir, fresh)?;
     let listener = listen(config.listen).await?;
     let address =
         listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
     let socket = server::listen_locally(&config.admin_socket)?;
-    let endpoints = advertise::endpoints(&config.advertise, address, &pools(&store, &vault, &config).await?);
+    let endpoints = advertise::endpoints(&config.advertise, address, &pools(&store, &vault, config).await?);
     let identity = Identity::open(&config.state_dir, &endpoints)?;
 
     let options = Options {
@@ -115,7 +127,7 @@ pub async fn run(
         endpoints: endpoints.clone(),
         tls_key: *identity.key_hash(),
     };
-    let coordinator = Coordinator::open(Arc::new(store), vault, options).await?;
+    let coordinator = Coordinator::open(store, vault, options).await?;
     coordinator.ensure_network(&config.network).await?;
     check_keys(&coordinator)?;
     // Before the first node asks: what lapsed while the coordinator was away would spoil every map.

@@ -251,20 +251,18 @@ impl NetworkState {
         let mine = &me.member.record;
         for item in self.changes.since(since) {
             match item {
-                Item::Member(id) => match (self.nodes.get(&id), self.removed.get(&id)) {
-                    (Some(peer), _) if self.sees(mine, &peer.member.record) => {
-                        changed.members.insert(id);
+                Item::Member(id) => {
+                    let present = self.nodes.get(&id).map(|peer| &peer.member.record);
+                    let last = self.removed.get(&id).and_then(|gone| gone.last.as_deref());
+                    // What rules select it by may have changed on the way: then it may have been visible once.
+                    let unsettled = self.changes.has(Item::Standing(id), since);
+                    match (present, last) {
+                        (Some(peer), _) if self.sees(mine, peer) => drop(changed.members.insert(id)),
+                        (Some(_), _) if !unsettled => {}
+                        (None, Some(last)) if !unsettled && !self.sees(mine, last) => {}
+                        _ => drop(changed.removed.insert(id)),
                     }
-                    // It may have been visible before.
-                    (Some(_), _) if self.changes.has(Item::Standing(id), since) => {
-                        changed.removed.insert(id);
-                    }
-                    (Some(_), _) => {}
-                    (None, Some(gone)) if gone.last.as_ref().is_some_and(|last| !self.sees(mine, last)) => {}
-                    (None, _) => {
-                        changed.removed.insert(id);
-                    }
-                },
+                }
                 Item::NodeRecord(id) => {
                     if self.nodes.get(&id).is_some_and(|peer| self.sees(mine, &peer.member.record)) {
                         changed.node_records.insert(id);

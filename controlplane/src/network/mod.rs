@@ -20,6 +20,8 @@ mod registry;
 pub(crate) mod renew;
 pub(crate) mod row;
 mod state;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tokens;
 
 pub(crate) use self::state::{Node, Signed};

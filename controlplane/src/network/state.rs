@@ -211,7 +211,8 @@ impl NetworkState {
                 let psk = row.psk.as_ref().map(open).transpose()?;
                 let standing = standing(&member.record);
                 let former = self.nodes.insert(id, Node { row, member, psk });
-                if former.as_ref().is_none_or(|former| self::standing(&former.member.record) != standing) {
+                // A new member was in nobody's map, so that nobody has to hear that it is not visible.
+                if former.as_ref().is_some_and(|former| self::standing(&former.member.record) != standing) {
                     self.touch(Item::Standing(id));
                 }
                 former

@@ -56,6 +56,18 @@ impl SqliteStore {
         Ok(Self { commands, log })
     }
 
+    /// Commits what waits and lets go of the file and the lock. Every later request fails.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        let mut command = Command::Close { done };
+        while let Err(TrySendError::Full(again)) = self.commands.try_send(command) {
+            command = again;
+            tokio::task::yield_now().await;
+        }
+        // An error says that the thread has ended already, or is about to.
+        drop(closed.await);
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,

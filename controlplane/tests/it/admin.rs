@@ -45,7 +45,7 @@ async fn the_tcp_port_refuses_every_method_that_is_not_for_nodes() {
     let coordinator = Running::start().await;
     let channel = connect(coordinator.ready.address).await.unwrap().channel;
     let methods = methods(&["ringmesh.admin.v1", "ringmesh.local.v1"]);
-    assert!(methods.len() >= 14, "{methods:?}");
+    assert!(methods.len() >= 13, "{methods:?}");
     let reflection =
         ["v1", "v1alpha"].map(|v| format!("/grpc.reflection.{v}.ServerReflection/ServerReflectionInfo"));
     for path in methods.iter().chain(&reflection) {

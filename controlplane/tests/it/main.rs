@@ -1,5 +1,11 @@
 //! The coordinator as its callers meet it: real SQLite, real TLS on loopback, a real unix socket.
 #![allow(missing_docs, reason = "test names are facts and speak for themselves")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it measured"
+)]
+#![allow(unreachable_pub, reason = "one crate of tests")]
 #![forbid(unsafe_code)]
 
 mod admin;

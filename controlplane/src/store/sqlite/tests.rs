@@ -17,13 +17,6 @@ async fn filled(directory: &Path) -> SqliteStore {
     store
 }
 
-/// Closes the store and waits until its thread has let go of the file.
-fn close(store: SqliteStore, directory: &Path) {
-    drop(store);
-    let lock = fs::File::open(directory.join("lock")).unwrap();
-    lock.lock().unwrap();
-}
-
 #[tokio::test]
 async fn sqlite_keeps_the_contract_of_a_store() {
     let (directory, next) = (directory(), std::cell::Cell::new(0));
@@ -41,12 +34,25 @@ async fn what_was_committed_is_there_after_reopening() {
     let directory = directory();
     let store = filled(directory.path()).await;
     let before = store.snapshot().await.unwrap();
-    close(store, directory.path());
+    store.close().await;
     let store = SqliteStore::open(directory.path()).unwrap();
     assert_eq!(store.snapshot().await.unwrap(), before);
     assert_eq!(before.revision, 200);
     assert!(matches!(store.watch(199).await.err(), Some(StoreError::Compacted { .. })));
     store.watch(200).await.map(drop).unwrap();
+}
+
+#[tokio::test]
+async fn a_closed_store_takes_nothing_more() {
+    let directory = directory();
+    let store = SqliteStore::open(directory.path()).unwrap();
+    let waiting = store.txn(vec![], vec![Op::put("before", vec![])]);
+    let (before, ()) = tokio::join!(waiting, store.close());
+    assert_eq!(before, Ok(Outcome::Committed(1)), "what waited is committed");
+    assert!(matches!(store.txn(vec![], vec![Op::put("after", vec![])]).await, Err(StoreError::Failed(_))));
+    store.close().await;
+    let store = SqliteStore::open(directory.path()).unwrap();
+    assert_eq!(store.snapshot().await.unwrap().entries.len(), 1);
 }
 
 #[tokio::test]
@@ -56,7 +62,7 @@ async fn leased_keys_do_not_outlive_the_process() {
     let lease = Some(store.lease(Duration::from_secs(3600)).await.unwrap());
     let put = |key: &str, lease| Op::Put { key: key.into(), value: vec![], lease };
     store.txn(vec![], vec![put("mine", lease), put("all", None)]).await.unwrap();
-    close(store, directory.path());
+    store.close().await;
     let store = SqliteStore::open(directory.path()).unwrap();
     let entries = store.snapshot().await.unwrap().entries;
     assert_eq!(entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["all"]);
@@ -69,7 +75,7 @@ async fn a_second_coordinator_is_kept_out_while_the_first_lives() {
     let error = SqliteStore::open(directory.path()).unwrap_err();
     assert!(matches!(error, OpenError::Locked { .. }), "{error}");
     assert!(error.to_string().contains("another coordinator is using this state directory"));
-    close(store, directory.path());
+    store.close().await;
     SqliteStore::open(directory.path()).unwrap();
 }
 
@@ -90,7 +96,7 @@ async fn the_files_are_for_the_owner_alone() {
 #[tokio::test]
 async fn a_newer_schema_is_refused_with_the_cure() {
     let directory = directory();
-    close(filled(directory.path()).await, directory.path());
+    filled(directory.path()).await.close().await;
     let connection = rusqlite::Connection::open(directory.path().join(FILE)).unwrap();
     connection.pragma_update(None, "user_version", 7).unwrap();
     drop(connection);
@@ -126,7 +132,7 @@ async fn a_flipped_byte_is_never_served() {
     let directory = directory();
     let store = filled(directory.path()).await;
     let before = store.snapshot().await.unwrap();
-    close(store, directory.path());
+    store.close().await;
     let path = directory.path().join(FILE);
     let good = fs::read(&path).unwrap();
     let (mut refused, mut harmless) = (0, 0);
@@ -137,7 +143,7 @@ async fn a_flipped_byte_is_never_served() {
         match SqliteStore::open(directory.path()) {
             Ok(store) => {
                 assert_eq!(store.snapshot().await.unwrap(), before, "offset {offset}");
-                close(store, directory.path());
+                store.close().await;
                 harmless += 1;
             }
             Err(error) => {

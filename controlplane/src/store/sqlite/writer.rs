@@ -30,6 +30,10 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 pub(super) enum Command {
     Txn(Pending),
     Request(Request),
+    /// Ends the thread; answered when the file and the lock are let go of.
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// What is not a transaction.
@@ -76,14 +80,19 @@ impl Writer {
         Self { connection, path, revision, leases, next_lease, log, queue, failed: None, _lock: lock }
     }
 
-    /// Serves until every sender is gone.
+    /// Serves until it is told to close, or every sender is gone.
     pub(super) fn run(mut self) {
         // Leases of an earlier process: it is dead, as this one has the lock.
         self.delete_leased("lease IS NOT NULL");
         while let Some(first) = self.wait() {
             let mut commands = vec![first];
             commands.extend(self.queue.try_iter().take(MAX_BATCH - 1));
-            self.serve(commands);
+            if let Some(done) = self.serve(commands) {
+                drop(self);
+                // Whoever asked may have gone away.
+                let _gone = done.send(());
+                return;
+            }
         }
     }
 
@@ -102,8 +111,9 @@ impl Writer {
         }
     }
 
-    /// Runs neighbouring transactions as one batch, and the rest in between, in the order of arrival.
-    fn serve(&mut self, commands: Vec<Command>) {
+    /// Runs neighbouring transactions as one batch, and the rest in between, in the order of arrival. Returns whom to tell
+    /// if it has to close; what came after that is not answered.
+    fn serve(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
         let mut batch = Vec::new();
         for command in commands {
             match command {
@@ -112,9 +122,14 @@ impl Writer {
                     self.commit(std::mem::take(&mut batch));
                     self.serve_request(request);
                 }
+                Command::Close { done } => {
+                    self.commit(batch);
+                    return Some(done);
+                }
             }
         }
         self.commit(batch);
+        None
     }
 
     fn serve_request(&mut self, request: Request) {

@@ -1,0 +1,415 @@
+//! Random histories: whatever happens to a network, a node that follows by deltas holds what a full map would give it, and
+//! that is exactly what the rules let it see.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+use ringmesh_tunnel::{
+    UnixTime,
+    enroll::TokenSecret,
+    key::{IdentitySecret, NetworkId, NodeId, PresharedKey, TokenId},
+    netmap::{
+        Envelope, Leaf, Member, MemberKind, NameRecord, NetworkMap, NodeRecord, PortRange, Protocol, Role,
+        Rule, Selector,
+    },
+};
+
+use super::{
+    Plan, Registry, Signed,
+    authority::Authority,
+    create, enroll,
+    key::Part,
+    map::{Delta, Outgoing, Place},
+    members, renew,
+    row::{self, Blob, NodeRow},
+    tokens,
+};
+use crate::{config::NetworkConfig, store::Commit, vault::Vault};
+
+const TAGS: [&str; 3] = ["web", "db", "ops"];
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+enum Event {
+    Join { tags: Vec<usize> },
+    AddStock,
+    Remove { node: usize },
+    Retag { node: usize, tags: Vec<usize> },
+    Endpoints { node: usize, port: u16 },
+    Policy { rules: Vec<(Pick, Pick)>, name: bool },
+    Days { days: u64 },
+    Follow { node: usize },
+    Forget { node: usize },
+}
+
+/// One side of a rule.
+#[derive(Debug, Clone)]
+enum Pick {
+    All,
+    Nobody,
+    Tag(usize),
+    Node(usize),
+    Address(usize),
+}
+
+fn pick() -> impl Strategy<Value = Pick> {
+    prop_oneof![
+        3 => Just(Pick::All),
+        1 => Just(Pick::Nobody),
+        3 => (0..TAGS.len()).prop_map(Pick::Tag),
+        2 => any::<usize>().prop_map(Pick::Node),
+        1 => any::<usize>().prop_map(Pick::Address),
+    ]
+}
+
+fn tags() -> impl Strategy<Value = Vec<usize>> {
+    proptest::sample::subsequence((0..TAGS.len()).collect::<Vec<_>>(), 0..=2)
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => tags().prop_map(|tags| Event::Join { tags }),
+        1 => Just(Event::AddStock),
+        2 => any::<usize>().prop_map(|node| Event::Remove { node }),
+        2 => (any::<usize>(), tags()).prop_map(|(node, tags)| Event::Retag { node, tags }),
+        4 => (any::<usize>(), 1_u16..).prop_map(|(node, port)| Event::Endpoints { node, port }),
+        2 => (proptest::collection::vec((pick(), pick()), 0..4), any::<bool>())
+            .prop_map(|(rules, name)| Event::Policy { rules, name }),
+        1 => (1..20_u64).prop_map(|days| Event::Days { days }),
+        6 => any::<usize>().prop_map(|node| Event::Follow { node }),
+        1 => any::<usize>().prop_map(|node| Event::Forget { node }),
+    ]
+}
+
+/// A node that follows.
+struct Follower {
+    identity: IdentitySecret,
+    map: NetworkMap,
+    since: Option<u64>,
+}
+
+struct World {
+    registry: Registry,
+    vault: Vault,
+    network: NetworkId,
+    now: UnixTime,
+    followers: BTreeMap<NodeId, Follower>,
+    joined: u32,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = Vault::open(directory.path(), true).unwrap();
+        let now = UnixTime::from_secs(1_800_000_000);
+        let (network, plan) =
+            create::plan(&NetworkConfig::default(), &Authority::generate(), &vault, now).unwrap();
+        let registry = Registry::default();
+        let mut world = Self {
+            registry,
+            vault,
+            network,
+            now,
+            followers: BTreeMap::new(),
+            joined: 0,
+            _directory: directory,
+        };
+        world.commit(plan);
+        world
+    }
+
+    fn state(&self) -> &super::NetworkState {
+        self.registry.network(self.network).unwrap()
+    }
+
+    fn commit(&mut self, plan: Plan) {
+        let changes = plan.ops.into_iter().map(|op| match op {
+            crate::store::Op::Put { key, value, .. } => (key, Some(value)),
+            crate::store::Op::Delete { key } => (key, None),
+        });
+        let commit = Commit { revision: self.registry.revision() + 1, changes: changes.collect() };
+        self.registry.apply(&commit, &self.vault).unwrap();
+    }
+
+    fn place(&self) -> Place {
+        Place { replica: 1, durable: self.registry.revision() }
+    }
+
+    /// The `number`th member, counted around.
+    fn nth(&self, number: usize) -> Option<NodeId> {
+        let count = self.state().nodes.len();
+        self.state().node_ids().nth(number.checked_rem(count)?)
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Join { tags } => self.join(&tags),
+            Event::AddStock => {
+                self.joined += 1;
+                let (name, key) =
+                    (format!("s{}", self.joined), IdentitySecret::generate().public_key().noise_key());
+                let (id, psk) = (NodeId::generate(), PresharedKey::generate());
+                let plan =
+                    members::plan_stock(self.state(), &name, key, id, &psk, &self.vault, self.now).unwrap();
+                self.commit(plan);
+            }
+            Event::Remove { node } => {
+                let Some(id) = self.nth(node) else { return };
+                let plan = members::plan_removal(self.state(), id, &self.vault, self.now).unwrap();
+                self.commit(plan);
+                self.followers.remove(&id);
+            }
+            Event::Retag { node, tags } => self.retag(node, &tags),
+            Event::Endpoints { node, port } => self.tell(node, port),
+            Event::Policy { rules, name } => self.set_policy(&rules, name),
+            Event::Days { days } => {
+                self.now = self.now.saturating_add(Duration::from_secs(days * 24 * 3600));
+                for plan in renew::plan(self.state(), self.now).unwrap() {
+                    self.commit(plan);
+                }
+            }
+            Event::Follow { node } => drop(self.nth(node).map(|id| self.follow(id))),
+            Event::Forget { node } => {
+                let id = self.nth(node);
+                if let Some(follower) = id.and_then(|id| self.followers.get_mut(&id)) {
+                    follower.since = None;
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, tags: &[usize]) {
+        self.joined += 1;
+        let (token, secret) = (TokenId::generate(), TokenSecret::generate());
+        let tags = tags.iter().map(|tag| TAGS[*tag].to_owned()).collect();
+        let wish = tokens::Wish { life: Duration::ZERO, max_uses: 1, tags, ephemeral: false };
+        self.commit(tokens::plan_create(self.state(), token, &secret, &wish, self.now).unwrap());
+        let identity = IdentitySecret::generate();
+        let joiner = enroll::Joiner {
+            token,
+            identity_key: identity.public_key(),
+            name: format!("n{}", self.joined),
+            host_name: String::new(),
+            os: String::new(),
+            version: String::new(),
+        };
+        let planned = enroll::plan(self.state(), &joiner, NodeId::generate(), self.now).unwrap();
+        let enroll::Enrollment::New(id, plan) = planned else { panic!("{planned:?}") };
+        self.commit(plan);
+        let map = NetworkMap::empty(self.network, self.state().root, id);
+        self.followers.insert(id, Follower { identity, map, since: None });
+    }
+
+    fn retag(&mut self, node: usize, tags: &[usize]) {
+        let Some(id) = self.nth(node) else { return };
+        let node = &self.state().nodes[&id];
+        let mut member = node.member.record.clone();
+        member.tags = tags.iter().map(|tag| TAGS[*tag].to_owned()).collect();
+        member.serial += 1;
+        let signed = self.state().authority.sign(Role::Admission, &member).unwrap();
+        let row = NodeRow { member: Blob::from(&signed), ..node.row.clone() };
+        let op = crate::store::Op::put(Part::Node(id).of(self.network), row::emit(&row));
+        self.commit(Plan { compare: vec![], ops: vec![op] });
+    }
+
+    fn tell(&mut self, node: usize, port: u16) {
+        let Some(id) = self.nth(node) else { return };
+        let Some(follower) = self.followers.get(&id) else { return };
+        let endpoints = vec![([192, 0, 2, 1], port).into()];
+        let serial = self.state().changes.newest() + self.now.as_millis();
+        let record = NodeRecord { network: self.network, id, serial, endpoints, time: self.now };
+        let envelope = Envelope::sign(&record, &follower.identity).unwrap();
+        let state = self.registry.networks.get_mut(&self.network).unwrap();
+        state.put_node_record(Signed::new(record, envelope, 0));
+    }
+
+    fn set_policy(&mut self, rules: &[(Pick, Pick)], name: bool) {
+        let side = |pick: &Pick| match pick {
+            Pick::All => vec![Selector::All],
+            Pick::Nobody => vec![],
+            Pick::Tag(tag) => vec![Selector::Tag(TAGS[*tag].into())],
+            Pick::Node(node) => self.nth(*node).map(Selector::Node).into_iter().collect(),
+            Pick::Address(node) => {
+                let member = self.nth(*node).and_then(|id| self.state().member(id));
+                member
+                    .and_then(|member| member.allowed_ips().next())
+                    .map(Selector::Prefix)
+                    .into_iter()
+                    .collect()
+            }
+        };
+        let mut leaves: Vec<Leaf> = rules
+            .iter()
+            .map(|(sources, destinations)| {
+                Leaf::Rule(Rule {
+                    sources: side(sources),
+                    destinations: side(destinations),
+                    protocol: Protocol::Tcp,
+                    ports: vec![PortRange::from(443)],
+                })
+            })
+            .collect();
+        if name {
+            leaves.push(Leaf::Name(NameRecord { name: "www".into(), addresses: vec![[10, 0, 0, 1].into()] }));
+        }
+        let serial = self.state().policy.as_ref().unwrap().signed.record.serial + 1;
+        let op = create::policy(self.network, &leaves, serial, &self.state().authority, self.now).unwrap();
+        self.commit(Plan { compare: vec![], ops: vec![op] });
+    }
+
+    /// Brings a node up to date by a delta, or by a full map if it must, and compares.
+    fn follow(&mut self, id: NodeId) {
+        let (place, now) = (self.place(), self.now);
+        let Some(follower) = self.followers.get(&id) else { return };
+        let state = self.state();
+        let delta = follower.since.map(|since| state.delta(id, since, place, now).unwrap());
+        let outgoing = match delta {
+            Some(Delta::Nothing) => None,
+            Some(Delta::Update(outgoing)) => Some(*outgoing),
+            Some(Delta::Full) | None => Some(state.full(id, place, now).unwrap()),
+        };
+        let map = match outgoing {
+            Some(Outgoing { update, .. }) => follower.map.verify(update, now).unwrap(),
+            // What does not touch the node leaves it with the same digest.
+            None => follower.map.renew(state.head(id, place, now).unwrap(), now).unwrap(),
+        };
+        self.compare(id, &map);
+        let since = self.state().newest_change();
+        let follower = self.followers.get_mut(&id).unwrap();
+        (follower.map, follower.since) = (map, Some(since));
+    }
+
+    fn compare(&self, id: NodeId, map: &NetworkMap) {
+        let state = self.state();
+        let empty = NetworkMap::empty(self.network, state.root, id);
+        let full = empty.verify(state.full(id, self.place(), self.now).unwrap().update, self.now).unwrap();
+        assert_eq!(map.digest(), full.digest());
+        let me = state.member(id).unwrap();
+        let rules: Vec<&Rule> = all_rules(state).collect();
+        let expected: Vec<&Member> = state
+            .nodes
+            .values()
+            .map(|node| &node.member.record)
+            .filter(|peer| {
+                peer.id == id || rules.iter().any(|rule| joins(rule, me, peer) || joins(rule, peer, me))
+            })
+            .collect();
+        assert_eq!(map.members().collect::<Vec<_>>(), expected);
+        let mine: Vec<&Rule> = rules
+            .into_iter()
+            .filter(|rule| is_in(&rule.sources, me) || is_in(&rule.destinations, me))
+            .collect();
+        assert_eq!(map.rules(self.now).collect::<Vec<_>>(), mine);
+        for peer in expected {
+            let told = state.node_records.get(&peer.id).map(|held| &held.record);
+            assert_eq!(map.node_record(peer.id), told);
+        }
+    }
+}
+
+fn all_rules(state: &super::NetworkState) -> impl Iterator<Item = &Rule> {
+    state.policy.iter().flat_map(|policy| &policy.leaves).filter_map(|(leaf, _)| match leaf {
+        Leaf::Rule(rule) => Some(rule),
+        Leaf::Name(_) => None,
+    })
+}
+
+/// The rules' meaning, said once more and naively.
+fn joins(rule: &Rule, from: &Member, to: &Member) -> bool {
+    is_in(&rule.sources, from) && is_in(&rule.destinations, to)
+}
+
+fn is_in(side: &[Selector], member: &Member) -> bool {
+    for selector in side {
+        let found = match selector {
+            Selector::All => true,
+            Selector::Node(id) => member.id == *id,
+            Selector::Tag(tag) => member.tags.iter().any(|own| own == tag),
+            Selector::Group(group) => member.groups.iter().any(|own| own == group),
+            Selector::Prefix(prefix) => {
+                prefix.contains(member.ipv6.into())
+                    || member.ipv4.is_some_and(|ipv4| prefix.contains(ipv4.into()))
+            }
+        };
+        if found {
+            return true;
+        }
+    }
+    false
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_node_that_follows_by_deltas_holds_what_a_full_map_would_give(
+        events in proptest::collection::vec(event(), 1..50),
+    ) {
+        let mut world = World::new();
+        for event in events {
+            world.happen(event);
+        }
+        let everybody: Vec<NodeId> = world.followers.keys().copied().collect();
+        for id in everybody {
+            world.follow(id);
+        }
+    }
+}
+
+#[test]
+fn a_change_is_told_only_to_those_whose_map_it_changes() {
+    let mut world = World::new();
+    world.set_policy(&[(Pick::Tag(0), Pick::Tag(1))], false);
+    world.join(&[0]);
+    world.join(&[1]);
+    world.join(&[2]);
+    let ids: Vec<NodeId> = (1..=3).map(|i| world.state().names[&format!("n{i}")]).collect();
+    for id in &ids {
+        world.follow(*id);
+    }
+    let (place, now, since) = (world.place(), world.now, world.state().newest_change());
+    let touched = |world: &World| {
+        let delta = |id: &NodeId| world.state().delta(*id, since, place, now).unwrap();
+        ids.iter().map(|id| !matches!(delta(id), Delta::Nothing)).collect::<Vec<_>>()
+    };
+    let web = world.state().node_ids().position(|id| id == ids[0]).unwrap();
+    world.tell(web, 1);
+    assert_eq!(touched(&world), [true, true, false]);
+    world.join(&[2]);
+    assert_eq!(touched(&world), [true, true, false], "a stranger to all");
+    let other = world.state().names["n4"];
+    let plan = members::plan_removal(world.state(), other, &world.vault, world.now).unwrap();
+    // Without the new epoch, which concerns everybody.
+    let ops = plan.ops.into_iter().filter(|op| !format!("{op:?}").contains("/epoch/")).collect();
+    world.commit(Plan { compare: vec![], ops });
+    assert_eq!(touched(&world), [true, true, false], "a stranger that left");
+}
+
+#[test]
+fn only_members_have_a_map() {
+    let mut world = World::new();
+    world.join(&[]);
+    let id = world.state().names["n1"];
+    assert!(world.state().full(id, world.place(), world.now).is_ok());
+    let plan = members::plan_removal(world.state(), id, &world.vault, world.now).unwrap();
+    world.commit(plan);
+    let none =
+        |result: Result<Outgoing, super::map::NoMap>| result.unwrap_err() == super::map::NoMap::NotAMember;
+    assert!(none(world.state().full(id, world.place(), world.now)));
+    assert!(world.state().delta(id, 0, world.place(), world.now).is_err());
+    assert!(world.state().head(id, world.place(), world.now).is_err());
+}
+
+#[test]
+fn a_stock_device_sees_nothing_of_the_networks_secret() {
+    let mut world = World::new();
+    world.join(&[]);
+    world.happen(Event::AddStock);
+    let stock = world.state().names["s2"];
+    assert_eq!(world.state().member(stock).unwrap().kind, MemberKind::Stock);
+    let id = world.state().names["n1"];
+    let outgoing = world.state().full(id, world.place(), world.now).unwrap();
+    assert_eq!(outgoing.peer_secrets.iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), [stock]);
+    assert_eq!(outgoing.secrets.len(), 1);
+}
