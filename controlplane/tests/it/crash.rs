@@ -32,6 +32,14 @@ async fn a_coordinator_serves_until_it_is_told_to_stop() {
         return;
     };
     let directory = Path::new(&directory);
+    if let Some(log) = std::env::var_os("RINGMESH_TEST_LOG") {
+        let log = Mutex::new(fs::File::create(log).unwrap());
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(log)
+            .init();
+    }
     let mut config = config(directory);
     if let Ok(listen) = std::env::var("RINGMESH_TEST_LISTEN") {
         config.listen = listen.parse().unwrap();
@@ -45,7 +53,17 @@ async fn a_coordinator_serves_until_it_is_told_to_stop() {
 }
 
 /// A coordinator in a process of its own; killed with this value.
-struct Process(Child);
+pub struct Process(Child);
+
+impl Process {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -69,15 +87,27 @@ fn command(directory: &Path, first: &str) -> Command {
     command
 }
 
-async fn start(directory: &Path, first: &str) -> (Process, SocketAddr) {
+/// Starts a coordinator after the shell did `first`.
+pub async fn start(directory: &Path, first: &str) -> (Process, SocketAddr) {
+    spawn(directory, command(directory, first)).await
+}
+
+/// Starts a coordinator that logs everything there is to log.
+pub async fn start_logged(directory: &Path, log: &Path) -> (Process, SocketAddr) {
+    let mut command = command(directory, "");
+    command.env("RINGMESH_TEST_LOG", log);
+    spawn(directory, command).await
+}
+
+async fn spawn(directory: &Path, mut command: Command) -> (Process, SocketAddr) {
     let ready = directory.join("ready");
     drop(fs::remove_file(&ready));
-    let mut process = Process(command(directory, first).spawn().unwrap());
+    let mut process = Process(command.spawn().unwrap());
     for _ in 0..2000 {
         if let Ok(address) = fs::read_to_string(&ready) {
             return (process, address.parse().unwrap());
         }
-        assert!(process.0.try_wait().unwrap().is_none(), "it ended");
+        assert!(process.is_running(), "it ended");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("not ready in 10 s");

@@ -397,9 +397,9 @@ struct Contended {
 #[async_trait]
 impl Store for Contended {
     async fn txn(&self, compare: Vec<Compare>, ops: Vec<Op>) -> Result<Outcome, StoreError> {
-        let token = ops.iter().find_map(|op| match op {
-            Op::Put { key, .. } if key.contains("/token/") => Some(key.clone()),
-            _ => None,
+        let token = ops.iter().find_map(|op| {
+            let Op::Put { key, .. } = op else { return None };
+            key.contains("/token/").then(|| key.clone())
         });
         let spoil = |left: usize| left.checked_sub(1);
         if let Some(key) = token

@@ -146,7 +146,7 @@ pub struct Assembled {
     pub address: std::net::SocketAddr,
     pub operator: Operator,
     clock: Arc<AtomicU64>,
-    pub directory: Arc<tempfile::TempDir>,
+    _directory: Arc<tempfile::TempDir>,
 }
 
 impl Assembled {
@@ -191,7 +191,7 @@ impl Assembled {
             server::serve_operators(socket, routes, std::future::pending()).await.unwrap();
         });
         let operator = Operator::connect(&path).await;
-        Self { coordinator, address, operator, clock, directory }
+        Self { coordinator, address, operator, clock, _directory: directory }
     }
 
     pub fn now(&self) -> UnixTime {

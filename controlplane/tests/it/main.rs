@@ -13,5 +13,7 @@ mod client;
 mod crash;
 mod enrolment;
 mod harness;
+mod hostile;
+mod secrets;
 mod start;
 mod stream;
