@@ -468,7 +468,7 @@ fn nobody_gives_way_to_a_stock_peer() {
 
 #[test]
 fn initiation_that_insists_gives_way_to_nobody() {
-    for stale_is_near in [true, false] {
+    for (stale_is_near, lost) in [(true, 0), (false, 0), (true, 1), (false, 1)] {
         for seed in 0..10 {
             let mut pair = Pair::new(200 + seed);
             let (near, far) = match stale_is_near {
@@ -482,7 +482,11 @@ fn initiation_that_insists_gives_way_to_nobody() {
                 false => pair.send_far(b"hello"),
             }
             pair.settle();
-            pair.pass(millis(5334), |_| {});
+            // Those that are lost are repeated, and insist as well.
+            for _ in 0..=lost {
+                pair.wire.clear();
+                pair.pass(millis(5334), |_| {});
+            }
             assert_eq!(pair.wire.iter().map(Datagram::kind).collect::<Vec<_>>(), [1, 1], "they cross");
             let stale = if stale_is_near { pair.near.path } else { pair.far.path };
             pair.wire.make_contiguous().sort_by_key(|datagram| datagram.from != stale);
@@ -600,6 +604,37 @@ fn peer_without_any_address_holds_nothing() {
     // It can still reach us, and then we know where it is.
     pair.send_far(b"here I am");
     pair.settle();
+    pair.assert_traffic();
+}
+
+#[test]
+fn results_of_a_superseded_handshake_are_dropped() {
+    use crate::establish::Begin;
+    let mut pair = Pair::new(52);
+    pair.near.send(&Pair::near_packet(b"hello"), pair.now).unwrap();
+    let first = pair.near.tunnel.poll_job().unwrap();
+    pair.near.tunnel.begin_handshake(0, Begin::Insist, pair.now);
+    let done = pair.near.handshaker.run(first, 0, pair.now);
+    pair.near.tunnel.handle_job(done, pair.now);
+    assert_eq!(pair.near.dropped(DropReason::SupersededHandshake), 1);
+    assert!(pair.near.tunnel.poll_transmit(&mut [0; 2000], pair.now).is_none());
+
+    // The answer to the second comes when a third is under way.
+    pair.work();
+    let initiation = pair.wire.pop_front().unwrap();
+    pair.deliver(&initiation);
+    let response = pair.wire.pop_front().unwrap();
+    pair.near.take(&response, pair.now).unwrap();
+    let finish = pair.near.tunnel.poll_job().unwrap();
+    let done = pair.near.handshaker.run(finish, 0, pair.now);
+    pair.near.tunnel.begin_handshake(0, Begin::Insist, pair.now);
+    pair.work();
+    pair.near.tunnel.handle_job(done, pair.now);
+    assert_eq!(pair.near.dropped(DropReason::SupersededHandshake), 2);
+    assert!(pair.near.established().is_empty());
+    pair.now = pair.now.later(millis(20));
+    pair.settle();
+    assert_eq!(pair.near.established(), [true]);
     pair.assert_traffic();
 }
 
