@@ -381,7 +381,7 @@ mod tests {
         two.command(Command::Apply(Vec::new(), installed));
         one.io.push_packet(&packet(1, 2, 100));
         settle(&mut one, &mut two);
-        assert_eq!(two.io.take_packets(), [vec![0; 0]; 0]);
+        assert!(two.io.take_packets().is_empty());
         assert!(two.report().drops["unknown_index"] >= 1);
     }
 

@@ -1,4 +1,4 @@
-//! The worker: one pinned thread around [`PacketIo::turn`], and the only one that moves packets.
+//! The worker: one pinned thread around [`ringmesh_io::PacketIo::turn`], and the only one that moves packets.
 
 use ringmesh_io::{Choice, Chosen, KernelIo, PacketIo as _, Parts, affinity};
 use ringmesh_proto::control::Reason;

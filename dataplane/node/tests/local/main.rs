@@ -1,6 +1,12 @@
 //! A node daemon on its own, with a real TUN device, against a coordinator that does as the test tells it.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails by panicking, tells by what it printed, looks for one thing among many, and shares its parts"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,12 @@
 //! Real daemons with real TUN devices, each in network namespaces of its own, and the real coordinator: it works.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails by panicking, tells by what it printed, looks for one thing among many, and shares its parts"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
