@@ -1,6 +1,6 @@
 //! WireGuard's timers (whitepaper §6), as plain state: events in, what is due out.
 //!
-//! Nothing here sends. [`Timers::due`] says what a peer must do now, and its caller does it and reports back what was
+//! Nothing here sends. `Timers::due` says what a peer must do now, and its caller does it and reports back what was
 //! sent; so every rule can be tested by a table of events and times.
 
 use std::time::{Duration, Instant};
