@@ -6,19 +6,40 @@
 #![forbid(unsafe_code)]
 
 /// `ringmesh.control.v1`: node and coordinator.
-#[allow(missing_docs, missing_debug_implementations, unused_qualifications, clippy::all, clippy::restriction, reason = "generated")]
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unused_qualifications,
+    clippy::all,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod control {
     tonic::include_proto!("ringmesh.control.v1");
 }
 
 /// `ringmesh.admin.v1`: operators and coordinator.
-#[allow(missing_docs, missing_debug_implementations, unused_qualifications, clippy::all, clippy::restriction, reason = "generated")]
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unused_qualifications,
+    clippy::all,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod admin {
     tonic::include_proto!("ringmesh.admin.v1");
 }
 
 /// `ringmesh.local.v1`: programs of this machine and the node daemon.
-#[allow(missing_docs, missing_debug_implementations, unused_qualifications, clippy::all, clippy::restriction, reason = "generated")]
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unused_qualifications,
+    clippy::all,
+    clippy::restriction,
+    reason = "generated"
+)]
 pub mod local {
     tonic::include_proto!("ringmesh.local.v1");
 }
