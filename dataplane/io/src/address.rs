@@ -1,5 +1,7 @@
 //! Socket addresses as the kernel writes them (`sockaddr_in`, `sockaddr_in6`), read and written as bytes.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Bytes of the longer of the two forms, `sockaddr_in6`.
@@ -62,6 +64,7 @@ impl RawAddress {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may panic")]
 mod tests {
     use proptest::prelude::*;
 

@@ -25,6 +25,7 @@ mod back_end;
 mod counters;
 mod memory;
 mod outbox;
+mod pause;
 mod poll;
 mod region;
 mod sys;

@@ -6,10 +6,11 @@ mod batch;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Instant;
 
 use crate::outbox::datagram_capacity;
+use crate::pause::Pause;
 use crate::tun::virtio;
 use crate::udp::Family;
 use crate::{Counters, Delivery, Handler, Now, Outbox, PacketIo, Parts, SuperPacket, Train, Waker, sys};
@@ -29,8 +30,13 @@ pub struct PollIo {
     read: Box<[u8]>,
     /// The socket that took nothing more when we last sent.
     stalled: Option<Family>,
+    /// After errors of TUN and of the sockets, in the order of `wait`.
+    pauses: [Pause; WAKER],
     counters: Counters,
 }
+
+/// A descriptor that poll skips.
+const NOBODY: RawFd = -1;
 
 /// Who is polled, in this order.
 const TUN: usize = 0;
@@ -47,6 +53,7 @@ impl PollIo {
             send: SendBatch::new(),
             read: vec![0; virtio::HEADER + usize::from(parts.mtu) + 1].into_boxed_slice(),
             stalled: None,
+            pauses: [Pause::default(); WAKER],
             counters: Counters::default(),
             parts,
         }
@@ -121,8 +128,7 @@ impl PollIo {
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<[bool; POLLED]> {
         let [v4, v6] = Family::ALL.map(|family| {
             let out = if self.stalled == Some(family) { libc::POLLOUT } else { 0 };
-            // A negative descriptor is skipped.
-            let fd = self.parts.udp.socket(family).map_or(-1, |socket| socket.as_raw_fd());
+            let fd = self.parts.udp.socket(family).map_or(NOBODY, |socket| socket.as_raw_fd());
             libc::pollfd { fd, events: libc::POLLIN | out, revents: 0 }
         });
         // Without room for what would come of it, TUN is not read. Its removal is reported all the same.
@@ -131,7 +137,19 @@ impl PollIo {
         let waker =
             libc::pollfd { fd: self.parts.waker.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut set = [tun, v4, v6, waker];
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let until = self.pauses.iter().filter_map(Pause::until).chain(deadline).min();
+        let mut timeout = None;
+        if let Some(until) = until {
+            let now = Instant::now();
+            timeout = Some(until.saturating_duration_since(now));
+            for (polled, pause) in set.iter_mut().zip(&mut self.pauses) {
+                if pause.is_over(now) {
+                    pause.end();
+                } else {
+                    polled.fd = NOBODY;
+                }
+            }
+        }
         self.counters.system_calls += 1;
         match sys::poll(&mut set, timeout) {
             Ok(_) => Ok(set.map(|polled| polled.revents & !libc::POLLOUT != 0)),
@@ -149,11 +167,15 @@ impl PollIo {
         let Some(socket) = self.parts.udp.socket(family) else { return Ok(()) };
         self.counters.system_calls += 1;
         let count = match self.receive.receive(socket) {
-            Ok(count) => count,
+            Ok(count) => {
+                self.pauses[TUN + 1 + family as usize].succeed();
+                count
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
-            // Reported once and cleared: an ICMP message about something we sent.
+            // Most likely an ICMP message about something we sent, reported once.
             Err(_) => {
                 self.counters.receive_errors += 1;
+                self.pauses[TUN + 1 + family as usize].fail(now.monotonic);
                 0
             }
         };
@@ -189,9 +211,11 @@ impl PollIo {
                 Err(error) if self.parts.tun.is_gone(&error) => return Err(self.parts.tun.gone()),
                 Err(_) => {
                     self.counters.receive_errors += 1;
+                    self.pauses[TUN].fail(now.monotonic);
                     break;
                 }
             };
+            self.pauses[TUN].succeed();
             let fits = len < self.read.len();
             let Some((header, packet)) = self.read[..len].split_at_mut_checked(virtio::HEADER) else {
                 self.counters.packets_unfit += 1;

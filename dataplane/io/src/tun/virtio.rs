@@ -1,5 +1,7 @@
 //! The offload header (`struct virtio_net_hdr`) in front of every packet on a TUN queue opened with `IFF_VNET_HDR`.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used)]
+
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 10;
 
@@ -17,6 +19,7 @@ pub(crate) fn is_plain(header: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may panic")]
 mod tests {
     use super::*;
 

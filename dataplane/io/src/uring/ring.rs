@@ -25,7 +25,7 @@ pub(super) struct Completed {
 pub(super) struct Ring {
     inner: IoUring,
     enter_flags: EnterFlags,
-    /// Submitted at least once and not all known to be done; counted by the caller's completions.
+    /// Keeps the ring from being sent to another thread.
     thread: std::marker::PhantomData<*const ()>,
 }
 

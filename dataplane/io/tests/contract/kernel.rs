@@ -218,6 +218,8 @@ fn cost(choice: Choice) -> (u64, u64, u64) {
     let mut world = KernelWorld::new(choice);
     let mut courier = Courier::new(world.peer(Family::V4));
     let mut before = world.io().counters();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let in_time = || assert!(Instant::now() < deadline, "packets are lost");
     for round in 0..50 {
         if round == 5 {
             before = world.io().counters();
@@ -227,6 +229,7 @@ fn cost(choice: Choice) -> (u64, u64, u64) {
         }
         let mut back = Vec::new();
         while back.len() < BURST as usize {
+            in_time();
             world.io().turn(soon(), &mut courier).expect("a turn");
             if world.io().outbox().datagram_room() < OUTBOX_DATAGRAMS {
                 world.io().flush().expect("a flush");
@@ -238,6 +241,7 @@ fn cost(choice: Choice) -> (u64, u64, u64) {
         }
         let mut received = 0;
         while received < BURST {
+            in_time();
             world.io().turn(Some(Instant::now()), &mut courier).expect("a turn");
             received += std::iter::from_fn(|| world.app_recv(Family::V4)).count() as u32;
         }

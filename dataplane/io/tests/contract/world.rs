@@ -80,7 +80,8 @@ impl Handler for Courier {
                 self.dropped += 1;
                 continue;
             };
-            slot[..Self::HEADER].fill(0);
+            // What lies in front of a packet must not be taken for an offload header.
+            slot[..Self::HEADER].fill(0xff);
             slot[0] = Self::PACKET;
             slot[Self::HEADER..Self::HEADER + packet.len()].copy_from_slice(packet);
             slot.commit(Self::HEADER + packet.len(), self.peer);
