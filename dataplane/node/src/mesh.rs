@@ -9,7 +9,10 @@ mod status;
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -85,6 +88,8 @@ pub(crate) struct Mesh {
     running: tokio::sync::Mutex<Option<Running>>,
     plane: watch::Sender<Option<Arc<DataPlane>>>,
     prepared: Mutex<Option<Prepared>>,
+    /// The map on disk lacks what is not durable.
+    unsaved: AtomicBool,
     stage: watch::Sender<Stage>,
     link: watch::Sender<Link>,
     live: Mutex<Option<Live>>,
@@ -118,6 +123,7 @@ impl Mesh {
             running: tokio::sync::Mutex::new(None),
             plane: watch::Sender::new(None),
             prepared: Mutex::new(None),
+            unsaved: AtomicBool::new(false),
             stage: watch::Sender::new(Stage::Waiting),
             link: watch::Sender::new(Link::default()),
             live: Mutex::new(None),
@@ -176,6 +182,7 @@ impl Mesh {
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         self.note_timestamps().await;
+        self.save_now().await;
         self.stop_plane().await;
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -201,8 +208,9 @@ impl Mesh {
         let verified = tokio::task::spawn_blocking(move || base.verify(update, clock::wall())).await;
         let map = verified.map_err(|error| refused(&error))?.map_err(|error| map_refused(&error))?;
         let secrets = self.open_secrets(&held.secrets, beside.secrets, beside.peer_secrets, full, &map)?;
-        let (map, secrets) = (Arc::new(map), Arc::new(secrets));
-        self.save(&map, &secrets, beside.coordinators);
+        let map = Arc::new(map);
+        self.save(&map, &secrets).await;
+        self.take_coordinators(beside.coordinators);
         self.install(Arc::clone(&map), secrets).await?;
         Ok(durable(&map))
     }
@@ -231,12 +239,16 @@ impl Mesh {
 
     fn open_secrets(
         &self,
-        held: &Secrets,
+        held: &Arc<Secrets>,
         epochs: Vec<wire::SealedSecret>,
         peers: Vec<wire::PeerSecret>,
         full: bool,
         map: &NetworkMap,
-    ) -> Result<Secrets, Failure> {
+    ) -> Result<Arc<Secrets>, Failure> {
+        let members: BTreeSet<_> = map.members().map(|member| member.id).collect();
+        if epochs.is_empty() && peers.is_empty() && held.has_only(&members) {
+            return Ok(Arc::clone(held));
+        }
         let key = self.identity.noise_secret();
         let network = map.network();
         let epochs = epochs.into_iter().map(|secret| (secret.epoch, secret.sealed));
@@ -252,21 +264,61 @@ impl Mesh {
             next.retain_peers(&BTreeSet::new());
         }
         let mut next = next.with_peers(network, &key, peers).map_err(|error| refused(&error))?;
-        next.retain_peers(&map.members().map(|member| member.id).collect());
-        Ok(next)
+        next.retain_peers(&members);
+        Ok(Arc::new(next))
     }
 
-    /// Writes down what was verified. A full disk must not keep a revocation from being installed, so it is only reported.
-    fn save(&self, map: &NetworkMap, secrets: &Secrets, coordinators: Vec<String>) {
-        let written = self.state.write(StateFile::Map, &map.emit()).and_then(|()| secrets.save(&self.state));
-        if let Err(failure) = written {
-            error!(%failure, "the map is used but not kept: a restart without a coordinator would use an older one");
+    /// Writes down what was verified: at once if it is durable, else with the next such, so that a peer on the move does not
+    /// wear out the disk. A full disk must not keep a revocation from being installed, so it is only reported.
+    async fn save(&self, map: &Arc<NetworkMap>, secrets: &Arc<Secrets>) {
+        let due = {
+            let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+            durable(map) != durable(&held.map) || !Arc::ptr_eq(&held.secrets, secrets)
+        };
+        self.unsaved.store(!due, Ordering::Relaxed);
+        if due {
+            self.write(Arc::clone(map), Arc::clone(secrets)).await;
         }
-        if coordinators.is_empty() || coordinators == self.membership().coordinators {
+    }
+
+    /// Writes down what [`save`](Self::save) put off.
+    async fn save_now(&self) {
+        if self.unsaved.swap(false, Ordering::Relaxed) {
+            let held = self.held();
+            self.write(held.map, held.secrets).await;
+        }
+    }
+
+    async fn write(&self, map: Arc<NetworkMap>, secrets: Arc<Secrets>) {
+        let state = Arc::clone(&self.state);
+        let written = tokio::task::spawn_blocking(move || {
+            state.write(StateFile::Map, &map.emit()).and_then(|()| secrets.save(&state))
+        });
+        let failure = match written.await {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => failure.to_string(),
+            Err(error) => error.to_string(),
+        };
+        error!(
+            failure,
+            "the map is used but not kept: a restart without a coordinator would use an older one"
+        );
+    }
+
+    /// Takes the coordinators' addresses as they are told, and keeps the one in use: it is known to work from here.
+    fn take_coordinators(&self, mut told: Vec<String>) {
+        if told.is_empty() {
             return;
         }
+        let in_use = self.link.borrow().address.clone();
+        if !in_use.is_empty() && !told.contains(&in_use) {
+            told.push(in_use);
+        }
         let mut membership = self.membership.write().unwrap_or_else(PoisonError::into_inner);
-        membership.coordinators = coordinators;
+        if membership.coordinators == told {
+            return;
+        }
+        membership.coordinators = told;
         // While joining, the file is written last, by the joiner.
         if *self.stage.borrow() == Stage::Running
             && let Err(failure) = membership.save(&self.state)
@@ -364,6 +416,7 @@ impl Mesh {
             let something_ends = wait < TIMESTAMP_RENEWAL;
             tokio::time::sleep(wait.max(Duration::from_millis(10))).await;
             self.note_timestamps().await;
+            self.save_now().await;
             if something_ends && self.plane.borrow().is_some() {
                 info!("a record of the map ended");
                 let held = self.held();
@@ -428,12 +481,12 @@ impl Mesh {
     /// What the node says of itself, signed, for `endpoints`.
     ///
     /// # Errors
-    /// The serial cannot be written down.
+    /// The record is beyond its bounds.
     pub(crate) fn node_record(&self, endpoints: Vec<SocketAddr>) -> Result<Envelope, Failure> {
         let now = clock::wall();
         let serial = {
             let mut timestamps = self.timestamps.lock().unwrap_or_else(PoisonError::into_inner);
-            timestamps.next_serial(&self.state, now)?
+            timestamps.next_serial(&self.state, now)
         };
         let membership = self.membership();
         let record =

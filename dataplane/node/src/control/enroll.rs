@@ -105,6 +105,11 @@ fn accept(
     let secrets = Secrets::default()
         .with_epochs(token.network(), &identity.noise_secret(), sealed)
         .map_err(|error| not_trusted(error.to_string()))?;
+    // Those told, and the one that answered: it is known to work from here.
+    let mut coordinators = coordinators;
+    if !coordinators.iter().any(|known| known == address) {
+        coordinators.push(address.to_owned());
+    }
     let membership = Membership {
         network: token.network(),
         root: token.root(),
@@ -113,7 +118,7 @@ fn accept(
         zone: network.zone,
         ipv4_pool: network.ipv4_pool,
         ipv6_pool: network.ipv6_pool,
-        coordinators: if coordinators.is_empty() { token.coordinators().to_vec() } else { coordinators },
+        coordinators,
         standing: Standing::Member,
     };
     Ok(Enrolled { membership, secrets, name: member.name, address: address.to_owned() })

@@ -190,3 +190,83 @@ fn host_of(address: &str) -> Option<&str> {
 fn unreachable(address: &str, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(Reason::Unreachable, format!("coordinator {address}: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ServerConfig,
+        server::{ClientHello, ResolvesServerCert},
+        sign::CertifiedKey,
+    };
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Shows(Arc<CertifiedKey>);
+
+    impl ResolvesServerCert for Shows {
+        fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            Some(Arc::clone(&self.0))
+        }
+    }
+
+    /// A server that shows the certificate of one key and signs with another.
+    async fn server(shown: &rcgen::KeyPair, held: &rcgen::KeyPair, alpn: &[u8]) -> String {
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate = params.self_signed(shown).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(held.serialize_der().into());
+        let key = provider().key_provider.load_private_key(key).unwrap();
+        let certified = CertifiedKey::new(vec![certificate.der().clone()], key);
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Shows(Arc::new(certified))));
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let _stream = TlsAcceptor::from(Arc::new(config)).accept(tcp).await;
+            std::future::pending::<()>().await;
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn the_key_of_the_certificate_is_the_one_reported() {
+        use rcgen::PublicKeyData as _;
+        let key = rcgen::KeyPair::generate().unwrap();
+        let dialled = dial(&server(&key, &key, b"h2").await).await.unwrap();
+        let expected: [u8; 32] = Sha256::digest(key.subject_public_key_info()).into();
+        assert_eq!(dialled.server.spki, expected);
+        assert_ne!(dialled.server.exporter, [0; 32]);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_shown_without_its_key_is_worth_nothing() {
+        let (shown, held) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+        let failure = dial(&server(&shown, &held, b"h2").await).await.unwrap_err();
+        assert_eq!(failure.reason(), Reason::Unreachable);
+        assert!(failure.to_string().contains("TLS failed"), "{failure}");
+    }
+
+    #[tokio::test]
+    async fn something_else_than_http2_is_named() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let failure = dial(&server(&key, &key, b"http/1.1").await).await.unwrap_err();
+        assert_eq!(failure.reason(), Reason::Unreachable);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_said_to_be_none() {
+        for address in ["", "host", "host:port", ":443", "host:70000"] {
+            let failure = dial(address).await.unwrap_err();
+            assert_eq!(failure.reason(), Reason::InvalidArgument, "{address}: {failure}");
+        }
+        assert_eq!(host_of("[2001:db8::1]:443"), Some("2001:db8::1"));
+        assert_eq!(host_of("mesh.example:443"), Some("mesh.example"));
+    }
+}

@@ -110,6 +110,11 @@ impl Secrets {
         Ok(next)
     }
 
+    /// Whether every peer with a key of its own is one of `members`.
+    pub(crate) fn has_only(&self, members: &BTreeSet<NodeId>) -> bool {
+        self.peers.keys().all(|peer| members.contains(peer))
+    }
+
     /// Forgets the keys of peers that are no longer members.
     pub(crate) fn retain_peers(&mut self, members: &BTreeSet<NodeId>) {
         self.peers.retain(|peer, _| members.contains(peer));

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use ringmesh_tunnel::{Floors, handshake::Tai64n, time::UnixTime};
 
+use tracing::error;
+
 use super::directory::{StateDir, StateFile};
 use crate::error::Failure;
 
@@ -63,16 +65,14 @@ impl Timestamps {
         Ok(())
     }
 
-    /// A serial greater than any before, written down before it is given out.
-    ///
-    /// # Errors
-    /// The disk refuses.
-    pub(crate) fn next_serial(&mut self, state: &StateDir, now: UnixTime) -> Result<u64, Failure> {
-        let serial = self.record_serial.saturating_add(1).max(now.as_millis());
-        let next = Self { record_serial: serial, floors: self.floors.clone() };
-        next.save(state)?;
-        *self = next;
-        Ok(serial)
+    /// A serial greater than any before, written down before it is used.
+    pub(crate) fn next_serial(&mut self, state: &StateDir, now: UnixTime) -> u64 {
+        self.record_serial = self.record_serial.saturating_add(1).max(now.as_millis());
+        if let Err(failure) = self.save(state) {
+            // A full disk must not make the node unreachable; the clock very likely is ahead of this serial at the next start.
+            error!(%failure, "the serial of this node's record is not kept");
+        }
+        self.record_serial
     }
 
     fn save(&self, state: &StateDir) -> Result<(), Failure> {
@@ -108,12 +108,12 @@ mod tests {
         let mut before = Timestamps::load(&state).unwrap();
         assert_eq!(before.floors(), Floors::default(), "a first start goes by the clock");
         before.note(&state, sent(1_000_000)).unwrap();
-        let serial = before.next_serial(&state, noon).unwrap();
+        let serial = before.next_serial(&state, noon);
 
         let morning = UnixTime::from_secs(900_000);
         let mut after = Timestamps::load(&state).unwrap();
         assert_eq!(after.floors(), sent(1_000_030), "what was sent after the last writing is covered");
-        assert!(after.next_serial(&state, morning).unwrap() > serial);
+        assert!(after.next_serial(&state, morning) > serial);
     }
 
     #[test]

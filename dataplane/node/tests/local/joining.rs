@@ -284,10 +284,16 @@ fn a_member_record_of_another_node_is_no_enrolment() {
             let coordinator = TestCoordinator::start().await;
             let place = Place::new();
             let mut node = place.start().await.unwrap();
-            coordinator.shared.mischief.lock().unwrap().enroll_as =
-                Some(IdentitySecret::generate().public_key());
-            let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
-            assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
+            let other = Some(IdentitySecret::generate().public_key());
+            let mischiefs = [
+                Mischief { enroll_as: other, ..Mischief::default() },
+                Mischief { other_id: true, ..Mischief::default() },
+            ];
+            for mischief in mischiefs {
+                *coordinator.shared.mischief.lock().unwrap() = mischief;
+                let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
+                assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
+            }
             assert_untouched(&place, &mut node).await;
         });
     });

@@ -45,6 +45,8 @@ pub struct Mischief {
     pub refuse_enroll: Option<Status>,
     /// Answers with the membership record of this key.
     pub enroll_as: Option<IdentityKey>,
+    /// Calls the node by another id than its record does.
+    pub other_id: bool,
     /// Refuses the stream with this.
     pub refuse_sync: Option<Status>,
     /// Sends no heartbeats.
@@ -263,7 +265,7 @@ impl ControlService for Service {
         let envelope = self.0.authority.sign_member(&member);
         self.0.map.lock().unwrap().put(member.id, envelope.clone());
         Ok(Response::new(wire::EnrollResponse {
-            node_id: member.id.as_bytes().to_vec(),
+            node_id: if mischief.other_id { vec![9; 8] } else { member.id.as_bytes().to_vec() },
             member: Some(to_wire(&envelope)),
             certificates: self.0.authority.certificates().iter().map(to_wire).collect(),
             secrets: if mischief.secretless {
