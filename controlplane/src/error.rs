@@ -52,6 +52,8 @@ pub(crate) enum Refused {
     NotOperator { uid: u32 },
     #[error("too many failed attempts from this address; wait a minute")]
     Barred,
+    #[error("too many challenges on one connection; connect again")]
+    TooManyChallenges,
     #[error("another connection of this node took over; two machines may be using the same identity")]
     TakenOver,
     #[error("nothing was heard from the node for too long")]
@@ -110,7 +112,9 @@ impl Refused {
             Self::NodeUnknown => (NotFound, Reason::NodeUnknown),
             Self::NodeRemoved => (PermissionDenied, Reason::NodeRemoved),
             Self::NotPermitted | Self::NotOperator { .. } => (PermissionDenied, Reason::NotPermitted),
-            Self::Barred | Self::Contended | Self::ShuttingDown => (Unavailable, Reason::Busy),
+            Self::Barred | Self::TooManyChallenges | Self::Contended | Self::ShuttingDown => {
+                (Unavailable, Reason::Busy)
+            }
             Self::TakenOver => (Aborted, Reason::Conflict),
             Self::Silent => (Code::DeadlineExceeded, Reason::NoReply),
             Self::NodeRecord(_) => (InvalidArgument, Reason::ProofInvalid),

@@ -59,6 +59,9 @@ impl ControlService for Control {
         &self,
         request: Request<proto::ChallengeRequest>,
     ) -> Result<Response<proto::ChallengeResponse>, Status> {
+        if !connection(&request)?.may_challenge() {
+            return Err(Refused::TooManyChallenges.into());
+        }
         Ok(Response::new(challenge::answer(&self.coordinator, request.get_ref())?))
     }
 

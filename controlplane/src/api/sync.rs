@@ -110,6 +110,9 @@ impl MapStream {
         };
         let Self { coordinator, who, number, .. } = self;
         coordinator.presence().end(&who, number, coordinator.now());
+        if matches!(end, Some(Refused::NodeRemoved)) {
+            coordinator.presence().forget(&who);
+        }
         tracing::debug!(node = %who.node, reason = end.as_ref().map(tracing::field::display), "a map stream ended");
         if let Some(refused) = end {
             // A node that does not read does not hear why; its stream ends all the same.

@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -19,6 +19,9 @@ use tokio::{
     time::Sleep,
 };
 use tonic::transport::server::Connected;
+
+/// Challenges that are answered on one connection.
+const MAX_CHALLENGES: u32 = 16;
 
 /// Who may be counted together: an IPv4 address or an IPv6 /64, which one host can fill at will.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +81,7 @@ impl Drop for Place {
 #[derive(Debug)]
 struct Standing {
     proven: AtomicBool,
+    challenges: AtomicU32,
     place: Mutex<Option<Place>>,
 }
 
@@ -91,7 +95,11 @@ pub struct Connection {
 
 impl Connection {
     pub(super) fn new(peer: SocketAddr, exporter: [u8; 32], place: Place) -> Self {
-        let standing = Standing { proven: AtomicBool::new(false), place: Mutex::new(Some(place)) };
+        let standing = Standing {
+            proven: AtomicBool::new(false),
+            challenges: AtomicU32::new(0),
+            place: Mutex::new(Some(place)),
+        };
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         Self { peer, exporter, standing: Arc::new(standing) }
     }
@@ -116,6 +124,11 @@ impl Connection {
     pub(crate) fn admit(&self) {
         self.standing.proven.store(true, Ordering::Release);
         drop(self.standing.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Whether a challenge may be answered: each costs a signature, and one is enough to prove oneself.
+    pub(crate) fn may_challenge(&self) -> bool {
+        self.standing.challenges.fetch_add(1, Ordering::Relaxed) < MAX_CHALLENGES
     }
 
     fn is_proven(&self) -> bool {

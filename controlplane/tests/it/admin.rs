@@ -33,7 +33,7 @@ fn methods(packages: &[&str]) -> Vec<String> {
 }
 
 /// Calls a method by its path with an empty message.
-async fn call(channel: &Channel, path: &str) -> Result<(), Status> {
+pub async fn call(channel: &Channel, path: &str) -> Result<(), Status> {
     let mut client = Grpc::new(channel.clone());
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let codec = tonic_prost::ProstCodec::<(), ()>::default();

@@ -11,7 +11,7 @@ use tokio::{
 use tonic::{Code, Request};
 
 use crate::{
-    client::{Lie, TestNode, connect},
+    client::{Lie, TestNode, connect, reason},
     crash,
     harness::{Assembled, Operator, config},
 };
@@ -61,7 +61,7 @@ async fn a_connection_on_which_nothing_is_proved_is_closed_and_a_nodes_is_not() 
     let mut idle = connect(coordinator.address).await.unwrap();
     node.challenge(&mut idle).await.unwrap();
     let gone = async {
-        while node.challenge(&mut idle).await.is_ok() {
+        while crate::admin::call(&idle.channel, "/grpc.health.v1.Health/Check").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -84,6 +84,20 @@ async fn proven_connections_do_not_count_against_their_source() {
         streams.push(node.sync().await.unwrap());
     }
     assert_eq!(coordinator.operator.list().await.iter().filter(|node| node.online).count(), 20);
+}
+
+#[tokio::test]
+async fn a_connection_gets_few_challenges_answered() {
+    let mut coordinator = Assembled::start().await;
+    let mut node = coordinator.member("a").await;
+    node.set_time(coordinator.now());
+    let mut connection = connect(coordinator.address).await.unwrap();
+    for _ in 0..16 {
+        node.challenge(&mut connection).await.unwrap();
+    }
+    let refused = node.challenge(&mut connection).await.unwrap_err();
+    assert_eq!((reason(&refused), refused.code()), (proto::Reason::Busy, Code::Unavailable));
+    node.sync().await.unwrap();
 }
 
 #[tokio::test]
