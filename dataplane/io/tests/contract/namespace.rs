@@ -145,7 +145,8 @@ pub(crate) fn add_ipv6(name: &str, address: Ipv6Addr) -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) }).map(drop)
 }
 
-fn interface_index(name: &str) -> io::Result<u32> {
+/// The number of an interface that exists.
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
     let name = CString::new(name).map_err(io::Error::other)?;
     // SAFETY: a terminated string that lives through the call.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {

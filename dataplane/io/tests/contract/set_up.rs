@@ -68,6 +68,8 @@ fn a_dropped_back_end_leaves_no_interface_behind(choice: Choice) {
         let waker = Waker::new().expect("a waker");
         let (mut io, _) = KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU }).expect("a back end");
         io.turn(Some(Instant::now()), &mut Deaf).expect("a turn");
+        drop(io);
+        assert!(namespace::interface_index("mesh-again").is_err(), "it is gone when the back end is");
     }
 }
 
