@@ -25,7 +25,7 @@ pub(crate) enum Refused {
     Field { field: &'static str, reason: String },
     #[error("there is no such network here; is the join token from another coordinator?")]
     NetworkUnknown,
-    #[error("there is no network {0:?}; see: meshctl coordinator status")]
+    #[error("there is no network {0:?}; see: meshctl network list")]
     NetworkNotFound(String),
     #[error("this coordinator serves several networks ({0}); say which one (-n NAME)")]
     NetworkAmbiguous(String),
