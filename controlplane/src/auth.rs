@@ -121,8 +121,38 @@ impl Authed<NodeOf> {
         connection: &Connection,
         hello: &proto::Hello,
     ) -> Result<Self, Refused> {
-        let who = coordinator.watched(connection, || member(coordinator, connection, hello))?;
+        let claim = Claim {
+            network: &hello.network_id,
+            node: &hello.node_id,
+            proof: hello.proof.as_ref(),
+            signature: &hello.signature,
+        };
+        let who = coordinator.watched(connection, || {
+            member(coordinator, connection, &claim, Label::Sync, |connection, id, identity_key| {
+                transcript::sync(&transcript::Sync { connection, id, identity_key })
+            })
+        })?;
         connection.admit();
+        Ok(Self { who })
+    }
+
+    /// By the signature of a member's identity key under a label of its own: a proof for a stream removes nobody.
+    pub(crate) fn to_leave(
+        coordinator: &Coordinator,
+        connection: &Connection,
+        request: &proto::LeaveRequest,
+    ) -> Result<Self, Refused> {
+        let claim = Claim {
+            network: &request.network_id,
+            node: &request.node_id,
+            proof: request.proof.as_ref(),
+            signature: &request.signature,
+        };
+        let who = coordinator.watched(connection, || {
+            member(coordinator, connection, &claim, Label::Leave, |connection, id, identity_key| {
+                transcript::leave(&transcript::Leave { connection, id, identity_key })
+            })
+        })?;
         Ok(Self { who })
     }
 
@@ -167,19 +197,29 @@ fn joining(
     Ok(Joining { network, joiner: Joiner { token, identity_key, name, host_name, os, version } })
 }
 
+/// What a request says of the member that sent it.
+struct Claim<'a> {
+    network: &'a [u8],
+    node: &'a [u8],
+    proof: Option<&'a proto::Proof>,
+    signature: &'a [u8],
+}
+
+/// Checks a claim, whose transcript `transcript` makes and whose signature is under `label`.
 fn member(
     coordinator: &Coordinator,
     connection: &Connection,
-    hello: &proto::Hello,
+    claim: &Claim<'_>,
+    label: Label,
+    transcript: impl Fn(transcript::Connection<'_>, NodeId, IdentityKey) -> Vec<u8>,
 ) -> Result<NodeOf, Refused> {
-    let network = network_id(&hello.network_id)?;
-    let node = NodeId::try_from(hello.node_id.as_slice()).map_err(Refused::field("node_id"))?;
-    let proof = Proof::check(coordinator, network, hello.proof.as_ref())?;
-    let signature = signature(&hello.signature)?;
+    let network = network_id(claim.network)?;
+    let node = NodeId::try_from(claim.node).map_err(Refused::field("node_id"))?;
+    let proof = Proof::check(coordinator, network, claim.proof)?;
+    let signature = signature(claim.signature)?;
     let (identity_key, removed) = coordinator.with_network(network, |state| identity(state, node))??;
-    let connection = proof.connection(network, connection);
-    let signed = transcript::sync(&transcript::Sync { connection, id: node, identity_key });
-    identity_key.verify(Label::Sync, &signed, &signature).map_err(|_| Refused::Proof)?;
+    let signed = transcript(proof.connection(network, connection), node, identity_key);
+    identity_key.verify(label, &signed, &signature).map_err(|_| Refused::Proof)?;
     // Only the node itself learns that it was removed.
     if removed { Err(Refused::NodeRemoved) } else { Ok(NodeOf { network, node }) }
 }

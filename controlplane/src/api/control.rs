@@ -110,7 +110,8 @@ impl ControlService for Control {
         &self,
         request: Request<proto::LeaveRequest>,
     ) -> Result<Response<proto::LeaveResponse>, Status> {
-        let who: Authed<NodeOf> = Authed::by_session(&self.coordinator, &request.get_ref().session)?;
+        let connection = connection(&request)?;
+        let who: Authed<NodeOf> = Authed::to_leave(&self.coordinator, &connection, request.get_ref())?;
         let NodeOf { network, node } = *who.who();
         self.coordinator.remove(&who, network, node).await?;
         Ok(Response::new(proto::LeaveResponse {}))

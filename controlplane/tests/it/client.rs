@@ -347,6 +347,38 @@ impl TestNode {
         self.sync_with(Lie::None).await
     }
 
+    /// A signed wish to leave, on `connection`; `label` is the one it is signed under.
+    pub async fn leave_request(
+        &self,
+        connection: &mut Connection,
+        lie: Lie,
+        label: Label,
+    ) -> proto::LeaveRequest {
+        let (mut proof, _) = self.challenge(connection).await.unwrap();
+        if lie == Lie::OtherNonce {
+            proof.client_nonce[0] ^= 1;
+        }
+        let exporter = if lie == Lie::OtherExporter { [7; 32] } else { connection.exporter };
+        let signed = transcript::leave(&transcript::Leave {
+            connection: transcript::Connection {
+                network: self.network,
+                client_nonce: &proof.client_nonce.clone().try_into().unwrap(),
+                server_nonce: &proof.server_nonce.clone(),
+                exporter: Some(&exporter),
+            },
+            id: self.id,
+            identity_key: self.identity.public_key(),
+        });
+        let other = IdentitySecret::generate();
+        let signer = if lie == Lie::OtherIdentity { &other } else { &self.identity };
+        proto::LeaveRequest {
+            network_id: self.network.as_bytes().to_vec(),
+            node_id: self.id.as_bytes().to_vec(),
+            proof: (lie != Lie::NoProof).then_some(proof),
+            signature: signer.sign(label, &signed).as_bytes().to_vec(),
+        }
+    }
+
     pub async fn sync_with(&mut self, lie: Lie) -> Result<MapStream, Status> {
         let mut connection = connect(self.address.unwrap()).await.unwrap();
         let (mut proof, _) = self.challenge(&mut connection).await?;

@@ -8,7 +8,7 @@ use ringmesh_proto::{
 };
 use ringmesh_tunnel::{
     enroll::seal::{Context, Purpose, open_secret},
-    key::IdentitySecret,
+    key::{IdentitySecret, Label},
     netmap::{NetworkMap, Rule, Selector},
 };
 use tonic::{Code, Status};
@@ -468,17 +468,28 @@ async fn a_second_stream_of_a_node_takes_over() {
 }
 
 #[tokio::test]
-async fn a_node_removes_itself_and_nobody_else_by_its_session() {
+async fn a_node_removes_itself_by_a_proof_of_its_key_and_by_nothing_else() {
     let coordinator = Running::start().await;
     let mut a = coordinator.member("a").await;
-    coordinator.member("b").await;
+    let b = coordinator.member("b").await;
     let mut stream = a.sync().await.unwrap();
-    let mut session = stream.session.clone();
-    session[0] ^= 1;
-    let refused = stream.connection.control.leave(proto::LeaveRequest { session }).await.unwrap_err();
-    assert_eq!(reason(&refused), Reason::ProofInvalid);
-    let session = stream.session.clone();
-    stream.connection.control.leave(proto::LeaveRequest { session }).await.unwrap();
+    let on = &mut stream.connection;
+    for (lie, label, expected) in [
+        (Lie::OtherNonce, Label::Leave, Reason::ProofInvalid),
+        (Lie::OtherExporter, Label::Leave, Reason::ProofInvalid),
+        (Lie::OtherIdentity, Label::Leave, Reason::ProofInvalid),
+        (Lie::None, Label::Sync, Reason::ProofInvalid),
+        (Lie::NoProof, Label::Leave, Reason::InvalidArgument),
+    ] {
+        let request = a.leave_request(on, lie, label).await;
+        let refused = on.control.leave(request).await.unwrap_err();
+        assert_eq!(reason(&refused), expected, "{lie:?} {label:?}");
+    }
+    let mut another = a.leave_request(on, Lie::None, Label::Leave).await;
+    another.node_id = b.id.as_bytes().to_vec();
+    assert_eq!(reason(&on.control.leave(another).await.unwrap_err()), Reason::ProofInvalid);
+    let request = a.leave_request(on, Lie::None, Label::Leave).await;
+    on.control.leave(request).await.unwrap();
     assert_eq!(reason(&ending(&mut stream).await), Reason::NodeRemoved);
     let left: Vec<String> =
         coordinator.operator().await.list().await.into_iter().map(|node| node.name).collect();

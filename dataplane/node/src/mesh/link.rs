@@ -3,11 +3,12 @@
 use std::{sync::PoisonError, time::Instant};
 
 use ringmesh_proto::control::{LeaveRequest, Reason, control_service_client::ControlServiceClient};
+use ringmesh_tunnel::{enroll::transcript, key::Label};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use super::Mesh;
-use crate::error::Failure;
+use crate::{control::connect, error::Failure};
 
 /// How long `leave` waits for a coordinator.
 const LEAVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
@@ -96,15 +97,37 @@ impl Mesh {
 
     /// Tells a coordinator that the node leaves; whether one heard it.
     pub(crate) async fn tell_leaving(&self) -> bool {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(Live { mut client, session }) = live else { return false };
-        match timeout(LEAVE_TIMEOUT, client.leave(LeaveRequest { session })).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(status)) => {
-                tracing::warn!(failure = %Failure::from_status(&status), "the coordinator did not take the leave");
+        if self.link().state == LinkState::None {
+            return false;
+        }
+        match timeout(LEAVE_TIMEOUT, self.leave_by_proof()).await {
+            Ok(Ok(())) => true,
+            Ok(Err(failure)) => {
+                tracing::warn!(%failure, "no coordinator took the leave");
                 false
             }
             Err(_) => false,
         }
+    }
+
+    /// Leaves on a connection of its own: the proof is bound to a fresh challenge, and the stream's may be long past.
+    async fn leave_by_proof(&self) -> Result<(), Failure> {
+        let membership = self.membership();
+        let (mut addresses, current) = (membership.coordinators, self.link().address);
+        addresses.sort_by_key(|address| *address != current);
+        let mut connection = connect::any(&addresses, self.pin()).await?;
+        let transcript = transcript::leave(&transcript::Leave {
+            connection: connection.transcript(membership.network),
+            id: membership.node,
+            identity_key: self.identity().public_key(),
+        });
+        let request = LeaveRequest {
+            network_id: membership.network.as_bytes().to_vec(),
+            node_id: membership.node.as_bytes().to_vec(),
+            proof: Some(connection.proof()),
+            signature: self.identity().secret().sign(Label::Leave, &transcript).as_bytes().to_vec(),
+        };
+        connection.client.leave(request).await.map_err(|status| Failure::from_status(&status))?;
+        Ok(())
     }
 }

@@ -336,7 +336,11 @@ impl ControlService for Service {
         &self,
         request: Request<wire::LeaveRequest>,
     ) -> Result<Response<wire::LeaveResponse>, Status> {
-        assert_eq!(request.into_inner().session, vec![5; 32]);
+        let request = request.into_inner();
+        let (proof, signature) = (request.proof.unwrap(), request.signature.as_slice().try_into().unwrap());
+        assert_eq!((proof.server_nonce.len(), proof.client_nonce.len()), (40, 32));
+        assert_eq!(request.node_id.len(), 8);
+        let _: [u8; 64] = signature;
         self.0.left.send_modify(|left| *left += 1);
         Ok(Response::new(wire::LeaveResponse {}))
     }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::seal::{Context, Purpose, SEALED_LENGTH, SealError, open_secret, seal_secret};
-use super::transcript::{Connection, Enroll, Sync, enroll, sync};
+use super::transcript::{Connection, Enroll, Leave, Sync, enroll, leave, sync};
 use super::*;
 use crate::key::{IdentitySecret, Label, NetworkId, NodeId, PublicKey, SecretKey, TokenId};
 
@@ -384,8 +384,22 @@ fn every_part_of_a_sync_is_signed() {
         sync(&Sync { id: NodeId::from_bytes([9; 8]), ..it }),
         sync(&Sync { identity_key: key(9), ..it }),
         enroll(&enrolment()),
+        leave(&Leave { connection: it.connection, id: it.id, identity_key: it.identity_key }),
     ];
     all.extend(other_connections().map(|connection| sync(&Sync { connection, ..it })));
+    let count = all.len();
+    assert_eq!(all.into_iter().collect::<BTreeSet<_>>().len(), count);
+}
+
+#[test]
+fn every_part_of_a_leave_is_signed() {
+    let it = Leave { connection: connection(), id: NodeId::from_bytes([5; 8]), identity_key: key(6) };
+    let mut all = vec![
+        leave(&it),
+        leave(&Leave { id: NodeId::from_bytes([9; 8]), ..it }),
+        leave(&Leave { identity_key: key(9), ..it }),
+    ];
+    all.extend(other_connections().map(|connection| leave(&Leave { connection, ..it })));
     let count = all.len();
     assert_eq!(all.into_iter().collect::<BTreeSet<_>>().len(), count);
 }
@@ -398,6 +412,9 @@ fn transcript_has_the_documented_form() {
     let shared = shared.concat();
     let parts: [&[u8]; 5] = [&[0, 0, 0, 4], b"sync", &shared, &[5; 8], identity_key.as_bytes()];
     assert_eq!(sync(&it), parts.concat());
+    let it = Leave { connection: connection(), id: NodeId::from_bytes([5; 8]), identity_key };
+    let parts: [&[u8]; 5] = [&[0, 0, 0, 5], b"leave", &shared, &[5; 8], identity_key.as_bytes()];
+    assert_eq!(leave(&it), parts.concat());
     let rest: [&[u8]; 5] = [&[5; 8], noise_key.as_bytes(), identity_key.as_bytes(), &[0, 0, 0, 3], b"web"];
     let parts: [&[u8]; 4] = [&[0, 0, 0, 6], b"enroll", &shared, &rest.concat()];
     assert_eq!(enroll(&enrolment()), parts.concat());

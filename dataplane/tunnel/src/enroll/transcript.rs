@@ -83,6 +83,25 @@ pub fn sync(parts: &Sync<'_>) -> Vec<u8> {
     bytes
 }
 
+/// What a node signs to remove itself, with its identity key ([`Label::Leave`](crate::key::Label::Leave)).
+#[derive(Debug, Clone, Copy)]
+pub struct Leave<'a> {
+    /// The connection.
+    pub connection: Connection<'a>,
+    /// The node.
+    pub id: NodeId,
+    /// Its key.
+    pub identity_key: IdentityKey,
+}
+
+/// Returns the bytes to sign for a removal by the node itself.
+pub fn leave(parts: &Leave<'_>) -> Vec<u8> {
+    let mut bytes = parts.connection.begin(b"leave");
+    bytes.extend(parts.id.as_bytes());
+    bytes.extend(parts.identity_key.as_bytes());
+    bytes
+}
+
 /// Writes a part after its length (4 bytes).
 fn put(bytes: &mut Vec<u8>, part: &[u8]) {
     // Nothing that long can be received; if it could, its transcript would be one that fits nothing.

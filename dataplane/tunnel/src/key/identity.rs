@@ -34,13 +34,15 @@ pub enum Label {
     EnrollToken,
     /// A node proves its identity key before a map stream.
     Sync,
+    /// A node proves its identity key to remove itself.
+    Leave,
     /// The SSH fallback.
     Ssh,
 }
 
 impl Label {
     /// Every label there is.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Certificate,
         Self::Member,
         Self::Policy,
@@ -50,6 +52,7 @@ impl Label {
         Self::Enroll,
         Self::EnrollToken,
         Self::Sync,
+        Self::Leave,
         Self::Ssh,
     ];
 
@@ -65,6 +68,7 @@ impl Label {
             Self::Enroll => "enroll",
             Self::EnrollToken => "enroll-token",
             Self::Sync => "sync",
+            Self::Leave => "leave",
             Self::Ssh => "ssh",
         }
     }
