@@ -14,6 +14,7 @@
 //! What a coordinator can still do is withhold: rules only allow, so a map that lacks one grants less; a newer record
 //! that is kept back leaves the older one in force until it expires.
 
+mod candidate;
 mod chain;
 pub(crate) mod codec;
 mod envelope;
@@ -29,6 +30,7 @@ mod rule;
 mod store;
 mod update;
 
+pub use candidate::candidate_is_allowed;
 pub use chain::Chain;
 pub use codec::RecordError;
 pub use envelope::{Envelope, EnvelopeError, Kind};
