@@ -19,8 +19,12 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
-    control::{VERSION, enroll},
+    control::{
+        VERSION,
+        enroll::{self, Asked},
+    },
     error::Failure,
+    join::JoinKey,
     local::{LocalSocket, serve},
     mesh::{Mesh, Stage, endpoint_text},
     plane::Prepared,
@@ -77,6 +81,8 @@ pub(crate) struct Daemon {
     changed: watch::Sender<()>,
     /// Held while joining or leaving: one at a time.
     change: tokio::sync::Mutex<()>,
+    /// Becomes true when the daemon was told to end: a join does not keep it.
+    closing: watch::Sender<bool>,
 }
 
 /// How a ping is to be sent.
@@ -95,6 +101,7 @@ impl Daemon {
             mesh: RwLock::new(None),
             changed: watch::Sender::new(()),
             change: tokio::sync::Mutex::new(()),
+            closing: watch::Sender::new(false),
         }
     }
 
@@ -110,6 +117,8 @@ impl Daemon {
     /// Goes on where the last start ended.
     async fn resume(&self) -> Result<(), Failure> {
         let Some(mesh) = Mesh::load(&self.config, &self.state)? else { return Ok(()) };
+        // A crash came between the membership and this.
+        self.state.remove(StateFile::Pending)?;
         let mesh = Arc::new(mesh);
         mesh.resume().await?;
         mesh.start().await;
@@ -118,9 +127,22 @@ impl Daemon {
     }
 
     async fn close(&self) {
+        self.closing.send_replace(true);
         let _change = self.change.lock().await;
         if let Some(mesh) = self.mesh() {
             mesh.stop().await;
+        }
+    }
+
+    /// Lets something take its time until the daemon is told to end.
+    async fn unless_closing<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let mut closing = self.closing.subscribe();
+        tokio::select! {
+            result = work => result,
+            // Cannot fail: the sender is ours.
+            _ = closing.wait_for(|closing| *closing) => {
+                Err(Failure::new(Reason::Busy, "the daemon was told to end before the join was done"))
+            }
         }
     }
 
@@ -184,15 +206,14 @@ impl Daemon {
         // Before the token is spent on a machine that would not let packets flow.
         let prepared = Prepared::open(&self.config)?;
         tell(&format!("{} and UDP port {} are there", self.config.interface, prepared.port()));
-        let chosen = JoinKey::choose(&self.state, identity_pem)?;
+        let chosen = JoinKey::choose(&self.state, identity_pem, &token, name, tell)?;
         tell(&format!("asking the coordinator at {}", token.coordinators().join(" or ")));
-        let enrolled = match enroll::enroll(&token, &chosen.identity, name).await {
-            Ok(enrolled) => enrolled,
-            Err(failure) => {
-                chosen.forget_unless_older(&self.state);
-                return Err(failure);
-            }
-        };
+        let asked = Asked::default();
+        let enrolling = enroll::enroll(&token, &chosen.identity, name, &asked);
+        let enrolled = self
+            .unless_closing(enrolling)
+            .await
+            .map_err(|failure| chosen.after_failure(&self.state, asked.may_have_taken(), failure))?;
         tell(&format!("enrolled as {} by {}; waiting for the map", enrolled.name, enrolled.address));
         let result = self.bring_up(chosen.identity, enrolled, prepared).await;
         match result {
@@ -225,8 +246,10 @@ impl Daemon {
         mesh.use_prepared(prepared);
         let mesh = Arc::new(mesh);
         mesh.start().await;
-        let joined = match first_map(&mesh).await {
-            Ok(()) => mesh.membership().save(&self.state),
+        let joined = match self.unless_closing(first_map(&mesh)).await {
+            Ok(()) => {
+                mesh.membership().save(&self.state).and_then(|()| self.state.remove(StateFile::Pending))
+            }
             Err(failure) => Err(failure),
         };
         match joined {
@@ -264,6 +287,7 @@ impl Daemon {
         for file in [
             StateFile::Network,
             StateFile::Identity,
+            StateFile::Pending,
             StateFile::Secrets,
             StateFile::Map,
             StateFile::Timestamps,
@@ -376,39 +400,6 @@ async fn first_map(mesh: &Mesh) -> Result<(), Failure> {
     match waited.await {
         Ok(result) => result,
         Err(_) => Err(last),
-    }
-}
-
-/// The key a join uses, and whether it was there before.
-struct JoinKey {
-    identity: Identity,
-    older: bool,
-}
-
-impl JoinKey {
-    /// The key given, or the one that an interrupted join left, or a new one; on disk before it is used, so that a crash
-    /// after enrolment does not lose it.
-    fn choose(state: &StateDir, pem: &str) -> Result<Self, Failure> {
-        if !pem.is_empty() {
-            let identity = Identity::import(pem)?;
-            identity.save(state)?;
-            return Ok(Self { identity, older: false });
-        }
-        if let Some(identity) = Identity::load(state)? {
-            return Ok(Self { identity, older: true });
-        }
-        let identity = Identity::generate();
-        identity.save(state)?;
-        Ok(Self { identity, older: false })
-    }
-
-    /// Removes the key of a join that came to nothing.
-    fn forget_unless_older(&self, state: &StateDir) {
-        if !self.older
-            && let Err(failure) = state.remove(StateFile::Identity)
-        {
-            warn!(%failure, "cannot clean up after a join that failed");
-        }
     }
 }
 

@@ -19,6 +19,7 @@ mod daemon;
 mod error;
 mod handshaker;
 mod host;
+mod join;
 mod local;
 mod mesh;
 mod peers;

@@ -17,7 +17,7 @@ use ringmesh_proto::control::{
 use ringmesh_tunnel::{
     enroll::transcript,
     key::{IdentityKey, NetworkId},
-    netmap::Chain,
+    netmap::{Chain, Statement},
     time::UnixTime,
 };
 use tokio::time::{sleep, timeout};
@@ -164,9 +164,11 @@ async fn judge(
     pin: Pin,
     now: UnixTime,
 ) -> Result<Option<[u8; 32]>, Failure> {
-    check_clock(UnixTime::from_millis(answer.time_ms), now)?;
-    let stated = stated_tls_key(answer, client_nonce, pin, now)?;
-    if stated == server.spki {
+    // First without regard to time: only a coordinator of the network, answering our nonce, may say that a clock is wrong.
+    // Then again at the time that both agree on, by which nothing may have ended.
+    check_clock(verify_statement(answer, client_nonce, pin, UnixTime::EPOCH)?.time, now)?;
+    let stated = verify_statement(answer, client_nonce, pin, now)?;
+    if stated.tls_key == server.spki {
         return Ok(Some(server.exporter));
     }
     server.verify_by_system_roots().await.map_err(|why| {
@@ -178,13 +180,13 @@ async fn judge(
     Ok(None)
 }
 
-/// The TLS key that the coordinator says is its own, once everything about the statement is verified.
-fn stated_tls_key(
+/// What the coordinator says of itself, once everything about it is verified; nothing has ended yet in 1970.
+fn verify_statement(
     answer: &ChallengeResponse,
     client_nonce: &[u8; 32],
     pin: Pin,
     now: UnixTime,
-) -> Result<[u8; 32], Failure> {
+) -> Result<Statement, Failure> {
     if answer.server_nonce.is_empty() || answer.server_nonce.len() > MAX_SERVER_NONCE {
         return Err(not_trusted("its nonce has no sensible length"));
     }
@@ -194,9 +196,7 @@ fn stated_tls_key(
     }
     let statement = answer.statement.clone().ok_or_else(|| not_trusted("it states nothing"))?;
     let statement = convert::envelope(statement).map_err(not_trusted)?;
-    let statement =
-        chain.open_statement(&statement, client_nonce, &answer.server_nonce, now).map_err(not_trusted)?;
-    Ok(statement.tls_key)
+    chain.open_statement(&statement, client_nonce, &answer.server_nonce, now).map_err(not_trusted)
 }
 
 /// Refuses clocks that are far apart, naming both.

@@ -1,6 +1,10 @@
 //! Enrolment: a join token and a key pair become a membership.
 
-use std::fs;
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use ringmesh_proto::control::{EnrollRequest, EnrollResponse, Reason};
 use ringmesh_tunnel::{
@@ -9,9 +13,12 @@ use ringmesh_tunnel::{
     netmap::{Chain, Member},
     time::UnixTime,
 };
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
 
 use super::{
     VERSION,
+    backoff::Backoff,
     connect::{self, Connection, Pin},
     convert,
 };
@@ -32,23 +39,113 @@ pub(crate) struct Enrolled {
     pub(crate) address: String,
 }
 
+/// Time for the answer to one request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Requests whose answer may be lost before the person who waits is told.
+const TRIES: u32 = 5;
+
+/// Whether a coordinator may have taken the node: a request went out, and none was answered with a definite no.
+#[derive(Debug, Default)]
+pub(crate) struct Asked(AtomicBool);
+
+impl Asked {
+    /// Whether the key must be kept, because somebody may know it as a node's.
+    pub(crate) fn may_have_taken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, may_have_taken: bool) {
+        self.0.store(may_have_taken, Ordering::Relaxed);
+    }
+}
+
 /// Redeems `token` for the key pair `identity`, wishing for `name` (empty: the coordinator's choice).
 ///
+/// A request whose answer is lost is sent again: the coordinator answers the same key and token as it did at first. `asked`
+/// stays true also for whoever drops this future.
+///
 /// # Errors
-/// No coordinator is reached or trusted, or it refuses; nothing was written.
-pub(crate) async fn enroll(token: &JoinToken, identity: &Identity, name: &str) -> Result<Enrolled, Failure> {
+/// No coordinator is reached or trusted, or it refuses; `asked` tells whether one may have taken the node all the same.
+pub(crate) async fn enroll(
+    token: &JoinToken,
+    identity: &Identity,
+    name: &str,
+    asked: &Asked,
+) -> Result<Enrolled, Failure> {
+    let mut backoff = Backoff::default();
+    let mut tries = 0;
+    loop {
+        let failure = match enroll_once(token, identity, name, asked).await {
+            Ok(enrolled) => return Ok(enrolled),
+            Err(failure) => failure,
+        };
+        tries += 1;
+        let may_pass = matches!(failure.reason(), Reason::Unreachable | Reason::Busy | Reason::NoReply);
+        if !asked.may_have_taken() || !may_pass || tries >= TRIES {
+            return Err(failure);
+        }
+        let wait = backoff.next(getrandom::u32().unwrap_or(0), Duration::ZERO);
+        warn!(%failure, next_try_ms = wait.as_millis() as u64, "whether the coordinator took this node is not known");
+        sleep(wait).await;
+    }
+}
+
+async fn enroll_once(
+    token: &JoinToken,
+    identity: &Identity,
+    name: &str,
+    asked: &Asked,
+) -> Result<Enrolled, Failure> {
     let pin = Pin { network: token.network(), root: token.root() };
     let mut connection = connect::any(token.coordinators(), pin).await?;
+    let here = |failure: Failure| failure.context(format!("coordinator {}", connection.address));
     let request = request(token, identity, name, &connection);
-    let response = connection
-        .client
-        .enroll(request)
-        .await
-        .map_err(|status| {
-            Failure::from_status(&status).context(format!("coordinator {}", connection.address))
-        })?
-        .into_inner();
+    asked.set(true);
+    let response = match timeout(ANSWER_TIMEOUT, connection.client.enroll(request)).await {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => {
+            let failure = Failure::from_status(&status);
+            if is_definite(failure.reason()) {
+                debug!(%failure, "the coordinator refused");
+                asked.set(false);
+            }
+            return Err(here(failure));
+        }
+        Err(_) => {
+            return Err(here(Failure::new(Reason::NoReply, "no answer to the enrolment in 15 s")));
+        }
+    };
     accept(response, token, identity, &connection.address, clock::wall())
+}
+
+/// Whether an answer says that this key and token made nobody a node, now or earlier. Others may be about this request only.
+fn is_definite(reason: Reason) -> bool {
+    match reason {
+        Reason::TokenInvalid
+        | Reason::TokenExpired
+        | Reason::TokenUsed
+        | Reason::TokenRevoked
+        | Reason::NameTaken
+        | Reason::NameInvalid
+        | Reason::KeyTaken
+        | Reason::PoolExhausted => true,
+        Reason::Unspecified
+        | Reason::ProofInvalid
+        | Reason::NetworkUnknown
+        | Reason::NodeRemoved
+        | Reason::NotPermitted
+        | Reason::InvalidArgument
+        | Reason::NodeUnknown
+        | Reason::Busy
+        | Reason::AlreadyJoined
+        | Reason::NotJoined
+        | Reason::Host
+        | Reason::Unreachable
+        | Reason::NoReply
+        | Reason::NotTrusted
+        | Reason::Clock
+        | Reason::Conflict => false,
+    }
 }
 
 fn request(token: &JoinToken, identity: &Identity, name: &str, connection: &Connection) -> EnrollRequest {

@@ -43,30 +43,48 @@ const HEARTBEAT_SECONDS: std::ops::RangeInclusive<u32> = 1..=300;
 /// A stream that lasted this long was a good one: the next failure begins with the shortest wait.
 const GOOD_STREAM: Duration = Duration::from_secs(10);
 
-/// Keeps a stream open until the mesh stops or the node is removed.
+/// Mean time between attempts of a node that was told that it is removed.
+const REMOVED_WAIT: Duration = Duration::from_secs(300);
+
+/// Keeps a stream open until the mesh stops.
+///
+/// That a node was removed is said by an unsigned status, so that whoever stands in between can say it as well. It is obeyed
+/// at once, and asked about again, slowly: only what is signed ends a membership for good.
 pub(crate) async fn keep_in_step(mesh: Arc<Mesh>) {
     let mut backoff = Backoff::default();
-    let mut attempt = Attempt::default();
+    // A removed node may have missed anything.
+    let mut attempt = Attempt { wants_full: mesh.is_removed(), ..Attempt::default() };
+    let mut lost = Instant::now();
     loop {
         let began = Instant::now();
         let failure = match attempt.run(&mesh).await {
             Err(failure) => failure,
             Ok(never) => match never {},
         };
-        if failure.reason() == Reason::NodeRemoved {
-            mesh.set_stuck(&failure, true);
-            mesh.removed().await;
-            return;
+        if std::mem::take(&mut attempt.welcome) {
+            lost = Instant::now();
         }
         if began.elapsed() >= GOOD_STREAM {
             backoff.reset();
         }
-        let wait = backoff.next(random());
-        warn!(%failure, next_try_ms = wait.as_millis() as u64, "not in step with a coordinator");
-        mesh.set_stuck(&failure, false);
-        mesh.set_link(Link::failed(&attempt.address, failure, Instant::now() + wait), None);
+        let removed = failure.reason() == Reason::NodeRemoved;
+        let wait = if removed { removed_wait(random()) } else { backoff.next(random(), lost.elapsed()) };
+        if removed {
+            attempt.wants_full = true;
+            mesh.set_stuck(&failure, true);
+            mesh.removed(Instant::now() + wait).await;
+        } else {
+            warn!(%failure, next_try_ms = wait.as_millis() as u64, "not in step with a coordinator");
+            mesh.set_stuck(&failure, false);
+            mesh.set_link(Link::failed(&attempt.address, failure, Instant::now() + wait), None);
+        }
         tokio::time::sleep(wait).await;
     }
+}
+
+/// Between four and six minutes. `random` is uniform over all `u32`.
+fn removed_wait(random: u32) -> Duration {
+    REMOVED_WAIT.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u32::MAX))
 }
 
 fn random() -> u32 {
@@ -81,6 +99,8 @@ struct Attempt {
     address: String,
     /// An update was refused: ask for the whole map, not for the next difference.
     wants_full: bool,
+    /// A coordinator welcomed us.
+    welcome: bool,
 }
 
 /// An open stream.
@@ -99,6 +119,7 @@ impl Attempt {
         let connection = connect::any(&addresses, mesh.pin()).await?;
         self.address.clone_from(&connection.address);
         let stream = self.open(mesh, connection).await?;
+        self.welcome = true;
         info!(coordinator = self.address, "in touch with a coordinator");
         mesh.set_link(Link::connected(&self.address), Some(stream.live.clone()));
         self.follow(mesh, stream).await
@@ -244,4 +265,15 @@ fn send(requests: &mpsc::Sender<SyncRequest>, message: Out) -> Result<(), Failur
     requests
         .try_send(SyncRequest { message: Some(message) })
         .map_err(|_| Failure::new(Reason::Unreachable, "the coordinator takes nothing any more"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_node_asks_again_in_four_to_six_minutes() {
+        assert_eq!(removed_wait(0), Duration::from_secs(240));
+        assert_eq!(removed_wait(u32::MAX), Duration::from_secs(360));
+    }
 }

@@ -34,7 +34,7 @@ pub(crate) enum LinkState {
     Connecting,
     /// The last attempt met a coordinator that refused us, or that we refused.
     Refused,
-    /// Not trying: the node was removed.
+    /// The node was removed, and asks only now and then whether that is so.
     None,
 }
 
@@ -49,12 +49,12 @@ impl Link {
         Self { state: LinkState::Connected, address: address.to_owned(), last_error: None, next_try: None }
     }
 
-    pub(crate) fn removed() -> Self {
+    pub(crate) fn removed(next_try: Option<Instant>) -> Self {
         let failure = Failure::new(
             Reason::NodeRemoved,
             "this node was removed from its network; `meshctl leave` clears its state",
         );
-        Self { state: LinkState::None, address: String::new(), last_error: Some(failure), next_try: None }
+        Self { state: LinkState::None, address: String::new(), last_error: Some(failure), next_try }
     }
 
     pub(crate) fn failed(address: &str, failure: Failure, next_try: Instant) -> Self {

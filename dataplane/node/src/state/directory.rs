@@ -31,6 +31,8 @@ pub(crate) enum StateFile {
     Secrets,
     /// Spent timestamps and serials.
     Timestamps,
+    /// The join whose answer is awaited.
+    Pending,
 }
 
 impl StateFile {
@@ -42,6 +44,7 @@ impl StateFile {
             Self::Map => "map",
             Self::Secrets => "secrets",
             Self::Timestamps => "timestamps",
+            Self::Pending => "join.json",
         }
     }
 }
@@ -52,6 +55,9 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// Holds the lock for as long as it is open.
     _lock: File,
+    /// How often the directory itself was written out, for tests: no test can cut the power.
+    #[cfg(test)]
+    syncs: std::sync::atomic::AtomicUsize,
 }
 
 impl StateDir {
@@ -88,7 +94,12 @@ impl StateDir {
                 return Err(Failure::host(format!("locking the state directory {shown}"), &error));
             }
         }
-        let directory = Self { path: path.to_owned(), _lock: lock };
+        let directory = Self {
+            path: path.to_owned(),
+            _lock: lock,
+            #[cfg(test)]
+            syncs: std::sync::atomic::AtomicUsize::new(0),
+        };
         directory.sweep();
         Ok(directory)
     }
@@ -139,7 +150,7 @@ impl StateDir {
             new.write_all(content)?;
             new.sync_all()?;
             fs::rename(&temporary, path)?;
-            File::open(&self.path)?.sync_all()
+            self.sync()
         })();
         if result.is_err() {
             // The rename may have happened; then there is nothing to remove.
@@ -148,13 +159,20 @@ impl StateDir {
         result
     }
 
-    /// Removes a file; it is no error if there is none.
+    /// Makes what was renamed or removed survive a power cut.
+    fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        self.syncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// Removes a file, so that it stays away even if the power fails right afterwards; it is no error if there is none.
     ///
     /// # Errors
     /// The disk refuses.
     pub(crate) fn remove(&self, file: StateFile) -> Result<(), Failure> {
         let path = self.path_of(file);
-        match fs::remove_file(&path) {
+        match fs::remove_file(&path).and_then(|()| self.sync()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Failure::host(format!("removing {}", path.display()), &error)),
@@ -177,6 +195,19 @@ impl StateDir {
                 tracing::error!(file = %from.display(), %why, %error, "a state file can neither be used nor moved")
             }
         }
+    }
+
+    /// Renames a file that is good, but in the way; gives where it is now.
+    ///
+    /// # Errors
+    /// The disk refuses; the file is where it was.
+    pub(crate) fn keep_as(&self, file: StateFile, suffix: &str) -> Result<PathBuf, Failure> {
+        let from = self.path_of(file);
+        let to = self.path.join(format!("{}.{suffix}", file.name()));
+        fs::rename(&from, &to).and_then(|()| self.sync()).map_err(|error| {
+            Failure::host(format!("renaming {} to {}", from.display(), to.display()), &error)
+        })?;
+        Ok(to)
     }
 
     /// Removes what interrupted writes left.
@@ -274,6 +305,19 @@ mod tests {
         let state = StateDir::open(root.path()).unwrap();
         assert!(!left.exists());
         assert_eq!(state.read(StateFile::Map).unwrap().unwrap().as_slice(), b"old");
+    }
+
+    #[test]
+    fn a_removal_is_written_out_to_the_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        let syncs = || state.syncs.load(std::sync::atomic::Ordering::Relaxed);
+        state.write(StateFile::Identity, b"key").unwrap();
+        let written = syncs();
+        state.remove(StateFile::Identity).unwrap();
+        assert_eq!(syncs(), written + 1);
+        state.remove(StateFile::Identity).unwrap();
+        assert_eq!(syncs(), written + 1, "nothing was removed, so there is nothing to write out");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `map` | the last verified network map | a coordinator sends it again |
 //! | `secrets` | the network's secrets and pre-shared keys | a coordinator sends them again |
 //! | `timestamps` | the highest handshake timestamp and record serial spent | the clock is trusted instead |
+//! | `join.json` | a join whose answer may be lost | the key alone makes a repeated join the same one |
 //!
 //! A file that cannot be understood is never overwritten: the first two stop the daemon with the cure, the others are moved
 //! aside under a name that says so.
@@ -14,12 +15,14 @@
 mod directory;
 mod identity;
 mod membership;
+mod pending;
 mod secrets;
 mod timestamps;
 
 pub(crate) use self::directory::{StateDir, StateFile};
 pub(crate) use self::identity::Identity;
 pub(crate) use self::membership::{Membership, Standing};
+pub(crate) use self::pending::PendingJoin;
 pub(crate) use self::secrets::Secrets;
 pub(crate) use self::timestamps::TIMESTAMP_RENEWAL;
 pub(crate) use self::timestamps::Timestamps;

@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use ringmesh_tunnel::{Floors, handshake::Tai64n, time::UnixTime};
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::directory::{StateDir, StateFile};
 use crate::error::Failure;
 
 /// How often used timestamps are written down, if there are new ones.
 pub(crate) const TIMESTAMP_RENEWAL: Duration = Duration::from_secs(30);
+
+/// A record further ahead is refused by coordinators.
+const MAX_SERIAL_AHEAD: Duration = Duration::from_secs(600);
 
 /// Timestamps sent and received, and the last serial.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,8 +68,18 @@ impl Timestamps {
         Ok(())
     }
 
-    /// A serial greater than any before, written down before it is used.
+    /// A serial greater than any before, written down before it is used. `now` is the later of the clock and the last time
+    /// that a coordinator signed.
+    ///
+    /// A serial far ahead of it is of a time when the clock was wrong: no coordinator took it, nor would take the next.
     pub(crate) fn next_serial(&mut self, state: &StateDir, now: UnixTime) -> u64 {
+        if self.record_serial > now.saturating_add(MAX_SERIAL_AHEAD).as_millis() {
+            warn!(
+                serial = self.record_serial,
+                "the last serial of this node's record is of a clock that was wrong"
+            );
+            self.record_serial = 0;
+        }
         self.record_serial = self.record_serial.saturating_add(1).max(now.as_millis());
         if let Err(failure) = self.save(state) {
             // A full disk must not make the node unreachable; the clock very likely is ahead of this serial at the next start.
@@ -110,10 +123,24 @@ mod tests {
         before.note(&state, sent(1_000_000)).unwrap();
         let serial = before.next_serial(&state, noon);
 
-        let morning = UnixTime::from_secs(900_000);
+        let earlier = UnixTime::from_secs(1_000_000 - 500);
         let mut after = Timestamps::load(&state).unwrap();
         assert_eq!(after.floors(), sent(1_000_030), "what was sent after the last writing is covered");
-        assert!(after.next_serial(&state, morning) > serial);
+        assert!(after.next_serial(&state, earlier) > serial);
+    }
+
+    #[test]
+    fn a_serial_of_a_clock_once_far_ahead_is_dropped() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        let now = UnixTime::from_secs(1_000_000);
+        let day_ahead = UnixTime::from_secs(1_086_400);
+        let far = Timestamps::load(&state).unwrap().next_serial(&state, day_ahead);
+        assert_eq!(far, day_ahead.as_millis());
+        let mut after = Timestamps::load(&state).unwrap();
+        assert_eq!(after.next_serial(&state, now), now.as_millis(), "as by a clock that was never wrong");
+        let kept = Timestamps::load(&state).unwrap().next_serial(&state, now);
+        assert_eq!(kept, now.as_millis() + 1, "and it grows again from there");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use ringmesh_tunnel::{
 use tonic::Status;
 
 use crate::support::{
-    authority::to_wire,
+    authority::{in_ms, to_wire},
     block_on,
     coordinator::TestCoordinator,
     daemon::{Node, Place},
@@ -186,6 +186,36 @@ fn a_peer_without_a_preshared_key_is_never_reached() {
             node.until("the epoch is known", |status| status.network.as_ref().unwrap().epoch == 1).await;
             let answers = node.ping("peer", 1, 300).await.unwrap();
             assert!(answers[0].error.contains("no address"), "{answers:?}");
+        });
+    });
+}
+
+#[test]
+fn a_peer_whose_record_ends_is_dropped_without_anybody_saying_so() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, mut node) = joined().await;
+            let authority = &coordinator.shared.authority;
+            let mut peer = authority.member(7, "peer", IdentitySecret::generate().public_key());
+            peer.not_after = in_ms(2_500);
+            let envelope = authority.sign_member(&peer);
+            coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
+            coordinator.send_map().await;
+            node.until("the peer is known", |status| status.peers.len() == 1).await;
+            let answers = node.ping("peer", 1, 100).await.unwrap();
+            assert!(answers[0].error.contains("no address"), "{answers:?}");
+            let revision = node.status().await.network.unwrap().revision;
+
+            let began = Instant::now();
+            loop {
+                let answers = node.ping("peer", 1, 100).await.unwrap();
+                if answers[0].error.contains("no such peer") {
+                    break;
+                }
+                assert!(began.elapsed() < Duration::from_secs(10), "{answers:?}");
+            }
+            let status = node.status().await;
+            assert_eq!((status.peers.len(), status.network.unwrap().revision), (0, revision));
         });
     });
 }

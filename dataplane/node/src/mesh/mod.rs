@@ -1,0 +1,408 @@
+//! One network as this node belongs to it: what is known, what is installed, and the tasks that keep the two together.
+//!
+//! A map goes one way: verified, written to disk, installed in the data plane, and only then acknowledged. What is refused on
+//! the way changes nothing.
+
+mod link;
+mod status;
+mod tasks;
+mod update;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    time::Instant,
+};
+
+use ringmesh_tunnel::{
+    key::PublicKey,
+    netmap::{MapError, NetworkMap},
+    time::UnixTime,
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+use tracing::{error, info, warn};
+
+use self::update::refused;
+pub(crate) use self::{
+    link::{Link, Live},
+    status::endpoint_text,
+};
+use crate::{
+    clock,
+    config::Config,
+    control::{connect::Pin, sync},
+    error::Failure,
+    host::{self, Netlink, Plan},
+    peers,
+    plane::{DataPlane, Prepared},
+    state::{Identity, Membership, Secrets, Standing, StateDir, StateFile, Timestamps},
+};
+
+/// Which map is held, and what became of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) map: Arc<NetworkMap>,
+    pub(crate) secrets: Arc<Secrets>,
+    /// Durable revision of the map in the data plane; 0 if none is.
+    pub(crate) installed: u64,
+    /// When what is installed ceases to be right by itself, because a record ends.
+    until: Option<UnixTime>,
+    /// When a coordinator last vouched for the map.
+    pub(crate) vouched: Option<Instant>,
+}
+
+/// How far a mesh has come, for those who wait for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// No map is installed yet.
+    Waiting,
+    /// The last attempt to get one failed like this; others follow.
+    Stuck(Failure),
+    /// A map is installed.
+    Running,
+    /// It cannot go on.
+    Failed(Failure),
+}
+
+/// The data plane in use and what it was set up for.
+#[derive(Debug)]
+struct Running {
+    plan: Plan,
+    plane: Arc<DataPlane>,
+}
+
+/// A joined network.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    config: Config,
+    state: Arc<StateDir>,
+    identity: Identity,
+    own_key: PublicKey,
+    netlink: Netlink,
+    membership: RwLock<Membership>,
+    held: RwLock<Held>,
+    timestamps: Mutex<Timestamps>,
+    /// Taken for the whole of an installation, so that a newer map never ends up under an older one.
+    running: tokio::sync::Mutex<Option<Running>>,
+    plane: watch::Sender<Option<Arc<DataPlane>>>,
+    /// A map was installed.
+    installed: Notify,
+    prepared: Mutex<Option<Prepared>>,
+    /// The map on disk lacks what is not durable.
+    unsaved: AtomicBool,
+    stage: watch::Sender<Stage>,
+    link: watch::Sender<Link>,
+    live: Mutex<Option<Live>>,
+    /// The last thing refused, until something is taken.
+    refusal: Mutex<Option<Failure>>,
+    /// Unknown until the data plane runs.
+    endpoints: watch::Sender<Option<Vec<SocketAddr>>>,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Mesh {
+    /// A mesh that holds a membership and possibly a map, and does nothing yet.
+    pub(crate) fn new(
+        config: Config,
+        state: Arc<StateDir>,
+        identity: Identity,
+        membership: Membership,
+        map: NetworkMap,
+        secrets: Secrets,
+    ) -> Result<Self, Failure> {
+        let timestamps = Timestamps::load(&state)?;
+        Ok(Self {
+            own_key: identity.public_key().noise_key(),
+            netlink: Netlink::open()?,
+            config,
+            state,
+            identity,
+            membership: RwLock::new(membership),
+            held: RwLock::new(Held {
+                map: map.into(),
+                secrets: secrets.into(),
+                installed: 0,
+                until: None,
+                vouched: None,
+            }),
+            timestamps: Mutex::new(timestamps),
+            running: tokio::sync::Mutex::new(None),
+            plane: watch::Sender::new(None),
+            installed: Notify::new(),
+            prepared: Mutex::new(None),
+            unsaved: AtomicBool::new(false),
+            stage: watch::Sender::new(Stage::Waiting),
+            link: watch::Sender::new(Link::default()),
+            live: Mutex::new(None),
+            refusal: Mutex::new(None),
+            endpoints: watch::Sender::new(None),
+            tasks: tokio::sync::Mutex::new(JoinSet::new()),
+        })
+    }
+
+    /// Reads what the state directory knows; `None` if the node has not joined.
+    ///
+    /// # Errors
+    /// A file that cannot be replaced is corrupt.
+    pub(crate) fn load(config: &Config, state: &Arc<StateDir>) -> Result<Option<Self>, Failure> {
+        let Some(membership) = Membership::load(state)? else { return Ok(None) };
+        let identity = Identity::load(state)?.ok_or_else(|| Identity::missing(state))?;
+        let secrets = Secrets::load(state, membership.network, &identity.noise_secret())?;
+        let map = load_map(state, &membership)?;
+        Self::new(config.clone(), Arc::clone(state), identity, membership, map, secrets).map(Some)
+    }
+
+    /// Hands over a TUN device and a port that were taken early.
+    pub(crate) fn use_prepared(&self, prepared: Prepared) {
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
+    }
+
+    /// Installs the map that is held, if there is one.
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub(crate) async fn resume(&self) -> Result<(), Failure> {
+        if self.is_removed() || self.held().map.position().is_none() {
+            return Ok(());
+        }
+        let held = self.held();
+        info!(revision = durable(&held.map), "starting from the map on disk");
+        self.install(held.map, held.secrets).await
+    }
+
+    /// Starts the tasks that keep the node in step with its coordinator.
+    pub(crate) async fn start(self: &Arc<Self>) {
+        if self.is_removed() {
+            self.link.send_replace(Link::removed(None));
+        }
+        let mut tasks = self.tasks.lock().await;
+        tasks.spawn(sync::keep_in_step(Arc::clone(self)));
+        tasks.spawn(Arc::clone(self).keep());
+        tasks.spawn(Arc::clone(self).watch_endpoints());
+        tasks.spawn(Arc::clone(self).watch_sleep());
+    }
+
+    /// Ends all tasks and the data plane; interface and routes are gone afterwards.
+    pub(crate) async fn stop(&self) {
+        let mut tasks = self.tasks.lock().await;
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        self.note_timestamps().await;
+        self.save_now().await;
+        self.stop_plane().await;
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    async fn stop_plane(&self) {
+        let mut running = self.running.lock().await;
+        self.plane.send_replace(None);
+        if let Some(running) = running.take() {
+            running.plane.stop().await;
+        }
+    }
+
+    /// Puts a verified map in force. Nothing is judged by the old one afterwards.
+    async fn install(&self, map: Arc<NetworkMap>, secrets: Arc<Secrets>) -> Result<(), Failure> {
+        let mut running = self.running.lock().await;
+        let until = self.put_in_force(&mut running, &map, &secrets).await?;
+        let installed = durable(&map);
+        {
+            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+            *held = Held { map, secrets, installed, until, vouched: held.vouched };
+        }
+        self.installed.notify_one();
+        self.stage.send_replace(Stage::Running);
+        Ok(())
+    }
+
+    /// Puts the held map in force again: time has passed, and part of it ended.
+    async fn install_again(&self) -> Result<(), Failure> {
+        let mut running = self.running.lock().await;
+        if running.is_none() {
+            return Ok(());
+        }
+        // Read under the lock: a newer map may just have been installed.
+        let Held { map, secrets, .. } = self.held();
+        let until = self.put_in_force(&mut running, &map, &secrets).await?;
+        self.held.write().unwrap_or_else(PoisonError::into_inner).until = until;
+        Ok(())
+    }
+
+    /// Gives when what is in force then ceases to be right by itself.
+    async fn put_in_force(
+        &self,
+        running: &mut Option<Running>,
+        map: &NetworkMap,
+        secrets: &Secrets,
+    ) -> Result<Option<UnixTime>, Failure> {
+        let plan = self.plan(map)?;
+        if running.as_ref().is_some_and(|running| running.plan != plan)
+            && let Some(old) = running.take()
+        {
+            warn!("this node's addresses changed; the interface is made anew");
+            self.plane.send_replace(None);
+            old.plane.stop().await;
+        }
+        let current = match running.as_ref() {
+            Some(running) => Arc::clone(&running.plane),
+            None => {
+                let plane = Arc::new(self.start_plane(&plan).await?);
+                *running = Some(Running { plan, plane: Arc::clone(&plane) });
+                plane
+            }
+        };
+        let now = clock::wall();
+        current.apply(peers::of_map(map, secrets, &self.own_key, now)).await?;
+        self.plane.send_if_modified(|known| {
+            let same = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &current));
+            *known = Some(current);
+            !same
+        });
+        Ok(map.next_expiry(now))
+    }
+
+    async fn start_plane(&self, plan: &Plan) -> Result<DataPlane, Failure> {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if prepared.is_none() {
+            host::await_predecessor(&self.netlink, &plan.interface).await?;
+        }
+        host::preflight(&self.netlink, plan).await?;
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => Prepared::open(&self.config)?,
+        };
+        host::bring_up(&self.netlink, plan).await?;
+        let floors = self.timestamps.lock().unwrap_or_else(PoisonError::into_inner).floors();
+        DataPlane::start(prepared, &self.config, &self.identity.noise_secret(), floors).await
+    }
+
+    fn plan(&self, map: &NetworkMap) -> Result<Plan, Failure> {
+        let me = map.me().ok_or_else(|| refused(&MapError::OwnRecordMissing { id: map.id() }))?;
+        let membership = self.membership();
+        let pools: Vec<_> = membership.pools().collect();
+        let own = me.ipv4.map(Into::into).into_iter().chain([me.ipv6.into()]);
+        for address in own {
+            if !pools.iter().any(|pool| pool.contains(address)) {
+                return Err(refused(&format!(
+                    "this node's address {address} is in none of the network's pools"
+                )));
+            }
+        }
+        Ok(Plan {
+            interface: self.config.interface.clone(),
+            mtu: self.config.mtu,
+            ipv4: me.ipv4,
+            ipv6: me.ipv6,
+            pools,
+        })
+    }
+
+    /// A coordinator says that this node was removed: no packet flows from now on, also after a restart, until a coordinator
+    /// sends a map with this node in it.
+    pub(crate) async fn removed(&self, next_try: Instant) {
+        self.stop_plane().await;
+        if self.set_standing(Standing::Removed) {
+            warn!("this node was removed from its network by an operator; `meshctl leave` clears its state");
+        }
+        self.set_link(Link::removed(Some(next_try)), None);
+    }
+
+    /// A map that holds has this node in it: whoever said that it was removed was wrong, or an operator took it back.
+    fn belongs(&self) {
+        if self.set_standing(Standing::Member) {
+            info!("a coordinator sent a map with this node in it: it is a member again");
+        }
+    }
+
+    /// Whether that is news. While joining, nothing is on disk to be changed.
+    fn set_standing(&self, standing: Standing) -> bool {
+        let mut membership = self.membership.write().unwrap_or_else(PoisonError::into_inner);
+        if membership.standing == standing {
+            return false;
+        }
+        membership.standing = standing;
+        let joined = self.state.read(StateFile::Network).is_ok_and(|found| found.is_some());
+        if joined && let Err(failure) = membership.save(&self.state) {
+            error!(%failure, "how this node stands to its network is not kept; a restart begins with what was before");
+        }
+        true
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn membership(&self) -> Membership {
+        self.membership.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.membership.read().unwrap_or_else(PoisonError::into_inner).standing == Standing::Removed
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn pin(&self) -> Pin {
+        let membership = self.membership.read().unwrap_or_else(PoisonError::into_inner);
+        Pin { network: membership.network, root: membership.root }
+    }
+
+    /// The data plane, if it runs.
+    pub(crate) fn plane(&self) -> Option<Arc<DataPlane>> {
+        self.plane.borrow().clone()
+    }
+
+    /// Follows the data plane as it comes and goes.
+    pub(crate) fn watch_plane(&self) -> watch::Receiver<Option<Arc<DataPlane>>> {
+        self.plane.subscribe()
+    }
+
+    /// Follows the endpoints to tell peers.
+    pub(crate) fn watch_own_endpoints(&self) -> watch::Receiver<Option<Vec<SocketAddr>>> {
+        self.endpoints.subscribe()
+    }
+
+    /// Follows how far the mesh has come.
+    pub(crate) fn watch_stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    /// Notes a failure on the way to the first map.
+    pub(crate) fn set_stuck(&self, failure: &Failure, for_good: bool) {
+        self.stage.send_if_modified(|stage| {
+            if *stage == Stage::Running && !for_good {
+                return false;
+            }
+            *stage = if for_good { Stage::Failed(failure.clone()) } else { Stage::Stuck(failure.clone()) };
+            true
+        });
+    }
+}
+
+/// The map on disk; one that cannot be used is set aside, and a coordinator will send it again.
+fn load_map(state: &StateDir, membership: &Membership) -> Result<NetworkMap, Failure> {
+    let empty = NetworkMap::empty(membership.network, membership.root, membership.node);
+    let Some(content) = state.read(StateFile::Map)? else { return Ok(empty) };
+    match NetworkMap::parse(&content, membership.network, membership.root, membership.node, clock::wall()) {
+        Ok(map) => Ok(map),
+        // Not damaged, only over: a coordinator will renew it, or say that the node was removed.
+        Err(why) if why.clock() => {
+            warn!(%why, "the map on disk is over");
+            Ok(empty)
+        }
+        Err(why) => {
+            state.set_aside(StateFile::Map, &why);
+            Ok(empty)
+        }
+    }
+}
+
+/// The durable revision of a map, 0 for the empty one.
+pub(crate) fn durable(map: &NetworkMap) -> u64 {
+    map.position().map_or(0, |position| position.durable)
+}
