@@ -49,6 +49,7 @@ pub(super) fn begin(
     let who = *who.who();
     let version = printable(&hello.version);
     let since = resume(coordinator, &who, &hello);
+    let owes_secrets = since.is_some() && !holds_secrets(coordinator, &who, &hello);
     let number = coordinator.presence().begin(who, &session, version, coordinator.now());
     // An older stream of the node notices that this one took over.
     coordinator.wake();
@@ -66,6 +67,7 @@ pub(super) fn begin(
         coordinators: Vec::new(),
         heard: Instant::now(),
         heartbeat_due: since.is_some(),
+        owes_secrets,
         staged: None,
         record_after: Instant::now(),
     };
@@ -81,6 +83,12 @@ fn resume(coordinator: &Coordinator, who: &NodeOf, hello: &proto::Hello) -> Opti
     presence.knows(position.ephemeral, &hello.digest).then_some(position.ephemeral)
 }
 
+/// Whether the node holds the secrets it is to hold.
+fn holds_secrets(coordinator: &Coordinator, who: &NodeOf, hello: &proto::Hello) -> bool {
+    let digest = coordinator.with_network(who.network, |state| state.secrets_digest(who.node).ok());
+    digest.ok().flatten().is_some_and(|digest| hello.secrets == digest)
+}
+
 struct MapStream {
     coordinator: Coordinator,
     who: NodeOf,
@@ -92,6 +100,8 @@ struct MapStream {
     heard: Instant,
     /// Whether a head has to be sent even if nothing changed.
     heartbeat_due: bool,
+    /// Whether the node holds other secrets than it is to hold, so that the next update has them all.
+    owes_secrets: bool,
     /// A verified node record that waits for its turn.
     staged: Option<Signed<NodeRecord>>,
     record_after: Instant,
@@ -220,13 +230,19 @@ impl MapStream {
         let (who, since, now) = (self.who, self.since, self.coordinator.now());
         let coordinators = self.coordinator.endpoints();
         let moved = coordinators != self.coordinators;
-        let heartbeat_due = self.heartbeat_due;
+        let (heartbeat_due, owes_secrets) = (self.heartbeat_due, self.owes_secrets);
         let (message, change, digest, durable) =
             self.coordinator.with_place(who.network, |state, place| {
                 let update = |outgoing: Outgoing| {
                     sync_response::Message::Update(convert::map_update(outgoing, state, coordinators.clone()))
                 };
                 let message = match since.map(|since| state.delta(who.node, since, place, now)).transpose()? {
+                    Some(Delta::Update(outgoing)) if owes_secrets => {
+                        Some(update(state.with_secrets(who.node, *outgoing)?))
+                    }
+                    Some(Delta::Nothing) if owes_secrets => {
+                        Some(update(state.with_secrets(who.node, state.unchanged(who.node, place, now)?)?))
+                    }
                     Some(Delta::Update(outgoing)) => Some(update(*outgoing)),
                     Some(Delta::Nothing) if moved => Some(update(state.unchanged(who.node, place, now)?)),
                     Some(Delta::Nothing) if heartbeat_due => Some(sync_response::Message::Head(
@@ -246,6 +262,7 @@ impl MapStream {
             None => presence.scanned(durable),
         });
         self.heartbeat_due &= message.is_none();
+        self.owes_secrets &= message.is_none();
         Ok(message)
     }
 }

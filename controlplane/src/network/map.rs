@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use ringmesh_tunnel::{
     UnixTime,
     enroll::seal::{Context, Purpose, SealError, seal_secret},
-    key::{NodeId, PublicKey},
+    key::{NodeId, PublicKey, secrets_digest},
     netmap::{
         Envelope, Head, Leaf, MapUpdate, Member, MemberKind, Position, ProvenRule, Role, Rule, Selector,
         digest,
@@ -104,10 +104,18 @@ impl NetworkState {
             node_records: visible().filter_map(|peer| self.node_record_envelope(peer)).collect(),
             head: self.head(me, place, now)?,
         };
-        let noise_key = node.member.record.noise_key;
-        let peer_secrets =
-            visible().filter_map(|peer| self.seal_psk(peer, me, noise_key)).collect::<Result<_, _>>()?;
-        Ok(Outgoing { update, secrets: self.sealed_secrets(me)?, peer_secrets })
+        self.with_secrets(me, Outgoing { update, secrets: Vec::new(), peer_secrets: Vec::new() })
+    }
+
+    /// Puts all secrets that `me` is to hold beside an update: for a node that holds others.
+    ///
+    /// # Errors
+    /// [`NoMap`].
+    pub fn with_secrets(&self, me: NodeId, outgoing: Outgoing) -> Result<Outgoing, NoMap> {
+        let mine = &self.nodes.get(&me).ok_or(NoMap::NotAMember)?.member.record;
+        let peer_secrets = self.visible(mine).filter_map(|peer| self.seal_psk(peer, me, mine.noise_key));
+        let peer_secrets = peer_secrets.collect::<Result<_, _>>()?;
+        Ok(Outgoing { secrets: self.sealed_secrets(me)?, peer_secrets, ..outgoing })
     }
 
     /// What `me` has to hear of what changed after `since`, with a head signed at `now`.
@@ -175,6 +183,8 @@ impl NetworkState {
             digest: self.digest(me)?,
             time: now,
             not_after: now.saturating_add(HEAD_LIFE),
+            epoch: self.epoch(),
+            secrets: self.secrets_digest(me)?,
         };
         Ok(self.authority.sign(Role::Head, &head)?)
     }
@@ -189,6 +199,27 @@ impl NetworkState {
             return Ok(*self.common_digest.get_or_init(|| self.compute_digest(node)));
         }
         Ok(self.compute_digest(node))
+    }
+
+    /// The digest of the secrets that `me` is to hold now.
+    ///
+    /// # Errors
+    /// [`NoMap::NotAMember`].
+    pub fn secrets_digest(&self, me: NodeId) -> Result<[u8; 32], NoMap> {
+        let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
+        // A stock device, which alone has a key outside epochs, has no map.
+        if self.is_uniform() && is_mesh(&node.member.record) {
+            return Ok(*self.common_secrets.get_or_init(|| self.compute_secrets_digest(node)));
+        }
+        Ok(self.compute_secrets_digest(node))
+    }
+
+    fn compute_secrets_digest(&self, node: &Node) -> [u8; 32] {
+        let mine = &node.member.record;
+        let epochs = self.secrets.iter().map(|(epoch, (secret, _))| (*epoch, secret));
+        let peers = self.visible(mine).filter(|peer| peer.member.record.id != mine.id);
+        let peers = peers.filter_map(|peer| Some((peer.member.record.id, peer.psk.as_ref()?)));
+        secrets_digest(self.id, epochs, peers)
     }
 
     fn compute_digest(&self, node: &Node) -> [u8; 32] {

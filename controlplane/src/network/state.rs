@@ -103,6 +103,8 @@ pub struct NetworkState {
     pub(crate) changes: Changes,
     /// The digest of a map in which everybody sees everything; empty after every change.
     pub(super) common_digest: OnceLock<[u8; 32]>,
+    /// The digest of the secrets that go with it; empty after every change.
+    pub(super) common_secrets: OnceLock<[u8; 32]>,
 }
 
 impl NetworkState {
@@ -130,6 +132,7 @@ impl NetworkState {
             node_records: BTreeMap::new(),
             changes: Changes::default(),
             common_digest: OnceLock::new(),
+            common_secrets: OnceLock::new(),
         })
     }
 
@@ -287,6 +290,7 @@ impl NetworkState {
 
     fn touch(&mut self, item: Item) {
         self.common_digest.take();
+        self.common_secrets.take();
         self.changes.touch(item);
     }
 

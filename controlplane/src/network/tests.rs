@@ -6,8 +6,11 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 use ringmesh_tunnel::{
     UnixTime,
-    enroll::TokenSecret,
-    key::{IdentitySecret, NetworkId, NodeId, PresharedKey, TokenId},
+    enroll::{
+        TokenSecret,
+        seal::{Context, Purpose, open_secret},
+    },
+    key::{IdentitySecret, NetworkId, NetworkSecret, NodeId, PresharedKey, TokenId, secrets_digest},
     netmap::{
         Envelope, Leaf, Member, MemberKind, NameRecord, NetworkMap, NodeRecord, PortRange, Protocol, Role,
         Rule, Selector,
@@ -85,6 +88,8 @@ fn event() -> impl Strategy<Value = Event> {
 struct Follower {
     identity: IdentitySecret,
     map: NetworkMap,
+    epochs: BTreeMap<u64, NetworkSecret>,
+    peers: BTreeMap<NodeId, PresharedKey>,
     since: Option<u64>,
 }
 
@@ -198,7 +203,8 @@ impl World {
         let enroll::Enrollment::New(id, plan) = planned else { panic!("{planned:?}") };
         self.commit(plan);
         let map = NetworkMap::empty(self.network, self.state().root, id);
-        self.followers.insert(id, Follower { identity, map, since: None });
+        let (epochs, peers) = (BTreeMap::new(), BTreeMap::new());
+        self.followers.insert(id, Follower { identity, map, epochs, peers, since: None });
     }
 
     fn retag(&mut self, node: usize, tags: &[usize]) {
@@ -269,14 +275,39 @@ impl World {
             Some(Delta::Update(outgoing)) => Some(*outgoing),
             Some(Delta::Full) | None => Some(state.full(id, place, now).unwrap()),
         };
-        let map = match outgoing {
-            Some(Outgoing { update, .. }) => follower.map.verify(update, now).unwrap(),
-            // What does not touch the node leaves it with the same digest.
-            None => follower.map.renew(state.head(id, place, now).unwrap(), now).unwrap(),
+        let (map, secrets, peer_secrets) = match outgoing {
+            Some(Outgoing { update, secrets, peer_secrets }) => {
+                (follower.map.verify(update, now).unwrap(), secrets, peer_secrets)
+            }
+            // What does not touch the node leaves it with the same digests.
+            None => {
+                let head = state.head(id, place, now).unwrap();
+                (follower.map.renew(head, now).unwrap(), Vec::new(), Vec::new())
+            }
         };
         self.compare(id, &map);
-        let since = self.state().newest_change();
+        let (network, since) = (self.network, self.state().newest_change());
         let follower = self.followers.get_mut(&id).unwrap();
+        let key = follower.identity.noise_secret();
+        let open = |epoch, purpose, sealed: &[u8]| {
+            *open_secret(&key, Context { network, epoch, purpose }, sealed).unwrap()
+        };
+        if !secrets.is_empty() {
+            let opened = secrets.iter().map(|secret| {
+                let opened = open(secret.epoch, Purpose::Network, &secret.sealed);
+                (secret.epoch, NetworkSecret::from_bytes(opened))
+            });
+            follower.epochs = opened.collect();
+        }
+        for (peer, sealed) in &peer_secrets {
+            let opened = open(0, Purpose::Peer(*peer), sealed);
+            follower.peers.insert(*peer, PresharedKey::from_bytes(opened));
+        }
+        follower.peers.retain(|peer, _| map.member(*peer).is_some());
+        let epochs = follower.epochs.iter().map(|(epoch, secret)| (*epoch, secret));
+        let digest = secrets_digest(network, epochs, follower.peers.iter().map(|(peer, psk)| (*peer, psk)));
+        let newest = follower.epochs.keys().next_back().copied().unwrap_or(0);
+        map.check_secrets(newest, &digest).unwrap();
         (follower.map, follower.since) = (map, Some(since));
     }
 

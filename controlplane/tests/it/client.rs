@@ -1,6 +1,7 @@
 //! A node without a data plane: proves itself, verifies what it is told, and can lie about everything it says.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -17,7 +18,10 @@ use ringmesh_tunnel::{
         seal::{Context, Purpose, open_secret},
         transcript,
     },
-    key::{IdentityKey, IdentitySecret, Label, NetworkId, NetworkSecret, NodeId, TokenId},
+    key::{
+        IdentityKey, IdentitySecret, Label, NetworkId, NetworkSecret, NodeId, PresharedKey, TokenId,
+        secrets_digest,
+    },
     netmap::{
         Chain, Envelope, MapError, MapUpdate, Member, NetworkMap, NodeRecord, Position, ProvenRule, Statement,
     },
@@ -166,6 +170,8 @@ pub struct TestNode {
     pub member: Option<Member>,
     pub map: Option<NetworkMap>,
     pub secrets: Vec<(u64, NetworkSecret)>,
+    /// Keys of stock devices.
+    pub peer_secrets: BTreeMap<NodeId, PresharedKey>,
     pub info: Option<proto::Network>,
     /// A position to claim instead of the map's.
     pub claimed: Option<Position>,
@@ -189,6 +195,7 @@ impl TestNode {
             member: None,
             map: None,
             secrets: Vec::new(),
+            peer_secrets: BTreeMap::new(),
             info: None,
             claimed: None,
             now: None,
@@ -342,6 +349,31 @@ impl TestNode {
         self.secrets = secrets.into_iter().map(open).collect();
     }
 
+    /// Takes the keys of stock devices, and forgets those of devices that the map does not have.
+    fn take_peer_secrets(&mut self, secrets: Vec<proto::PeerSecret>) {
+        let key = self.identity.noise_secret();
+        for secret in secrets {
+            let id = NodeId::from_bytes(secret.node_id.try_into().unwrap());
+            let context = Context { network: self.network, epoch: 0, purpose: Purpose::Peer(id) };
+            let psk = PresharedKey::from_bytes(*open_secret(&key, context, &secret.sealed).unwrap());
+            self.peer_secrets.insert(id, psk);
+        }
+        let map = self.map.as_ref().unwrap();
+        self.peer_secrets.retain(|id, _| map.member(*id).is_some());
+    }
+
+    /// The digest of the secrets held.
+    pub fn secrets_digest(&self) -> [u8; 32] {
+        let epochs = self.secrets.iter().map(|(epoch, secret)| (*epoch, secret));
+        secrets_digest(self.network, epochs, self.peer_secrets.iter().map(|(id, psk)| (*id, psk)))
+    }
+
+    /// Panics unless the secrets held are what the map's head names.
+    fn check_secrets(&self) {
+        let epoch = self.secrets.iter().map(|(epoch, _)| *epoch).max().unwrap_or(0);
+        self.map().check_secrets(epoch, &self.secrets_digest()).unwrap();
+    }
+
     /// Opens a map stream.
     pub async fn sync(&mut self) -> Result<MapStream, Status> {
         self.sync_with(Lie::None).await
@@ -411,6 +443,7 @@ impl TestNode {
             }),
             digest: self.map.as_ref().map(|map| map.digest().to_vec()).unwrap_or_default(),
             version: "0".into(),
+            secrets: self.secrets_digest().to_vec(),
         };
         let (sender, requests) = mpsc::channel(16);
         sender.send(request(sync_request::Message::Hello(hello))).await.unwrap();
@@ -438,12 +471,16 @@ impl TestNode {
         match stream.next().await? {
             sync_response::Message::Update(update) => {
                 self.take_secrets(update.secrets.clone());
+                let peer_secrets = update.peer_secrets.clone();
                 let update = map_update(update);
                 self.map = Some(self.verify(update.clone()).unwrap());
+                self.take_peer_secrets(peer_secrets);
+                self.check_secrets();
                 Ok(Some(update))
             }
             sync_response::Message::Head(head) => {
                 self.map = Some(self.map().renew(envelope(head), self.now()).unwrap());
+                self.check_secrets();
                 Ok(None)
             }
             sync_response::Message::Heartbeat(_) => Ok(None),

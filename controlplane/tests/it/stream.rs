@@ -337,6 +337,46 @@ async fn a_node_resumes_from_its_position_with_what_it_missed() {
 }
 
 #[tokio::test]
+async fn a_node_that_lost_its_secrets_gets_them_again_beside_a_delta() {
+    let coordinator = Running::start().await;
+    let mut a = coordinator.member("a").await;
+    let mut stream = a.sync().await.unwrap();
+    a.update(&mut stream).await;
+    let mut operator = coordinator.operator().await;
+    let request = admin::AddStockDeviceRequest {
+        name: "phone".into(),
+        public_key: IdentitySecret::generate().public_key().noise_key().to_string(),
+        ..Default::default()
+    };
+    operator.nodes.add_stock_device(request).await.unwrap();
+    a.update(&mut stream).await;
+    let held = a.secrets_digest();
+
+    let next_update = async |node: &mut TestNode| {
+        let mut stream = node.sync().await.unwrap();
+        let sync_response::Message::Update(update) = stream.next().await.unwrap() else { panic!() };
+        (update.full, update.secrets.len(), update.peer_secrets.len())
+    };
+    assert_eq!(next_update(&mut a).await, (false, 0, 0), "who has them does not get them again");
+    // Nothing of the map changed; the network's secret is lost, then the device's key, then both are and more was missed.
+    let secrets = std::mem::take(&mut a.secrets);
+    assert_eq!(next_update(&mut a).await, (false, 1, 1));
+    a.secrets = secrets;
+    let keys = std::mem::take(&mut a.peer_secrets);
+    assert_eq!(next_update(&mut a).await, (false, 1, 1));
+    a.peer_secrets = keys;
+    assert_eq!(next_update(&mut a).await, (false, 0, 0));
+    a.secrets.clear();
+    a.peer_secrets.clear();
+    coordinator.member("b").await;
+    let mut stream = a.sync().await.unwrap();
+    let update = a.update(&mut stream).await;
+    assert_eq!((update.full, update.members.len()), (false, 1));
+    assert_eq!(a.secrets_digest(), held);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn a_position_with_another_digest_gets_the_whole_map() {
     let coordinator = Running::start().await;
     let mut a = coordinator.member("a").await;

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clock,
     error::Failure,
-    mesh::{Link, Live, Mesh},
+    mesh::{Held, Link, Live, Mesh},
 };
 
 /// Time for the first response of a stream.
@@ -152,7 +152,7 @@ impl Attempt {
 
     fn hello(&self, mesh: &Mesh, connection: &Connection) -> Hello {
         let membership = mesh.membership();
-        let map = mesh.held().map;
+        let Held { map, secrets, .. } = mesh.held();
         let transcript = transcript::sync(&transcript::Sync {
             connection: connection.transcript(membership.network),
             id: membership.node,
@@ -167,6 +167,7 @@ impl Attempt {
             position: position.map(convert::position_to_wire),
             digest: position.map(|_| map.digest().to_vec()).unwrap_or_default(),
             version: VERSION.to_owned(),
+            secrets: secrets.digest(membership.network).to_vec(),
         }
     }
 

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use ringmesh_tunnel::{
     Psk,
     enroll::seal::{Context, Purpose, SEALED_LENGTH, SealError, open_secret},
-    key::{NetworkId, NetworkSecret, NodeId, PresharedKey, PublicKey, SecretKey},
+    key::{NetworkId, NetworkSecret, NodeId, PresharedKey, PublicKey, SecretKey, secrets_digest},
 };
 use serde::{Deserialize, Serialize};
 
@@ -123,6 +123,12 @@ impl Secrets {
     /// The newest epoch, 0 if none is known.
     pub(crate) fn epoch(&self) -> u64 {
         self.epochs.last_key_value().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// The digest by which a head names them.
+    pub(crate) fn digest(&self, network: NetworkId) -> [u8; 32] {
+        let epochs = self.epochs.iter().map(|(epoch, kept)| (*epoch, &*kept.opened));
+        secrets_digest(network, epochs, self.peers.iter().map(|(peer, kept)| (*peer, &*kept.opened)))
     }
 
     /// The pre-shared keys with another node of ours: of the newest epoch and of the one before.

@@ -7,7 +7,7 @@ use std::{
 
 use ringmesh_lab::in_sandbox;
 use ringmesh_proto::control::{
-    Envelope as WireEnvelope, sync_request::Message as In, sync_response::Message as Out,
+    self as wire, Envelope as WireEnvelope, sync_request::Message as In, sync_response::Message as Out,
 };
 use ringmesh_tunnel::{
     key::IdentitySecret,
@@ -165,7 +165,7 @@ fn a_peer_without_a_preshared_key_is_never_reached() {
     in_sandbox(|| {
         block_on(async {
             let coordinator = TestCoordinator::start().await;
-            coordinator.shared.mischief.lock().unwrap().secretless = true;
+            coordinator.shared.map.lock().unwrap().epochs.clear();
             let place = Place::new();
             let mut node = place.start().await.unwrap();
             node.join(&coordinator.token(), "alpha").await.unwrap();
@@ -180,8 +180,12 @@ fn a_peer_without_a_preshared_key_is_never_reached() {
 
             // As soon as there is one, it is.
             let own = coordinator.shared.enrolled.lock().unwrap().keys().next().unwrap().noise_key();
-            let mut update = coordinator.shared.map.lock().unwrap().full(&coordinator.shared.authority);
-            update.secrets = vec![coordinator.shared.authority.sealed_secret(&own, 1)];
+            let update = {
+                let mut map = coordinator.shared.map.lock().unwrap();
+                map.epochs.push(1);
+                let secrets = map.secrets(&coordinator.shared.authority, &own);
+                wire::MapUpdate { secrets, ..map.full(&coordinator.shared.authority) }
+            };
             coordinator.send(Out::Update(update)).await;
             node.until("the epoch is known", |status| status.network.as_ref().unwrap().epoch == 1).await;
             let answers = node.ping("peer", 1, 300).await.unwrap();

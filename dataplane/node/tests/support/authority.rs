@@ -8,7 +8,9 @@ use ringmesh_tunnel::{
         JoinToken, TokenSecret,
         seal::{Context, Purpose, seal_secret},
     },
-    key::{IdentityKey, IdentitySecret, NetworkId, NetworkSecret, NodeId, PublicKey, TokenId},
+    key::{
+        IdentityKey, IdentitySecret, NetworkId, NetworkSecret, NodeId, PublicKey, TokenId, secrets_digest,
+    },
     netmap::{
         Certificate, Envelope, Head, Leaf, Member, MemberKind, MerkleTree, NodeRecord, Policy, Position,
         Protocol, Role, Rule, Selector, Statement, digest, leaf_hash,
@@ -142,6 +144,8 @@ pub struct MapBuilder {
     pub leaves: Vec<Vec<u8>>,
     pub tree: Vec<Vec<u8>>,
     pub node_records: BTreeMap<NodeId, Envelope>,
+    /// The epochs in force; all have the authority's one secret.
+    pub epochs: Vec<u64>,
 }
 
 impl MapBuilder {
@@ -162,6 +166,7 @@ impl MapBuilder {
             tree: leaves.clone(),
             leaves,
             node_records: BTreeMap::new(),
+            epochs: vec![1],
         }
     }
 
@@ -213,7 +218,20 @@ impl MapBuilder {
             digest: self.digest(),
             time: now(),
             not_after: in_ms(3_600_000),
+            epoch: self.epochs.iter().copied().max().unwrap_or(0),
+            secrets: self.secrets_digest(authority),
         }
+    }
+
+    /// The digest of the secrets of the epochs in force.
+    pub fn secrets_digest(&self, authority: &Authority) -> [u8; 32] {
+        let epochs = self.epochs.iter().map(|epoch| (*epoch, &authority.secret));
+        secrets_digest(authority.network, epochs, [])
+    }
+
+    /// The secrets of the epochs in force, sealed to a node.
+    pub fn secrets(&self, authority: &Authority, to: &PublicKey) -> Vec<wire::SealedSecret> {
+        self.epochs.iter().map(|epoch| authority.sealed_secret(to, *epoch)).collect()
     }
 
     /// The whole map as one update.

@@ -18,7 +18,10 @@ use ringmesh_proto::control::{
     sync_request::Message as In,
     sync_response::Message as Out,
 };
-use ringmesh_tunnel::key::{IdentityKey, NodeId};
+use ringmesh_tunnel::{
+    key::{IdentityKey, NodeId},
+    netmap::{Member, Record as _},
+};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -51,8 +54,6 @@ pub struct Mischief {
     pub refuse_sync: Option<Status>,
     /// Sends no heartbeats.
     pub silent: bool,
-    /// Gives no secret to who enrols.
-    pub secretless: bool,
     /// Sends no map by itself.
     pub mapless: bool,
 }
@@ -268,11 +269,7 @@ impl ControlService for Service {
             node_id: if mischief.other_id { vec![9; 8] } else { member.id.as_bytes().to_vec() },
             member: Some(to_wire(&envelope)),
             certificates: self.0.authority.certificates().iter().map(to_wire).collect(),
-            secrets: if mischief.secretless {
-                Vec::new()
-            } else {
-                vec![self.0.authority.sealed_secret(&member.noise_key, 1)]
-            },
+            secrets: self.0.map.lock().unwrap().secrets(&self.0.authority, &member.noise_key),
             coordinators: vec![self.0.address.to_string()],
             network: Some(self.0.authority.network_message()),
         }))
@@ -296,8 +293,13 @@ impl ControlService for Service {
             observed_address: String::new(),
         })))
         .unwrap();
+        let mut requests = request.into_inner();
+        let Some(Ok(wire::SyncRequest { message: Some(In::Hello(hello)) })) = requests.next().await else {
+            panic!("a stream begins with a hello")
+        };
+        self.0.heard.send_modify(|heard| heard.push(In::Hello(hello.clone())));
         if !mischief.mapless {
-            let update = self.0.map.lock().unwrap().full(&self.0.authority);
+            let update = full_for(&self.0, &hello);
             out.try_send(send(Out::Update(update))).unwrap();
         }
         self.0.streams.lock().unwrap().push(out.clone());
@@ -313,7 +315,6 @@ impl ControlService for Service {
             });
         }
         let shared = Arc::clone(&self.0);
-        let mut requests = request.into_inner();
         tokio::spawn(async move {
             while let Some(Ok(wire::SyncRequest { message: Some(message) })) = requests.next().await {
                 if let In::NodeRecord(record) = &message {
@@ -346,8 +347,22 @@ impl ControlService for Service {
     }
 }
 
+/// The whole map, and the secrets if the node holds others.
+fn full_for(shared: &Shared, hello: &wire::Hello) -> wire::MapUpdate {
+    let map = shared.map.lock().unwrap();
+    let mut update = map.full(&shared.authority);
+    let id = NodeId::from_bytes(hello.node_id.clone().try_into().unwrap());
+    if hello.secrets != map.secrets_digest(&shared.authority)
+        && let Some(envelope) = map.members.get(&id)
+    {
+        let member = Member::parse(&envelope.payload).unwrap();
+        update.secrets = map.secrets(&shared.authority, &member.noise_key);
+    }
+    update
+}
+
 fn take_node_record(shared: &Shared, record: wire::Envelope) {
-    use ringmesh_tunnel::netmap::{Envelope, NodeRecord, Record as _};
+    use ringmesh_tunnel::netmap::{Envelope, NodeRecord};
     let envelope =
         Envelope::from_parts(record.kind, record.payload, &record.signer, &record.signature).unwrap();
     envelope.check_signature().unwrap();

@@ -18,7 +18,7 @@ mod shared;
 pub use identity::{BadIdentityKey, BadSignature, IdentityKey, IdentitySecret, Label, Signature};
 pub use name::{BadName, NetworkId, NodeId, TokenId};
 pub use noise::{BadPublicKey, PublicKey, SecretKey};
-pub use shared::{NetworkSecret, PresharedKey};
+pub use shared::{NetworkSecret, PresharedKey, secrets_digest};
 
 /// Fills an array with random bytes of the operating system.
 ///

@@ -3,11 +3,11 @@
 use core::fmt;
 
 use hkdf::Hkdf;
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{NetworkId, PublicKey, random};
+use super::{NetworkId, NodeId, PublicKey, random};
 
 /// A pre-shared key of WireGuard's handshake (`psk2`), 32 bytes.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -102,4 +102,33 @@ impl fmt::Debug for NetworkSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("NetworkSecret(..)")
     }
+}
+
+/// Returns the digest by which a head names the secrets that a node is to hold: the network's of every epoch in force, and
+/// the pre-shared keys of the peers that are outside epochs.
+///
+/// It is SHA-256 over the ascending hashes of the entries: SHA-256 of `"ringmesh v1 network-secret"`, a zero byte, the network
+/// id, the epoch (8 bytes, big endian) and the secret; and of `"ringmesh v1 peer-secret"`, a zero byte, the network id, the
+/// peer's node id and the key. A secret has 256 random bits, so its hash tells nothing of it.
+pub fn secrets_digest<'a>(
+    network: NetworkId,
+    epochs: impl IntoIterator<Item = (u64, &'a NetworkSecret)>,
+    peers: impl IntoIterator<Item = (NodeId, &'a PresharedKey)>,
+) -> [u8; 32] {
+    let entry = |label: &[u8], of: &[u8; 8], secret: &[u8; 32]| -> [u8; 32] {
+        let hash = Sha256::new().chain_update(label).chain_update(network.as_bytes());
+        hash.chain_update(of).chain_update(secret).finalize().into()
+    };
+    let epochs = epochs
+        .into_iter()
+        .map(|(epoch, secret)| entry(b"ringmesh v1 network-secret\0", &epoch.to_be_bytes(), secret.expose()));
+    let peers =
+        peers.into_iter().map(|(id, psk)| entry(b"ringmesh v1 peer-secret\0", id.as_bytes(), psk.expose()));
+    let mut entries: Vec<_> = epochs.chain(peers).collect();
+    entries.sort_unstable();
+    let mut digest = Sha256::new();
+    for entry in &entries {
+        digest.update(entry);
+    }
+    digest.finalize().into()
 }

@@ -258,3 +258,29 @@ fn generated_names_and_keys_do_not_repeat() {
     assert_ne!(PresharedKey::generate(), PresharedKey::generate());
     assert_ne!(NetworkSecret::generate(), NetworkSecret::generate());
 }
+
+#[test]
+fn digest_of_secrets_names_each_and_whose_it_is() {
+    let (network, other) = (NetworkId::from_bytes([1; 16]), NetworkId::from_bytes([2; 16]));
+    let secret = |byte| NetworkSecret::from_bytes([byte; 32]);
+    let psk = |byte| PresharedKey::from_bytes([byte; 32]);
+    let id = |byte| NodeId::from_bytes([byte; 8]);
+    let (old, new, stock) = (secret(1), secret(2), psk(3));
+    let digest = secrets_digest(network, [(1, &old), (2, &new)], [(id(7), &stock)]);
+    assert_eq!(secrets_digest(network, [(2, &new), (1, &old)], [(id(7), &stock)]), digest, "in any order");
+    let others = [
+        secrets_digest(other, [(1, &old), (2, &new)], [(id(7), &stock)]),
+        secrets_digest(network, [(1, &new), (2, &old)], [(id(7), &stock)]),
+        secrets_digest(network, [(2, &new)], [(id(7), &stock)]),
+        secrets_digest(network, [(1, &old), (2, &new), (3, &new)], [(id(7), &stock)]),
+        secrets_digest(network, [(1, &old), (2, &secret(4))], [(id(7), &stock)]),
+        secrets_digest(network, [(1, &old), (2, &new)], [(id(8), &stock)]),
+        secrets_digest(network, [(1, &old), (2, &new)], [(id(7), &psk(4))]),
+        secrets_digest(network, [(1, &old), (2, &new)], []),
+        // A peer's key passed off as an epoch's secret.
+        secrets_digest(network, [(1, &old), (2, &new), (u64::from_be_bytes([7; 8]), &secret(3))], []),
+        secrets_digest(network, [], []),
+    ];
+    let distinct: BTreeSet<_> = others.iter().chain([&digest]).collect();
+    assert_eq!(distinct.len(), others.len() + 1);
+}

@@ -110,6 +110,35 @@ pub enum MapError {
         /// The position of the update.
         offered: Position,
     },
+    /// The head was signed before the one held, at the same position.
+    #[error(
+        "the head was signed at {}, before the one held, of {}: it was replayed, or the coordinator's clock was set back",
+        date(*offered),
+        date(*held)
+    )]
+    OlderHead {
+        /// When the head held was signed.
+        held: UnixTime,
+        /// When the one refused was.
+        offered: UnixTime,
+    },
+    /// The network's secret leads back to an epoch that has passed.
+    #[error(
+        "the head names epoch {offered}, and epoch {held} was already in force: it was replayed, or the coordinator was \
+         restored from a backup"
+    )]
+    OlderEpoch {
+        /// The newest epoch accepted.
+        held: u64,
+        /// The head's.
+        offered: u64,
+    },
+    /// The secrets that travelled beside the map are not those its head names.
+    #[error(
+        "the secrets beside the map are not those that its head names: they were withheld, replayed or damaged; ask for \
+         them again"
+    )]
+    SecretsMismatch,
     /// The update and its head disagree on where they are.
     #[error(
         "the update says position {update} and its head {head}: the coordinator does not follow the protocol"
@@ -228,7 +257,13 @@ pub enum MapError {
 impl MapError {
     /// Tells whether a wrong clock, here or there, is a likely cause.
     pub const fn clock(&self) -> bool {
-        matches!(self, Self::Expired { .. } | Self::CertificateExpired { .. } | Self::Future { .. })
+        matches!(
+            self,
+            Self::Expired { .. }
+                | Self::CertificateExpired { .. }
+                | Self::Future { .. }
+                | Self::OlderHead { .. }
+        )
     }
 }
 

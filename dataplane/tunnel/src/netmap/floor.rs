@@ -1,4 +1,8 @@
-//! What was seen of each record, so that nothing older comes back, not even by way of a removal or a full map.
+//! What was seen of each record that grants something, so that nothing older comes back, not even by way of a removal or a
+//! full map.
+//!
+//! Node records have no floor: they grant nothing, and a node that signed one with a serial of the future would otherwise
+//! make its peers refuse every map after a coordinator forgot that record. Which of them is meant the head says.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
@@ -10,7 +14,7 @@ use super::error::MapError;
 use super::held::Held;
 use super::limits::FLOORS_MAX;
 use super::member::Member;
-use super::record::{Certificate, NodeRecord, Policy, Role};
+use super::record::{Certificate, Policy, Role};
 use crate::key::{IdentityKey, NodeId};
 use crate::time::UnixTime;
 
@@ -46,23 +50,17 @@ impl Seen {
     }
 }
 
-/// The newest of every record seen.
+/// The newest seen of every record that grants something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Floors {
     certificates: BTreeMap<(Role, IdentityKey), Seen>,
     members: BTreeMap<NodeId, Seen>,
-    node_records: BTreeMap<NodeId, Seen>,
     policy: Option<Seen>,
 }
 
 impl Floors {
     pub(super) const fn new() -> Self {
-        Self {
-            certificates: BTreeMap::new(),
-            members: BTreeMap::new(),
-            node_records: BTreeMap::new(),
-            policy: None,
-        }
+        Self { certificates: BTreeMap::new(), members: BTreeMap::new(), policy: None }
     }
 
     /// Checks a certificate against the newest seen of its key and role, and remembers it.
@@ -77,13 +75,6 @@ impl Floors {
         let Member { id, serial, not_after, .. } = held.record;
         let seen = Seen { serial, hash: held.hash, until: not_after };
         raise(&mut self.members, id, Kind::Member, seen)
-    }
-
-    /// Checks a node record against the newest seen of its node, and remembers it for as long as the member.
-    pub(super) fn node_record(&mut self, held: &Held<NodeRecord>) -> Result<(), MapError> {
-        let NodeRecord { id, serial, .. } = held.record;
-        let seen = Seen { serial, hash: held.hash, until: UnixTime::EPOCH };
-        raise(&mut self.node_records, id, Kind::NodeRecord, seen)
     }
 
     /// Checks a policy against the newest seen, and remembers it, for ever.
@@ -116,11 +107,9 @@ impl Floors {
                 self.members.remove(&id);
             }
         }
-        let Self { members, node_records, .. } = self;
-        node_records.retain(|id, _| members.contains_key(id));
     }
 
-    /// Puts the floors into bytes: four lists, each after its count (4 bytes).
+    /// Puts the floors into bytes: three lists, each after its count (4 bytes).
     pub(super) fn emit(&self, bytes: &mut Vec<u8>) {
         put_count(bytes, self.certificates.len());
         for ((role, key), seen) in &self.certificates {
@@ -128,12 +117,10 @@ impl Floors {
             bytes.extend(key.as_bytes());
             seen.emit(bytes);
         }
-        for map in [&self.members, &self.node_records] {
-            put_count(bytes, map.len());
-            for (id, seen) in map {
-                bytes.extend(id.as_bytes());
-                seen.emit(bytes);
-            }
+        put_count(bytes, self.members.len());
+        for (id, seen) in &self.members {
+            bytes.extend(id.as_bytes());
+            seen.emit(bytes);
         }
         put_count(bytes, self.policy.iter().len());
         self.policy.iter().for_each(|seen| seen.emit(bytes));
@@ -149,11 +136,9 @@ impl Floors {
             let key = key.map_err(|_| MapError::Damaged)?;
             floors.certificates.insert((role, key), Seen::take(reader).map_err(damaged)?);
         }
-        for map in [&mut floors.members, &mut floors.node_records] {
-            for _ in 0..reader.u32().map_err(damaged)? {
-                let id = NodeId::from_bytes(reader.array().map_err(damaged)?);
-                map.insert(id, Seen::take(reader).map_err(damaged)?);
-            }
+        for _ in 0..reader.u32().map_err(damaged)? {
+            let id = NodeId::from_bytes(reader.array().map_err(damaged)?);
+            floors.members.insert(id, Seen::take(reader).map_err(damaged)?);
         }
         for _ in 0..reader.u32().map_err(damaged)? {
             floors.policy = Some(Seen::take(reader).map_err(damaged)?);
@@ -195,10 +180,9 @@ mod tests {
         for i in 0..count {
             let seen = Seen { serial: i, hash: [0; 32], until: UnixTime::from_secs(1_000 + i) };
             floors.members.insert(id(i), seen);
-            floors.node_records.insert(id(i), seen);
         }
         floors.prune(UnixTime::from_secs(1), |held| *held == id(1), |_| false);
-        assert_eq!((floors.members.len(), floors.node_records.len()), (FLOORS_MAX, FLOORS_MAX));
+        assert_eq!(floors.members.len(), FLOORS_MAX);
         let kept = |i| floors.members.contains_key(&id(i));
         assert_eq!([0, 1, 2, 3, 4].map(kept), [false, true, false, false, true]);
         assert!(kept(count - 1));

@@ -211,7 +211,6 @@ impl NetworkMap {
             if !given.insert(id) {
                 return Err(MapError::Twice { what: format!("node record {id}") });
             }
-            self.floors.node_record(&held)?;
             self.node_records.insert(id, held);
         }
         Ok(())
@@ -284,7 +283,9 @@ impl NetworkMap {
         Ok(())
     }
 
-    /// Checks that `envelope` is a head that names exactly what is held, at `position`, and not before the last head.
+    /// Checks that `envelope` is a head that names exactly what is held, at `position`, and not before the last head: its
+    /// epoch and durable revision do not go back, nor, within one durable revision of one replica, what that replica counts and
+    /// the time. Another replica counts for itself, by its own clock.
     pub(super) fn accept_head(
         &mut self,
         envelope: Envelope,
@@ -302,16 +303,26 @@ impl NetworkMap {
         {
             return Err(MapError::PositionMismatch { update, head: head.position });
         }
-        if let Some(held) = self.position()
-            && head.position.durable < held.durable
-        {
-            return Err(MapError::OlderPosition { held, offered: head.position });
+        if let Some(held) = self.head() {
+            check_order(held, &head)?;
         }
         if head.digest != self.content_digest() {
             return Err(MapError::DigestMismatch);
         }
         self.head = Some(Held::new(head, envelope));
         Ok(())
+    }
+
+    /// Checks that `digest` ([`secrets_digest`](crate::key::secrets_digest)) and `epoch`, of the secrets a node holds beside
+    /// this map, are what its head names.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::SecretsMismatch`]: they were damaged, withheld, or are of another time. [`MapError::NoBase`] for the empty
+    /// map.
+    pub fn check_secrets(&self, epoch: u64, digest: &[u8; 32]) -> Result<(), MapError> {
+        let head = self.head().ok_or(MapError::NoBase)?;
+        if head.epoch == epoch && head.secrets == *digest { Ok(()) } else { Err(MapError::SecretsMismatch) }
     }
 
     fn content_digest(&self) -> [u8; 32] {
@@ -414,7 +425,7 @@ impl NetworkMap {
         self.leaves.values().filter(move |_| in_force).map(|held| &held.leaf)
     }
 
-    /// Returns what a node last said of itself.
+    /// Returns what a node said of itself, as the head names it.
     pub fn node_record(&self, id: NodeId) -> Option<&NodeRecord> {
         self.node_records.get(&id).map(|held| &held.record)
     }
@@ -436,6 +447,22 @@ impl NetworkMap {
 
 fn check_count(what: &'static str, count: usize, most: usize) -> Result<(), MapError> {
     if count > most { Err(MapError::TooMany { what, most }) } else { Ok(()) }
+}
+
+/// Checks that `offered` does not come before `held`.
+fn check_order(held: &Head, offered: &Head) -> Result<(), MapError> {
+    let (from, to) = (held.position, offered.position);
+    let same_count = to.durable == from.durable && to.replica == from.replica;
+    if to.durable < from.durable || (same_count && to.ephemeral < from.ephemeral) {
+        return Err(MapError::OlderPosition { held: from, offered: to });
+    }
+    if same_count && offered.time < held.time {
+        return Err(MapError::OlderHead { held: held.time, offered: offered.time });
+    }
+    if offered.epoch < held.epoch {
+        return Err(MapError::OlderEpoch { held: held.epoch, offered: offered.epoch });
+    }
+    Ok(())
 }
 
 /// Verifies a leaf's place in the policy's tree and reads it.

@@ -245,6 +245,10 @@ pub struct Head {
     pub time: UnixTime,
     /// Until when a stream may deliver it, about an hour after `time`. Says nothing of a map already held.
     pub not_after: UnixTime,
+    /// The newest epoch of the network's secret in force; 0 if the node is to know none.
+    pub epoch: u64,
+    /// The [digest](crate::key::secrets_digest) of all secrets the node is to hold.
+    pub secrets: [u8; 32],
 }
 
 impl Record for Head {
@@ -256,6 +260,8 @@ impl Record for Head {
         writer.field(0x03, "digest", &self.digest)?;
         writer.field(0x04, "time", &self.time.as_millis().to_be_bytes())?;
         writer.field(0x05, "expiry", &self.not_after.as_millis().to_be_bytes())?;
+        writer.field(0x06, "epoch", &self.epoch.to_be_bytes())?;
+        writer.field(0x07, "secrets", &self.secrets)?;
         writer.end(PAYLOAD_MAX)
     }
 
@@ -265,8 +271,10 @@ impl Record for Head {
         let digest = fields.array(0x03, "digest")?;
         let time = fields.time(0x04, "time")?;
         let not_after = fields.time(0x05, "expiry")?;
+        let epoch = fields.u64(0x06, "epoch")?;
+        let secrets = fields.array(0x07, "secrets")?;
         fields.end()?;
-        Ok(Self { network, position, digest, time, not_after })
+        Ok(Self { network, position, digest, time, not_after, epoch, secrets })
     }
 
     fn network(&self) -> NetworkId {

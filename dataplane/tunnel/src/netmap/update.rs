@@ -29,7 +29,8 @@ impl ProvenRule {
 
 /// A whole map, or the difference to one: applied whole or not at all.
 ///
-/// Sealed secrets travel beside it, are not part of the digest, and none of a map's business.
+/// Sealed secrets travel beside it and are not part of the digest; the head names the
+/// [digest](crate::key::secrets_digest) of what they open to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapUpdate {
     /// Whether it replaces all that is held, or applies onto it.

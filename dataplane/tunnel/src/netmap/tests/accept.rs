@@ -71,6 +71,39 @@ fn full_map_leaves_out_what_it_does_not_name() {
 }
 
 #[test]
+fn node_record_with_an_older_serial_holds_up_nothing() {
+    let network = Network::new();
+    // A node with a clock that is ahead: nine minutes in milliseconds.
+    let mut ahead = network.delta();
+    ahead.node_records = vec![network.say(&network.node_record(2, 540_000), 2)];
+    let ahead = network.finish_delta(ahead);
+    let map = network.map().verify(ahead, NOW).unwrap();
+    assert_eq!(map.node_record(node_id(2)), Some(&network.node_record(2, 540_000)));
+    // The coordinator starts again and has forgotten it; the node signs another, its clock being right now.
+    let mut forgotten = network.full_without_head();
+    forgotten.position.durable = 102;
+    forgotten.node_records.clear();
+    let forgotten = network.finish(&Content::default(), forgotten);
+    let base = Content::default().after(&forgotten);
+    let map = map.verify(forgotten, NOW).unwrap();
+    let read = NetworkMap::parse(&map.emit(), network.id(), network.root_key(), node_id(ME), NOW).unwrap();
+    let other = NodeRecord { endpoints: Vec::new(), ..network.node_record(2, 540_000) };
+    for record in [network.node_record(2, 1), other] {
+        // The same update takes another node's membership away.
+        let mut delta = network.delta();
+        delta.position.durable = 103;
+        delta.removed = vec![node_id(3)];
+        delta.node_records = vec![network.say(&record, 2)];
+        let delta = network.finish(&base, delta);
+        for map in [&map, &read] {
+            let next = map.verify(delta.clone(), NOW).unwrap();
+            assert_eq!(next.node_record(node_id(2)), Some(&record), "what the head names counts");
+            assert_eq!(next.member(node_id(3)), None);
+        }
+    }
+}
+
+#[test]
 fn same_full_map_again_is_the_same_map() {
     let network = Network::new();
     let map = network.map();
@@ -145,7 +178,7 @@ fn heartbeats_head_moves_the_position_and_nothing_else() {
 fn same_durable_position_is_no_step_back() {
     let network = Network::new();
     let mut delta = network.delta();
-    delta.position = Position { durable: 100, replica: 1, ephemeral: 0 };
+    delta.position = network.full().position;
     assert!(network.map().verify(network.finish_delta(delta), NOW).is_ok());
 }
 

@@ -25,6 +25,10 @@ pub(super) const DAY: Duration = Duration::from_secs(86_400);
 /// The node whose map it is.
 pub(super) const ME: u8 = 1;
 
+/// What every head says of the secrets.
+pub(super) const EPOCH: u64 = 3;
+pub(super) const SECRETS: [u8; 32] = [0x5e; 32];
+
 pub(super) fn later(duration: Duration) -> UnixTime {
     NOW.saturating_add(duration)
 }
@@ -182,7 +186,8 @@ impl Network {
     }
 
     pub(super) fn head_of(&self, position: Position, digest: [u8; 32]) -> Head {
-        Head { network: self.id(), position, digest, time: NOW, not_after: later(HOUR) }
+        let (time, not_after) = (NOW, later(HOUR));
+        Head { network: self.id(), position, digest, time, not_after, epoch: EPOCH, secrets: SECRETS }
     }
 
     /// Gives an update a head that fits it, whatever is in it.

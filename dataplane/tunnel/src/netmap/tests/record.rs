@@ -146,10 +146,10 @@ proptest! {
     #[test]
     fn heads_read_what_they_write(
         network in network_id(), (durable, replica, ephemeral) in any::<(u64, u32, u64)>(), digest: [u8; 32],
-        time in time(), not_after in time(),
+        time in time(), not_after in time(), epoch: u64, secrets: [u8; 32],
     ) {
         let position = Position { durable, replica, ephemeral };
-        round_trip(&Head { network, position, digest, time, not_after });
+        round_trip(&Head { network, position, digest, time, not_after, epoch, secrets });
     }
 
     #[test]

@@ -16,8 +16,6 @@ fn older_serial_is_refused() {
     let (tree, shown) = rules(&[0]);
     let policy = Envelope::sign(&network.policy_of(&tree, 6), &network.policy).unwrap();
     assert_eq!(refused(&map, delta_with_policy(&network, policy, shown)), older(Kind::Policy, 7, 6));
-    let record = network.say(&network.node_record(2, 49), 2);
-    assert_eq!(refused(&map, delta_with_node_record(&network, record)), older(Kind::NodeRecord, 50, 49));
     let certificate = Certificate { serial: 0, ..network.certificate(Role::Admission) };
     let error = refused(&map, delta_with_certificate(&network, network.certify(&certificate)));
     assert_eq!(error, older(Kind::Certificate, 1, 0));
@@ -38,8 +36,6 @@ fn two_records_of_one_serial_are_refused() {
     let (tree, _) = prove(&leaves()[..3], &[]);
     let policy = Envelope::sign(&network.policy_of(&tree, 7), &network.policy).unwrap();
     assert!(twofold(refused(&map, delta_with_policy(&network, policy, Vec::new()))));
-    let record = NodeRecord { endpoints: Vec::new(), ..network.node_record(2, 50) };
-    assert!(twofold(refused(&map, delta_with_node_record(&network, network.say(&record, 2)))));
     let certificate = Certificate { not_after: later(999 * DAY), ..network.certificate(Role::Policy) };
     assert!(twofold(refused(&map, delta_with_certificate(&network, network.certify(&certificate)))));
 }
@@ -76,10 +72,6 @@ fn older_record_does_not_come_back_by_way_of_a_removal() {
         let error = refused(map, network.finish(&base, delta.clone()));
         assert_eq!(error, MapError::OlderSerial { kind: Kind::Member, held: 10, offered: 9 });
         delta.members = vec![network.admit(&network.member(2))];
-        delta.node_records = vec![network.say(&network.node_record(2, 49), 2)];
-        let error = refused(map, network.finish(&base, delta.clone()));
-        assert_eq!(error, MapError::OlderSerial { kind: Kind::NodeRecord, held: 50, offered: 49 });
-        delta.node_records.clear();
         assert!(map.verify(network.finish(&base, delta), NOW).is_ok());
         let mut full = network.full_without_head();
         full.position.durable = 102;
@@ -214,6 +206,78 @@ fn older_durable_position_is_refused() {
     assert_eq!(refused(&map, network.finish(&Content::default(), full)), older);
     let head = Envelope::sign(&network.head_of(offered, map.digest()), &network.head).unwrap();
     assert_eq!(map.renew(head, NOW), Err(older));
+}
+
+#[test]
+fn head_that_goes_back_within_a_durable_revision_is_refused() {
+    let network = Network::new();
+    let map = network.map();
+    let held = network.full().position;
+    let sign = |head: &Head| Envelope::sign(head, &network.head).unwrap();
+    let head = network.head_of(held, map.digest());
+    assert!(map.renew(sign(&head), NOW).is_ok(), "the same again");
+    let before = NOW.saturating_sub(Duration::from_millis(1));
+
+    let offered = Position { ephemeral: held.ephemeral - 1, ..held };
+    let older = MapError::OlderPosition { held, offered };
+    let delta = network.finish_delta(MapUpdate { position: offered, ..network.delta() });
+    assert_eq!(refused(&map, delta), older);
+    assert_eq!(map.renew(sign(&network.head_of(offered, map.digest())), NOW), Err(older));
+
+    for position in [held, Position { ephemeral: held.ephemeral + 1, ..held }] {
+        let early = Head { time: before, ..network.head_of(position, map.digest()) };
+        let error = MapError::OlderHead { held: NOW, offered: before };
+        assert_eq!(map.renew(sign(&early), NOW), Err(error.clone()));
+        assert!(error.clock());
+        let delta = MapUpdate { position, ..network.delta() };
+        assert_eq!(refused(&map, with_head(delta, sign(&early))), error);
+    }
+
+    // Another replica counts for itself, and so does the same one after the next durable change.
+    for position in [
+        Position { replica: held.replica + 1, ephemeral: 0, ..held },
+        Position { durable: held.durable + 1, ephemeral: 0, ..held },
+    ] {
+        let head = Head { time: before, ..network.head_of(position, map.digest()) };
+        assert!(map.renew(sign(&head), NOW).is_ok(), "{position}");
+    }
+}
+
+#[test]
+fn older_epoch_is_refused_whatever_the_position() {
+    let network = Network::new();
+    let map = network.map();
+    let position = Position { durable: 999, ..network.delta().position };
+    let sign = |epoch| {
+        let head = Head { epoch, ..network.head_of(position, map.digest()) };
+        Envelope::sign(&head, &network.head).unwrap()
+    };
+    let error = MapError::OlderEpoch { held: EPOCH, offered: EPOCH - 1 };
+    let delta = || MapUpdate { position, ..network.delta() };
+    assert_eq!(refused(&map, with_head(delta(), sign(EPOCH - 1))), error);
+    assert_eq!(map.renew(sign(EPOCH - 1), NOW), Err(error.clone()));
+    let full = MapUpdate { position, ..network.full() };
+    assert_eq!(refused(&map, with_head(full, sign(EPOCH - 1))), error);
+    let read = NetworkMap::parse(&map.emit(), network.id(), network.root_key(), node_id(ME), NOW).unwrap();
+    assert_eq!(refused(&read, with_head(delta(), sign(EPOCH - 1))), error, "nor after a restart");
+    for epoch in [EPOCH, EPOCH + 1] {
+        assert!(map.verify(with_head(delta(), sign(epoch)), NOW).is_ok());
+    }
+}
+
+#[test]
+fn secrets_that_the_head_does_not_name_are_refused() {
+    let network = Network::new();
+    let map = network.map();
+    assert_eq!(map.check_secrets(EPOCH, &SECRETS), Ok(()));
+    assert_eq!(map.check_secrets(EPOCH - 1, &SECRETS), Err(MapError::SecretsMismatch));
+    assert_eq!(map.check_secrets(EPOCH + 1, &SECRETS), Err(MapError::SecretsMismatch));
+    for byte in 0..32 {
+        let mut other = SECRETS;
+        other[byte] ^= 1;
+        assert_eq!(map.check_secrets(EPOCH, &other), Err(MapError::SecretsMismatch));
+    }
+    assert_eq!(network.empty_map().check_secrets(EPOCH, &SECRETS), Err(MapError::NoBase));
 }
 
 #[test]
