@@ -354,13 +354,18 @@ impl Daemon {
             ipv4: target.ipv4.map(|address| address.to_string()).unwrap_or_default(),
             ..Default::default()
         };
-        let plane = self.mesh().and_then(|mesh| mesh.plane());
+        let mesh = self.mesh();
+        let plane = mesh.as_ref().and_then(|mesh| mesh.plane());
+        let unreachable = mesh.and_then(|mesh| mesh.why_unreachable(target));
         let result = match plane {
             _ if target.kind == MemberKind::Stock => Err(format!(
                 "{} is a stock WireGuard device, which answers no echo of ours; use the system's ping",
                 target.name
             )),
-            Some(plane) => plane.ping(target.id, timeout).await.map_err(|failure| failure.to_string()),
+            Some(plane) => match unreachable {
+                Some(why) => Err(why.to_owned()),
+                None => plane.ping(target.id, timeout).await.map_err(|failure| failure.to_string()),
+            },
             None => Err("the data plane does not run; see `meshctl status`".to_owned()),
         };
         match result {

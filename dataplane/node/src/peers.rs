@@ -23,8 +23,15 @@ pub(crate) fn of_map(
     map.peers(now).filter_map(|member| peer(map, secrets, own, pools, member)).collect()
 }
 
-/// The pre-shared key with a peer, if it is known.
-pub(crate) fn psk(map: &NetworkMap, secrets: &Secrets, own: &PublicKey, member: &Member) -> Option<Psk> {
+/// Whether a pre-shared key for this member is known; without one it is no peer.
+pub(crate) fn has_key(secrets: &Secrets, member: &Member) -> bool {
+    match member.kind {
+        MemberKind::Mesh => secrets.epoch() != 0,
+        MemberKind::Stock => secrets.peer_psk(member.id).is_some(),
+    }
+}
+
+fn psk(map: &NetworkMap, secrets: &Secrets, own: &PublicKey, member: &Member) -> Option<Psk> {
     match member.kind {
         MemberKind::Mesh => secrets.epochs_psk(map.network(), own, &member.noise_key),
         MemberKind::Stock => secrets.peer_psk(member.id).map(Psk::Fixed),

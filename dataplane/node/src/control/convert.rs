@@ -74,13 +74,13 @@ pub(crate) struct Beside {
     pub(crate) coordinators: Vec<String>,
 }
 
-/// Names and pools of a network.
+/// Names and the IPv4 pool of a network. The IPv6 pool that the message names is for people: the real one follows from the
+/// network's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Network {
     pub(crate) name: String,
     pub(crate) zone: String,
     pub(crate) ipv4_pool: Option<Prefix>,
-    pub(crate) ipv6_pool: Prefix,
 }
 
 /// Takes an update apart: what the core verifies, and what travels beside it.
@@ -116,7 +116,7 @@ fn proven_rule(wire: wire::ProvenRule) -> Result<ProvenRule, Malformed> {
     Ok(ProvenRule { leaf: wire.leaf, index: wire.index, siblings })
 }
 
-/// Names and pools, checked: they end in routes and in front of people.
+/// Names and the pool, checked: they end in routes and in front of people.
 pub(crate) fn network(wire: wire::Network) -> Result<Network, Malformed> {
     let pool = |text: &str| -> Result<Prefix, Malformed> {
         let prefix: Prefix =
@@ -128,16 +128,15 @@ pub(crate) fn network(wire: wire::Network) -> Result<Network, Malformed> {
         Ok(prefix)
     };
     let ipv4_pool = if wire.ipv4_pool.is_empty() { None } else { Some(pool(&wire.ipv4_pool)?) };
-    let ipv6_pool = pool(&wire.ipv6_pool)?;
-    if ipv4_pool.is_some_and(|pool| !pool.is_ipv4()) || ipv6_pool.is_ipv4() {
-        return Err(malformed("an address pool is of the wrong family"));
+    if ipv4_pool.is_some_and(|pool| !pool.is_ipv4()) {
+        return Err(malformed("the IPv4 address pool is of the wrong family"));
     }
     for name in [&wire.name, &wire.zone] {
         if name.len() > MAX_NAME || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(malformed("the network's name or zone is not a name"));
         }
     }
-    Ok(Network { name: wire.name, zone: wire.zone, ipv4_pool, ipv6_pool })
+    Ok(Network { name: wire.name, zone: wire.zone, ipv4_pool })
 }
 
 /// Coordinator addresses, `host:port`.
@@ -170,17 +169,9 @@ mod tests {
     #[test]
     fn pools_that_would_swallow_the_machine_are_refused() {
         network(good_network()).unwrap();
-        for (v4, v6) in [
-            ("0.0.0.0/0", "fd00:1::/48"),
-            ("100.64.0.0/10", "::/0"),
-            ("100.64.0.0/7", "fd00:1::/48"),
-            ("fd00::/48", "fd00:1::/48"),
-            ("100.64.0.0/10", "10.0.0.0/8"),
-            ("100.64.0.1/10", "fd00:1::/48"),
-            ("nonsense", "fd00:1::/48"),
-        ] {
-            let wire = wire::Network { ipv4_pool: v4.into(), ipv6_pool: v6.into(), ..good_network() };
-            assert!(network(wire).is_err(), "{v4} {v6}");
+        for pool in ["0.0.0.0/0", "100.64.0.0/7", "fd00::/48", "100.64.0.1/10", "nonsense"] {
+            let wire = wire::Network { ipv4_pool: pool.into(), ..good_network() };
+            assert!(network(wire).is_err(), "{pool}");
         }
         let wire = wire::Network { ipv4_pool: String::new(), ..good_network() };
         assert_eq!(network(wire).unwrap().ipv4_pool, None, "a network may be IPv6 only");

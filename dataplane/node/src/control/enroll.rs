@@ -214,7 +214,6 @@ fn accept(
         network_name: network.name,
         zone: network.zone,
         ipv4_pool: network.ipv4_pool,
-        ipv6_pool: network.ipv6_pool,
         coordinators,
         standing: Standing::Member,
     };

@@ -158,7 +158,9 @@ impl Attempt {
             id: membership.node,
             identity_key: mesh.identity().public_key(),
         });
-        let position = map.position().filter(|_| !self.wants_full);
+        // Onto a map that could not be installed no difference helps.
+        let installed = mesh.plane().is_some();
+        let position = map.position().filter(|_| installed && !self.wants_full);
         Hello {
             network_id: membership.network.as_bytes().to_vec(),
             node_id: membership.node.as_bytes().to_vec(),

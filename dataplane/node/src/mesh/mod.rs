@@ -14,6 +14,7 @@ use std::{
     time::Instant,
 };
 
+use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
     key::PublicKey,
     netmap::{MapError, NetworkMap},
@@ -25,7 +26,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::update::refused;
+use self::update::{check_secrets, refused};
 pub(crate) use self::{
     link::{Link, Live},
     status::endpoint_text,
@@ -93,6 +94,10 @@ pub(crate) struct Mesh {
     prepared: Mutex<Option<Prepared>>,
     /// The map on disk lacks what is not durable.
     unsaved: AtomicBool,
+    /// The same, for the task that waits for it.
+    put_off: Notify,
+    /// Held while the map is written, so that a newer one never ends up under an older one.
+    saving: tokio::sync::Mutex<()>,
     stage: watch::Sender<Stage>,
     link: watch::Sender<Link>,
     live: Mutex<Option<Live>>,
@@ -134,6 +139,8 @@ impl Mesh {
             installed: Notify::new(),
             prepared: Mutex::new(None),
             unsaved: AtomicBool::new(false),
+            put_off: Notify::new(),
+            saving: tokio::sync::Mutex::new(()),
             stage: watch::Sender::new(Stage::Waiting),
             link: watch::Sender::new(Link::default()),
             live: Mutex::new(None),
@@ -160,7 +167,7 @@ impl Mesh {
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
     }
 
-    /// Installs the map that is held, if there is one.
+    /// Installs the map that is held, if there is one. Without one that can be used, the node waits for a coordinator's.
     ///
     /// # Errors
     /// The machine refuses.
@@ -170,7 +177,18 @@ impl Mesh {
         }
         let held = self.held();
         info!(revision = durable(&held.map), "starting from the map on disk");
-        self.install(held.map, held.secrets).await
+        if let Err(why) = check_secrets(&held.map, &held.secrets) {
+            warn!(%why, "the secrets on disk do not go with the map; a coordinator will send them again");
+        }
+        match self.install(held.map, held.secrets).await {
+            // No other start would use it either; a coordinator may have a better one.
+            Err(failure) if failure.reason() == Reason::NotTrusted => {
+                error!(%failure, "the map on disk cannot be used; waiting for a coordinator");
+                self.set_stuck(&failure, false);
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Starts the tasks that keep the node in step with its coordinator.
@@ -181,6 +199,7 @@ impl Mesh {
         let mut tasks = self.tasks.lock().await;
         tasks.spawn(sync::keep_in_step(Arc::clone(self)));
         tasks.spawn(Arc::clone(self).keep());
+        tasks.spawn(Arc::clone(self).save_what_was_put_off());
         tasks.spawn(Arc::clone(self).watch_endpoints());
         tasks.spawn(Arc::clone(self).watch_sleep());
     }
@@ -199,6 +218,8 @@ impl Mesh {
     async fn stop_plane(&self) {
         let mut running = self.running.lock().await;
         self.plane.send_replace(None);
+        // Nothing is in force that could end.
+        self.held.write().unwrap_or_else(PoisonError::into_inner).until = None;
         if let Some(running) = running.take() {
             running.plane.stop().await;
         }
@@ -255,7 +276,8 @@ impl Mesh {
             }
         };
         let now = clock::wall();
-        current.apply(peers::of_map(map, secrets, &self.own_key, now)).await?;
+        let pools: Vec<_> = self.membership().pools().collect();
+        current.apply(peers::of_map(map, secrets, &self.own_key, &pools, now)).await?;
         self.plane.send_if_modified(|known| {
             let same = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &current));
             *known = Some(current);
@@ -281,6 +303,9 @@ impl Mesh {
 
     fn plan(&self, map: &NetworkMap) -> Result<Plan, Failure> {
         let me = map.me().ok_or_else(|| refused(&MapError::OwnRecordMissing { id: map.id() }))?;
+        if me.identity_key != Some(self.identity.public_key()) || me.noise_key != self.own_key {
+            return Err(refused(&"this node's record in the map has another key than this node"));
+        }
         let membership = self.membership();
         let pools: Vec<_> = membership.pools().collect();
         let own = me.ipv4.map(Into::into).into_iter().chain([me.ipv6.into()]);

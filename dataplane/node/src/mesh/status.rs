@@ -13,12 +13,14 @@ use ringmesh_tunnel::{
     key::NodeId,
     netmap::{Member, MemberKind},
     path::Path,
+    time::UnixTime,
 };
 
 use super::{Held, Mesh, durable, link::LinkState};
 use crate::{
     clock,
     control::VERSION,
+    peers,
     plane::{DataPlane, WorkerReport},
 };
 
@@ -34,10 +36,10 @@ impl Mesh {
             Some(plane) => plane.report().await.ok(),
             None => None,
         };
-        let state = match (&plane, self.is_removed()) {
-            (_, true) => "removed",
-            (Some(_), false) => "running",
-            (None, false) => "starting",
+        let state = match &plane {
+            _ if self.is_removed() => "removed",
+            None => "starting",
+            Some(_) => state_of(&held, clock::wall()),
         };
         local::StatusResponse {
             version: VERSION.to_owned(),
@@ -87,6 +89,18 @@ impl Mesh {
         }
     }
 
+    /// Why this node does not reach a member for certain, if it is so.
+    pub(crate) fn why_unreachable(&self, member: &Member) -> Option<&'static str> {
+        let held = self.held();
+        if !held.map.in_force(clock::wall()) {
+            return Some(
+                "this node's own membership has ended: a coordinator has to renew it; see `meshctl status`",
+            );
+        }
+        let keyless = held.map.member(member.id).is_some() && !peers::has_key(&held.secrets, member);
+        keyless.then_some("no key for this peer yet: a coordinator has to send it")
+    }
+
     /// The member that a person means by a name, an address or an id.
     pub(crate) fn find_member(&self, text: &str) -> Option<Member> {
         let held = self.held();
@@ -105,6 +119,16 @@ impl Mesh {
         let by_id = || id.and_then(|id| held.map.member(id));
         by_name.or_else(by_address).or_else(by_id).cloned()
     }
+}
+
+/// What the map in force comes to, in a word.
+fn state_of(held: &Held, now: UnixTime) -> &'static str {
+    if !held.map.in_force(now) {
+        return "expired";
+    }
+    let mut peers = held.map.peers(now).peekable();
+    let somebody = peers.peek().is_some();
+    if somebody && !peers.any(|member| peers::has_key(&held.secrets, member)) { "no-key" } else { "running" }
 }
 
 fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local::DataPlane {
@@ -136,19 +160,21 @@ fn peers_status(held: &Held, plane: Option<&DataPlane>, report: Option<&WorkerRe
         .peers(clock::wall())
         .map(|member| {
             let sessions = sessions.get(&member.id).copied().unwrap_or_default();
-            peer_status(member, counted.get(&member.id).copied(), sessions)
+            let has_key = peers::has_key(&held.secrets, member);
+            peer_status(member, has_key, counted.get(&member.id).copied(), sessions)
         })
         .collect()
 }
 
-fn peer_status(member: &Member, counted: Option<&PeerStatus>, sessions: u64) -> local::Peer {
+fn peer_status(member: &Member, has_key: bool, counted: Option<&PeerStatus>, sessions: u64) -> local::Peer {
     let established = counted.filter(|peer| peer.state == PeerState::Established);
     let endpoint = established.and_then(|peer| peer.endpoint);
     let recent = |peer: &PeerStatus| peer.last_received.is_some_and(|at| at.elapsed() < ACTIVE);
     let state = match established {
         Some(peer) if recent(peer) => "active",
         Some(_) => "idle",
-        None => "no-session",
+        None if has_key => "no-session",
+        None => "no-key",
     };
     local::Peer {
         id: member.id.to_string(),

@@ -25,6 +25,10 @@ use crate::{
 
 /// When something cannot be put out of force, the next attempt follows after this.
 const SECOND_TRY: Duration = Duration::from_secs(1);
+/// How long a change that is not durable may be missing on disk.
+const SAVE_DELAY: Duration = Duration::from_millis(500);
+/// When the disk does not take the map, the next attempt follows after this.
+const SAVE_RETRY: Duration = Duration::from_secs(5);
 /// How often is looked whether the machine slept.
 const SLEEP_CHECK: Duration = Duration::from_secs(2);
 
@@ -54,6 +58,17 @@ impl Mesh {
                 noted = Instant::now();
                 self.note_timestamps().await;
                 self.save_now().await;
+            }
+        }
+    }
+
+    /// Writes down where peers are soon after they told it: after a restart without a coordinator nobody else tells.
+    pub(super) async fn save_what_was_put_off(self: Arc<Self>) {
+        loop {
+            self.put_off.notified().await;
+            sleep(SAVE_DELAY).await;
+            while !self.save_now().await {
+                sleep(SAVE_RETRY).await;
             }
         }
     }

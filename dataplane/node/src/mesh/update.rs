@@ -9,9 +9,9 @@ use std::{
 use ringmesh_proto::control::{self as wire, Reason};
 use ringmesh_tunnel::{
     key::NodeId,
-    netmap::{MapError, NetworkMap},
+    netmap::{MapError, Member, NetworkMap},
 };
-use tracing::error;
+use tracing::{error, info};
 
 use super::{Mesh, Stage, durable};
 use crate::{
@@ -35,10 +35,19 @@ impl Mesh {
         let verified = tokio::task::spawn_blocking(move || base.verify(update, clock::wall())).await;
         let map = verified.map_err(|error| refused(&error))?.map_err(|error| map_refused(&error))?;
         let secrets = self.open_secrets(&held.secrets, beside.secrets, beside.peer_secrets, full, &map)?;
+        check_secrets(&map, &secrets).map_err(|error| map_refused(&error))?;
+        // Before it is written down: the next start must not begin with a map that cannot be used.
+        self.plan(&map)?;
         let map = Arc::new(map);
-        self.save(&map, &secrets).await;
+        let saved = self.save(&map, &secrets).await;
         self.take_coordinators(beside.coordinators);
+        self.belongs();
         self.install(Arc::clone(&map), secrets).await?;
+        if !saved {
+            self.unsaved.store(true, Ordering::Relaxed);
+            self.put_off.notify_one();
+        }
+        tell_of_keys(&held.map, &map);
         Ok(durable(&map))
     }
 
@@ -49,7 +58,9 @@ impl Mesh {
     pub(crate) fn renew(&self, head: wire::Envelope) -> Result<(), Failure> {
         let head = convert::envelope(head).map_err(|error| refused(&error))?;
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        held.map = Arc::new(held.map.renew(head, clock::wall()).map_err(|error| map_refused(&error))?);
+        let renewed = held.map.renew(head, clock::wall()).map_err(|error| map_refused(&error))?;
+        check_secrets(&renewed, &held.secrets).map_err(|error| map_refused(&error))?;
+        held.map = Arc::new(renewed);
         Ok(())
     }
 
@@ -97,42 +108,52 @@ impl Mesh {
 
     /// Writes down what was verified: at once if it is durable or leads to a peer that could not be found before, else a
     /// little later, so that a peer on the move does not wear out the disk. A full disk must not keep a revocation from being
-    /// installed, so it is only reported.
-    async fn save(&self, map: &Arc<NetworkMap>, secrets: &Arc<Secrets>) {
+    /// installed, so it is reported and tried again. Tells whether the disk has it.
+    async fn save(&self, map: &Arc<NetworkMap>, secrets: &Arc<Secrets>) -> bool {
         let due = {
             let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
             durable(map) != durable(&held.map)
                 || !Arc::ptr_eq(&held.secrets, secrets)
                 || finds_a_peer(map, &held.map)
         };
-        self.unsaved.store(!due, Ordering::Relaxed);
         if due {
-            self.write(Arc::clone(map), Arc::clone(secrets)).await;
+            let _saving = self.saving.lock().await;
+            let written = self.write(Arc::clone(map), Arc::clone(secrets)).await;
+            self.unsaved.store(!written, Ordering::Relaxed);
+            return written;
         }
+        false
     }
 
-    /// Writes down what [`save`](Self::save) put off.
-    pub(super) async fn save_now(&self) {
-        if self.unsaved.swap(false, Ordering::Relaxed) {
-            let held = self.held();
-            self.write(held.map, held.secrets).await;
+    /// Writes down what [`save`](Self::save) put off or could not write. Tells whether nothing is left to be written.
+    pub(super) async fn save_now(&self) -> bool {
+        let _saving = self.saving.lock().await;
+        if !self.unsaved.load(Ordering::Relaxed) {
+            return true;
         }
+        let held = self.held();
+        let written = self.write(held.map, held.secrets).await;
+        self.unsaved.store(!written, Ordering::Relaxed);
+        written
     }
 
-    async fn write(&self, map: Arc<NetworkMap>, secrets: Arc<Secrets>) {
+    /// Writes the secrets and then the map. After a crash in between, the secrets that the older map's head names are missed at
+    /// the next start, and asked for.
+    async fn write(&self, map: Arc<NetworkMap>, secrets: Arc<Secrets>) -> bool {
         let state = Arc::clone(&self.state);
         let written = tokio::task::spawn_blocking(move || {
-            state.write(StateFile::Map, &map.emit()).and_then(|()| secrets.save(&state))
+            secrets.save(&state).and_then(|()| state.write(StateFile::Map, &map.emit()))
         });
         let failure = match written.await {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return true,
             Ok(Err(failure)) => failure.to_string(),
             Err(error) => error.to_string(),
         };
         error!(
             failure,
-            "the map is used but not kept: a restart without a coordinator would use an older one"
+            "the map is used but not kept yet: a restart without a coordinator would use an older one"
         );
+        false
     }
 
     /// Takes the coordinators' addresses as they are told, and keeps the one in use: it is known to work from here.
@@ -158,11 +179,50 @@ impl Mesh {
     }
 }
 
+/// Writes into the log which keys peers have from now on: a coordinator with stolen keys that adds nodes cannot do it unseen.
+fn tell_of_keys(held: &NetworkMap, map: &NetworkMap) {
+    for (member, before) in new_keys(held, map) {
+        let (id, name) = (member.id, member.name.as_str());
+        let key = fingerprint(member);
+        match before {
+            None => info!(%id, name, key, "a new peer"),
+            Some(before) => info!(%id, name, key, before = fingerprint(before), "a peer has another key"),
+        }
+    }
+}
+
+/// The other members whose key `held` does not know, and who had the place before.
+fn new_keys<'a>(
+    held: &'a NetworkMap,
+    map: &'a NetworkMap,
+) -> impl Iterator<Item = (&'a Member, Option<&'a Member>)> {
+    let own = map.id();
+    let others = map.members().filter(move |member| member.id != own);
+    others.filter_map(|member| match held.member(member.id) {
+        Some(before)
+            if before.noise_key == member.noise_key && before.identity_key == member.identity_key =>
+        {
+            None
+        }
+        before => Some((member, before)),
+    })
+}
+
+/// The identity key's fingerprint, or a stock device's WireGuard key.
+fn fingerprint(member: &Member) -> String {
+    member.identity_key.map_or_else(|| member.noise_key.to_string(), |key| key.fingerprint())
+}
+
 /// Whether `map` knows where a peer is of which `held` does not: after a restart without a coordinator, the node would be
 /// cut off from a peer whose endpoints were not written down.
 fn finds_a_peer(map: &NetworkMap, held: &NetworkMap) -> bool {
     let mut peers = map.members().map(|member| member.id);
     peers.any(|id| map.node_record(id).is_some() && held.node_record(id).is_none())
+}
+
+/// Checks that the secrets held beside a map are those its head names.
+pub(super) fn check_secrets(map: &NetworkMap, secrets: &Secrets) -> Result<(), MapError> {
+    map.check_secrets(secrets.epoch(), &secrets.digest(map.network()))
 }
 
 pub(super) fn refused(why: &dyn std::fmt::Display) -> Failure {

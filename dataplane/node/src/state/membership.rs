@@ -37,8 +37,6 @@ pub(crate) struct Membership {
     pub(crate) zone: String,
     /// The pool that holds every node's IPv4 address, if the network has one.
     pub(crate) ipv4_pool: Option<Prefix>,
-    /// The pool that holds every node's IPv6 address.
-    pub(crate) ipv6_pool: Prefix,
     /// Where coordinators can be reached, `host:port`, best first.
     pub(crate) coordinators: Vec<String>,
     /// Member, or removed.
@@ -56,7 +54,6 @@ struct File {
     network_name: String,
     zone: String,
     ipv4_pool: Option<String>,
-    ipv6_pool: String,
     coordinators: Vec<String>,
 }
 
@@ -95,7 +92,6 @@ impl Membership {
             network_name: self.network_name.clone(),
             zone: self.zone.clone(),
             ipv4_pool: self.ipv4_pool.map(|pool| pool.to_string()),
-            ipv6_pool: self.ipv6_pool.to_string(),
             coordinators: self.coordinators.clone(),
         };
         serde_json::to_string_pretty(&file).expect("invariant: strings and numbers are always JSON")
@@ -120,15 +116,15 @@ impl Membership {
             network_name: file.network_name,
             zone: file.zone,
             ipv4_pool: ipv4_pool.map_err(|error| format!("`ipv4_pool`: {error}"))?,
-            ipv6_pool: file.ipv6_pool.parse().map_err(|error| format!("`ipv6_pool`: {error}"))?,
             coordinators: file.coordinators,
             standing: file.standing,
         })
     }
 
-    /// The pools that the host routes into the tunnel.
+    /// The pools that the host routes into the tunnel. The one for IPv6 follows from the network's id, which nobody else can
+    /// choose.
     pub(crate) fn pools(&self) -> impl Iterator<Item = Prefix> {
-        self.ipv4_pool.into_iter().chain([self.ipv6_pool])
+        self.ipv4_pool.into_iter().chain([self.network.ula()])
     }
 }
 
@@ -162,7 +158,6 @@ pub(crate) mod tests {
             network_name: "lab".to_owned(),
             zone: "mesh".to_owned(),
             ipv4_pool: Some("100.64.0.0/10".parse().unwrap()),
-            ipv6_pool: "fd00:1::/48".parse().unwrap(),
             coordinators: vec!["192.0.2.1:443".to_owned()],
             standing: Standing::Member,
         }
@@ -201,6 +196,15 @@ pub(crate) mod tests {
             assert_eq!(failure.code(), tonic::Code::DataLoss);
             assert_eq!(state.read(StateFile::Network).unwrap().unwrap().as_slice(), broken.as_bytes());
         }
+    }
+
+    #[test]
+    fn the_ipv6_pool_is_the_networks_own_whatever_the_file_says() {
+        let membership = example();
+        let text = membership.emit().replace("{\n", "{\n  \"ipv6_pool\": \"2000::/3\",\n");
+        let read = Membership::parse(text.as_bytes()).unwrap();
+        let pools: Vec<_> = read.pools().collect();
+        assert_eq!(pools, ["100.64.0.0/10".parse().unwrap(), membership.network.ula()]);
     }
 
     #[test]

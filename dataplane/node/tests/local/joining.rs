@@ -51,10 +51,13 @@ fn a_joined_node_has_addresses_routes_and_files_and_a_left_one_has_none() {
             assert_eq!(status.state, "running");
             let network = status.network.unwrap();
             let own = network.self_.unwrap();
+            let pool = coordinator.shared.authority.network.ula();
+            let ipv6 =
+                ringmesh_tunnel::key::NodeId::from_bytes([0, 0, 0, 0, 0, 0, 0, 1]).ipv6_in(pool).unwrap();
             assert_eq!((network.name.as_str(), network.zone.as_str(), network.epoch), ("lab", "mesh", 1));
             assert_eq!(
                 (own.name.as_str(), own.ipv4.as_str(), own.ipv6.as_str()),
-                ("alpha", "100.64.0.1", "fd00:77::1")
+                ("alpha", "100.64.0.1", ipv6.to_string().as_str())
             );
             assert!(own.identity_fingerprint.starts_with("SHA256:"));
             assert_eq!(network.revision, network.installed_revision);
@@ -66,9 +69,9 @@ fn a_joined_node_has_addresses_routes_and_files_and_a_left_one_has_none() {
             let routes = sh("ip -4 route; ip -6 route; ip address show mesh0; ip link show mesh0");
             for line in [
                 "100.64.0.0/10 dev mesh0",
-                "fd00:77::/48 dev mesh0",
+                &format!("{pool} dev mesh0"),
                 "100.64.0.1/32",
-                "fd00:77::1/128",
+                &format!("{ipv6}/128"),
                 "mtu 1408",
             ] {
                 assert!(routes.contains(line), "{line}: {routes}");
@@ -200,6 +203,29 @@ fn a_clock_far_off_is_refused_naming_both_times() {
 }
 
 #[test]
+fn a_stranger_gives_no_advice_about_clocks() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            // One without the network's keys, whose statement nobody certified.
+            *coordinator.shared.mischief.lock().unwrap() =
+                Mischief { clock_ahead: 400_000, ..Mischief::default() };
+            let other = Authority::new().token_text(&[coordinator.shared.address.to_string()]);
+            let refused = node.join(&other, "").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
+            assert!(!refused.message().contains("clock"), "{refused}");
+            assert_untouched(&place, &mut node).await;
+            // One in between, who alters only what is not signed.
+            *coordinator.shared.mischief.lock().unwrap() =
+                Mischief { unsigned_time_ahead: 400_000, ..Mischief::default() };
+            node.join(&coordinator.token(), "").await.unwrap();
+        });
+    });
+}
+
+#[test]
 fn what_the_coordinator_refuses_reaches_the_caller_as_it_is() {
     in_sandbox(|| {
         block_on(async {
@@ -294,7 +320,9 @@ fn a_member_record_of_another_node_is_no_enrolment() {
                 let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
                 assert_eq!(reason(&refused), Reason::NotTrusted, "{refused}");
             }
-            assert_untouched(&place, &mut node).await;
+            assert_eq!(node.status().await.state, "not-joined");
+            assert!(!has_interface("mesh0") && !place.state("network.json").exists());
+            assert!(place.state("identity").exists(), "somebody who is no liar may have taken it before");
         });
     });
 }

@@ -14,6 +14,7 @@ mod support;
 mod canary;
 mod host;
 mod joining;
+mod keeping;
 mod refusals;
 mod restart;
 mod stream;

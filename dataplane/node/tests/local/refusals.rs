@@ -7,7 +7,7 @@ use ringmesh_proto::{
 };
 use ringmesh_tunnel::{
     key::{IdentitySecret, NodeId},
-    netmap::{Envelope, Leaf, Member, Protocol, Rule, Selector, digest},
+    netmap::{Envelope, Leaf, Member, Protocol, Record as _, Rule, Selector, digest},
 };
 
 use crate::support::{
@@ -22,7 +22,7 @@ struct Scene {
     coordinator: TestCoordinator,
     node: Node,
     peer: Member,
-    _place: Place,
+    place: Place,
 }
 
 impl Scene {
@@ -37,7 +37,7 @@ impl Scene {
         coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
         coordinator.send_map().await;
         node.until("the good map is installed", |status| status.peers.len() == 1).await;
-        Self { coordinator, node, peer, _place: place }
+        Self { coordinator, node, peer, place }
     }
 
     fn authority(&self) -> &Authority {
@@ -57,12 +57,16 @@ impl Scene {
     }
 
     /// Sends `update`; it must be refused with `words`, the good map stay, and a good one be taken afterwards.
-    async fn must_refuse(mut self, update: MapUpdate, words: &str) {
+    async fn must_refuse(self, update: MapUpdate, words: &str) {
+        self.must_refuse_message(Out::Update(update), words).await;
+    }
+
+    async fn must_refuse_message(mut self, message: Out, words: &str) {
         let good = self.node.status().await;
         self.coordinator.forget_heard();
         // What follows the refusal is up to the coordinator: nothing, so that the refusal is all there is to see.
         self.coordinator.shared.mischief.lock().unwrap().mapless = true;
-        self.coordinator.send(Out::Update(update)).await;
+        self.coordinator.send(message).await;
 
         // The stream is closed and opened again, and the whole map asked for.
         let hello = self
@@ -261,6 +265,102 @@ fn a_secret_sealed_to_somebody_else_is_refused() {
             let (_, mut update) = scene.honest();
             update.secrets = vec![scene.authority().sealed_secret(&scene.peer.noise_key, 2)];
             scene.must_refuse(update, "does not open").await;
+        });
+    });
+}
+
+/// The next whole map, with these epochs in its head and the secrets of those beside it.
+fn with_epochs(scene: &Scene, named: &[u64], beside: &[u64]) -> (MapBuilder, MapUpdate) {
+    let own = scene.coordinator.shared.enrolled.lock().unwrap().keys().next().unwrap().noise_key();
+    let (mut map, _) = scene.honest();
+    map.epochs = named.to_vec();
+    let secrets = beside.iter().map(|epoch| scene.authority().sealed_secret(&own, *epoch)).collect();
+    let update = MapUpdate { secrets, ..map.full(scene.authority()) };
+    (map, update)
+}
+
+#[test]
+fn secrets_that_the_head_does_not_name_are_refused() {
+    in_sandbox(|| {
+        block_on(async {
+            // Withheld, replayed, only in part, and more than there are.
+            for (named, beside) in [(&[1, 2][..], &[][..]), (&[2], &[1]), (&[1, 2], &[2]), (&[1], &[1, 2])] {
+                let scene = Scene::new().await;
+                let (_, update) = with_epochs(&scene, named, beside);
+                scene.must_refuse(update, "the secrets beside the map").await;
+            }
+        });
+    });
+}
+
+#[test]
+fn an_older_epoch_is_refused_with_its_own_secret() {
+    in_sandbox(|| {
+        block_on(async {
+            let mut scene = Scene::new().await;
+            let (map, update) = with_epochs(&scene, &[1, 2], &[1, 2]);
+            *scene.coordinator.shared.map.lock().unwrap() = map;
+            scene.coordinator.send(Out::Update(update)).await;
+            scene
+                .node
+                .until("the second epoch is in force", |status| status.network.as_ref().unwrap().epoch == 2)
+                .await;
+            let (_, update) = with_epochs(&scene, &[1], &[1]);
+            scene.must_refuse(update, "epoch 1").await;
+        });
+    });
+}
+
+#[test]
+fn a_heartbeat_that_names_other_secrets_is_refused() {
+    in_sandbox(|| {
+        block_on(async {
+            let scene = Scene::new().await;
+            let (map, _) = with_epochs(&scene, &[1, 2], &[]);
+            let head =
+                to_wire(&Envelope::sign(&map.head(scene.authority()), &scene.authority().head).unwrap());
+            scene.must_refuse_message(Out::Head(head), "the secrets beside the map").await;
+        });
+    });
+}
+
+#[test]
+fn an_own_record_with_another_key_is_refused() {
+    in_sandbox(|| {
+        block_on(async {
+            let scene = Scene::new().await;
+            let (mut map, _) = scene.honest();
+            let other = Member {
+                serial: 2,
+                ..scene.authority().member(1, "alpha", IdentitySecret::generate().public_key())
+            };
+            map.members.insert(other.id, scene.authority().sign_member(&other));
+            map.node_records.clear();
+            let update = map.full(scene.authority());
+            scene.must_refuse(update, "another key than this node").await;
+        });
+    });
+}
+
+#[test]
+fn a_map_that_could_not_be_installed_is_not_kept() {
+    in_sandbox(|| {
+        block_on(async {
+            let mut scene = Scene::new().await;
+            let kept = std::fs::read(scene.place.state("map")).unwrap();
+            let (mut map, _) = scene.honest();
+            let id = NodeId::from_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
+            let own = Member::parse(&map.members[&id].payload).unwrap();
+            let outside = Member { serial: 2, ipv4: Some([10, 9, 0, 1].into()), ..own };
+            map.members.insert(id, scene.authority().sign_member(&outside));
+            let update = map.full(scene.authority());
+            scene.coordinator.shared.mischief.lock().unwrap().mapless = true;
+            scene.coordinator.send(Out::Update(update)).await;
+            let refused = scene.node.until("it is refused", |status| {
+                status.coordinator.as_ref().unwrap().last_error.contains("none of the network's pools")
+            });
+            assert_eq!(refused.await.state, "running");
+            assert_eq!(std::fs::read(scene.place.state("map")).unwrap(), kept);
         });
     });
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ringmesh_lab::in_sandbox;
-use ringmesh_proto::control::Reason;
+use ringmesh_proto::{control::Reason, local::StatusResponse};
 use ringmesh_tunnel::key::IdentitySecret;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -70,6 +70,48 @@ fn a_restarted_daemon_goes_on_from_its_position() {
     });
 }
 
+/// What a coordinator says to a node that it does not know any more.
+fn removal() -> Status {
+    let details = ErrorDetails::with_error_info(Reason::NodeRemoved.as_str_name(), "ringmesh", []);
+    Status::with_error_details(Code::PermissionDenied, "removed", details)
+}
+
+#[test]
+fn a_removal_that_nobody_signed_ends_no_membership_for_good() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let joined = node.join(&coordinator.token(), "alpha").await.unwrap();
+            // Somebody in between says it, once.
+            coordinator.shared.mischief.lock().unwrap().refuse_sync = Some(removal());
+            coordinator.fail_streams(removal()).await;
+            let asks_slowly = |status: &StatusResponse| {
+                let next_try = status.coordinator.as_ref().unwrap().next_try_ms;
+                status.state == "removed" && (230_000..=360_000).contains(&next_try)
+            };
+            node.until("it is removed, and will ask again", asks_slowly).await;
+            assert!(!has_interface("mesh0"));
+            node.stop().await.unwrap();
+
+            // The next start asks at once, and the coordinator has never heard of a removal.
+            coordinator.shared.mischief.lock().unwrap().refuse_sync = None;
+            coordinator.forget_heard();
+            let mut node = place.start().await.unwrap();
+            let status = node.until("it runs again", |status| status.state == "running").await;
+            assert!(coordinator.hellos()[0].position.is_none(), "it asks for the whole map");
+            assert!(has_interface("mesh0"));
+            let own = |status: StatusResponse| status.network.unwrap().self_.unwrap();
+            assert_eq!(own(status), own(joined), "the same node with the same key");
+            node.stop().await.unwrap();
+            drop(coordinator);
+            let mut node = place.start().await.unwrap();
+            assert_eq!(node.status().await.state, "running", "and stays a member");
+        });
+    });
+}
+
 #[test]
 fn a_removed_node_is_cut_off_and_stays_so_until_it_leaves() {
     in_sandbox(|| {
@@ -78,24 +120,22 @@ fn a_removed_node_is_cut_off_and_stays_so_until_it_leaves() {
             let place = Place::new();
             let mut node = place.start().await.unwrap();
             node.join(&coordinator.token(), "alpha").await.unwrap();
-            let details = ErrorDetails::with_error_info(Reason::NodeRemoved.as_str_name(), "ringmesh", []);
-            let removal = Status::with_error_details(Code::PermissionDenied, "removed", details);
-            coordinator.shared.mischief.lock().unwrap().refuse_sync = Some(removal.clone());
-            coordinator.fail_streams(removal).await;
+            coordinator.shared.mischief.lock().unwrap().refuse_sync = Some(removal());
+            coordinator.fail_streams(removal()).await;
             node.until("it is removed", |status| status.state == "removed").await;
             assert!(!has_interface("mesh0"));
             node.stop().await.unwrap();
 
             coordinator.forget_heard();
             let mut node = place.start().await.unwrap();
-            let status = node.status().await;
+            let asked = |status: &StatusResponse| status.coordinator.as_ref().unwrap().next_try_ms > 200_000;
+            let status = node.until("it asked once, and was told again", asked).await;
             assert_eq!(status.state, "removed");
             assert_eq!(status.coordinator.unwrap().state, "none");
             assert!(!has_interface("mesh0"));
             let refused = node.join(&coordinator.token(), "").await.unwrap_err();
             assert_eq!(reason(&refused), Reason::AlreadyJoined);
             assert!(refused.message().contains("meshctl leave"), "{refused}");
-            assert!(coordinator.heard().is_empty(), "it does not ask again");
 
             assert!(!node.leave().await.unwrap());
             coordinator.shared.mischief.lock().unwrap().refuse_sync = None;

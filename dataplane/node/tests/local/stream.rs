@@ -174,9 +174,10 @@ fn a_peer_without_a_preshared_key_is_never_reached() {
             let envelope = coordinator.shared.authority.sign_member(&peer);
             coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
             coordinator.send_map().await;
-            node.until("the peer is in the map", |status| status.peers.len() == 1).await;
+            let status = node.until("the peer is in the map", |status| status.peers.len() == 1).await;
+            assert_eq!((status.state.as_str(), status.peers[0].state.as_str()), ("no-key", "no-key"));
             let answers = node.ping("peer", 1, 300).await.unwrap();
-            assert!(answers[0].error.contains("no such peer"), "{answers:?}");
+            assert!(answers[0].error.contains("no key for this peer yet"), "{answers:?}");
 
             // As soon as there is one, it is.
             let own = coordinator.shared.enrolled.lock().unwrap().keys().next().unwrap().noise_key();
@@ -187,7 +188,9 @@ fn a_peer_without_a_preshared_key_is_never_reached() {
                 wire::MapUpdate { secrets, ..map.full(&coordinator.shared.authority) }
             };
             coordinator.send(Out::Update(update)).await;
-            node.until("the epoch is known", |status| status.network.as_ref().unwrap().epoch == 1).await;
+            let status =
+                node.until("the epoch is known", |status| status.network.as_ref().unwrap().epoch == 1).await;
+            assert_eq!(status.state, "running");
             let answers = node.ping("peer", 1, 300).await.unwrap();
             assert!(answers[0].error.contains("no address"), "{answers:?}");
         });

@@ -41,6 +41,32 @@ fn pings_go_on_and_the_coordinator_is_found_again() {
     });
 }
 
+#[test]
+fn a_node_whose_secrets_file_is_damaged_has_sessions_again() {
+    in_sandbox(|| {
+        block_on(async {
+            let world = World::new().await;
+            let mut alice = world.node("alice", Choice::Auto).await;
+            let mut bob = world.node("bob", Choice::Auto).await;
+            alice.until_peers(1).await;
+            alice.echo("bob").await;
+            alice.node.stop().await.unwrap();
+            let file = alice.place.state("secrets");
+            let mut content = std::fs::read(&file).unwrap();
+            let middle = content.iter().position(|byte| *byte == b'=').unwrap() - 9;
+            content[middle] = if content[middle] == b'A' { b'B' } else { b'A' };
+            std::fs::write(&file, content).unwrap();
+            let place = std::sync::Arc::clone(&alice.place);
+            alice.node = alice.machine.run(async move { place.start().await.unwrap() }).await;
+            alice.node.until("it runs with its key", |status| status.state == "running").await;
+            alice.echo("bob").await;
+            bob.echo("alice").await;
+            let status = alice.node.status().await;
+            assert_eq!((status.network.unwrap().epoch, status.peers[0].sessions), (1, 1));
+        });
+    });
+}
+
 /// A node as a process of its own, joined to `world`.
 async fn process(world: &World, machine: &Machine, place: &Place, name: &str) -> Process {
     let mut process = Process::start(machine.this_program(), place).await;

@@ -13,6 +13,7 @@ mod support;
 
 mod away;
 mod joining;
+mod lost;
 mod pair;
 mod removal;
 mod stock;

@@ -20,9 +20,8 @@ use ringmesh_tunnel::{
 
 /// A day in milliseconds.
 pub const DAY: u64 = 86_400_000;
-/// The pools of every test network.
+/// The IPv4 pool of every test network.
 pub const IPV4_POOL: &str = "100.64.0.0/10";
-pub const IPV6_POOL: &str = "fd00:77::/48";
 
 pub fn now() -> UnixTime {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -99,7 +98,7 @@ impl Authority {
             noise_key: identity.noise_key(),
             identity_key: Some(identity),
             ipv4: Some([100, 64, 0, number].into()),
-            ipv6: format!("fd00:77::{number}").parse().unwrap(),
+            ipv6: NodeId::from_bytes([0, 0, 0, 0, 0, 0, 0, number]).ipv6_in(self.network.ula()).unwrap(),
             tags: Vec::new(),
             groups: Vec::new(),
             routes: Vec::new(),
@@ -112,9 +111,15 @@ impl Authority {
         Envelope::sign(member, &self.admission).unwrap()
     }
 
-    pub fn statement(&self, tls_key: [u8; 32], client_nonce: [u8; 32], server_nonce: Vec<u8>) -> Envelope {
+    pub fn statement(
+        &self,
+        tls_key: [u8; 32],
+        client_nonce: [u8; 32],
+        server_nonce: Vec<u8>,
+        time: UnixTime,
+    ) -> Envelope {
         let statement =
-            Statement { network: self.network, replica: 1, tls_key, client_nonce, server_nonce, time: now() };
+            Statement { network: self.network, replica: 1, tls_key, client_nonce, server_nonce, time };
         Envelope::sign(&statement, &self.coordinator).unwrap()
     }
 
@@ -129,7 +134,7 @@ impl Authority {
             name: "lab".into(),
             zone: "mesh".into(),
             ipv4_pool: IPV4_POOL.into(),
-            ipv6_pool: IPV6_POOL.into(),
+            ipv6_pool: self.network.ula().to_string(),
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct Mischief {
     pub client_nonce: Option<[u8; 32]>,
     /// How far its clock is ahead, milliseconds.
     pub clock_ahead: i64,
+    /// How far the time is ahead that it says without signing, milliseconds.
+    pub unsigned_time_ahead: i64,
     /// Refuses the enrolment with this.
     pub refuse_enroll: Option<Status>,
     /// Answers with the membership record of this key.
@@ -218,6 +220,11 @@ impl TestCoordinator {
     }
 }
 
+/// The time in so many milliseconds.
+fn ahead(milliseconds: i64) -> ringmesh_tunnel::UnixTime {
+    ringmesh_tunnel::UnixTime::from_millis(now().as_millis().saturating_add_signed(milliseconds))
+}
+
 struct Service(Arc<Shared>);
 
 #[tonic::async_trait]
@@ -235,12 +242,13 @@ impl ControlService for Service {
             mischief.tls_key.unwrap_or(self.0.tls_key),
             mischief.client_nonce.unwrap_or(asked),
             server_nonce.clone(),
+            ahead(mischief.clock_ahead),
         );
         Ok(Response::new(wire::ChallengeResponse {
             server_nonce,
             statement: Some(to_wire(&statement)),
             certificates: self.0.authority.certificates().iter().map(to_wire).collect(),
-            time_ms: (now().as_millis() as i64 + mischief.clock_ahead) as u64,
+            time_ms: ahead(mischief.clock_ahead + mischief.unsigned_time_ahead).as_millis(),
         }))
     }
 
