@@ -21,13 +21,16 @@ use ringmesh_proto::{
 use tonic::service::{Routes, RoutesBuilder};
 
 pub use self::control::Control;
-use crate::{coordinator::Coordinator, server::MAX_MESSAGE};
+use crate::{
+    coordinator::Coordinator,
+    server::{MAX_MESSAGE, MAX_NODE_MESSAGE},
+};
 
 /// What the TCP port serves.
 #[must_use]
 pub async fn node_routes(coordinator: &Coordinator) -> Routes {
-    let control =
-        ControlServiceServer::new(Control::new(coordinator.clone())).max_decoding_message_size(MAX_MESSAGE);
+    let control = ControlServiceServer::new(Control::new(coordinator.clone()))
+        .max_decoding_message_size(MAX_NODE_MESSAGE);
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<ControlServiceServer<Control>>().await;
     let mut routes = RoutesBuilder::default();

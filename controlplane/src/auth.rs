@@ -109,7 +109,6 @@ impl Authed<Joining> {
         request: proto::EnrollRequest,
     ) -> Result<Self, Refused> {
         let who = coordinator.watched(connection, || joining(coordinator, connection, request))?;
-        connection.admit();
         Ok(Self { who })
     }
 }
@@ -132,7 +131,6 @@ impl Authed<NodeOf> {
                 transcript::sync(&transcript::Sync { connection, id, identity_key })
             })
         })?;
-        connection.admit();
         Ok(Self { who })
     }
 

@@ -6,6 +6,8 @@
 mod maintenance;
 mod operations;
 mod presence;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -17,7 +19,7 @@ use futures_util::StreamExt as _;
 use ringmesh_tunnel::{
     UnixTime,
     key::NetworkId,
-    netmap::{NodeRecord, Record as _},
+    netmap::{NodeRecord, Record as _, candidate_is_allowed},
 };
 use tokio::sync::watch;
 
@@ -230,21 +232,25 @@ impl Coordinator {
         endpoints
     }
 
-    /// Runs a check of a proof, and counts its failure.
+    /// Runs a check of a proof, and counts its failure. Where too many failed, a further failure is told nothing; a proof that
+    /// holds is let in from anywhere, as honest nodes share an address with those who guess (NAT, a proxy).
     pub(crate) fn watched<T>(
         &self,
         connection: &Connection,
         check: impl FnOnce() -> Result<T, Refused>,
     ) -> Result<T, Refused> {
-        let (source, now) = (connection.source(), self.now());
-        if self.lock_failures().is_barred(source, now) {
-            return Err(Refused::Barred);
-        }
-        check().inspect_err(|refused| {
-            if refused.is_guess() {
-                tracing::debug!(peer = %connection.peer(), reason = %refused, "a proof failed");
-                self.lock_failures().count(source, now);
+        check().map_err(|refused| {
+            if !refused.is_guess() {
+                return refused;
             }
+            let (source, now) = (connection.source(), self.now());
+            let mut failures = self.lock_failures();
+            if failures.is_barred(source, now) {
+                return Refused::Barred;
+            }
+            tracing::debug!(peer = %connection.peer(), reason = %refused, "a proof failed");
+            failures.count(source, now);
+            refused
         })
     }
 
@@ -324,6 +330,11 @@ impl Coordinator {
         if record.serial < record.time.as_millis() {
             return wrong("its serial is lower than its time of signing in ms");
         }
+        let pools = self.with_network(who.network, |state| [state.ipv4_pool, state.ipv6_pool()])?;
+        if let Some(bad) = record.endpoints.iter().find(|endpoint| !candidate_is_allowed(**endpoint, &pools))
+        {
+            return Err(refused(&format_args!("peers must not be sent to its endpoint {bad}")));
+        }
         let held = self.with_network(who.network, |state| state.node_records.get(&who.node).cloned())?;
         match held {
             Some(held) if record.serial < held.record.serial => {
@@ -336,13 +347,18 @@ impl Coordinator {
         }
     }
 
-    /// Takes over what a node says of itself, and tells its peers.
-    pub(crate) fn put_node_record(&self, who: &NodeOf, record: Signed<NodeRecord>) {
+    /// Takes over what a node said of itself on its stream number `stream`, and tells its peers.
+    ///
+    /// Time passed since the record was checked: another stream of the node may have taken over and told a newer one. So
+    /// both are looked at again while nobody else can write.
+    pub(crate) fn put_node_record(&self, who: &NodeOf, stream: u64, record: Signed<NodeRecord>) {
         {
             let mut registry = self.0.registry.write().unwrap_or_else(PoisonError::into_inner);
             let Some(state) = registry.networks.get_mut(&who.network) else { return };
-            let news = state.node_records.get(&who.node).is_none_or(|held| held.hash != record.hash);
-            if !news || !state.nodes.contains_key(&who.node) {
+            let held = state.node_records.get(&who.node);
+            let news = held.is_none_or(|held| held.record.serial < record.record.serial);
+            let current = self.0.presences.get(who).is_some_and(|presence| presence.stream == stream);
+            if !news || !current || !state.nodes.contains_key(&who.node) {
                 return;
             }
             state.put_node_record(record);

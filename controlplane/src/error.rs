@@ -92,9 +92,9 @@ impl Refused {
         move |reason| Self::Field { field, reason: reason.to_string() }
     }
 
-    /// Whether it counts as an attempt to guess a secret.
+    /// Whether it counts as an attempt to guess a secret. A node id is none: whoever asks for one that is gone has waited long.
     pub(crate) const fn is_guess(&self) -> bool {
-        matches!(self, Self::Token | Self::Proof | Self::NodeUnknown)
+        matches!(self, Self::Token | Self::Proof)
     }
 
     fn classify(&self) -> (Code, Reason) {

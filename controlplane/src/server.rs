@@ -11,7 +11,7 @@ use std::{future::Future, io, path::Path, time::Duration};
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::Server};
 
-pub(crate) use self::connection::Source;
+pub(crate) use self::connection::{Admission, Source};
 pub use self::{
     accept::Limits,
     connection::{Caller, Connection},
@@ -19,12 +19,24 @@ pub use self::{
 };
 use crate::tls::Identity;
 
-/// Streams of one connection at a time.
+/// Streams of one operator's connection at a time.
 const MAX_STREAMS: u32 = 64;
+/// Streams of one node's connection at a time: its map stream, and a few short calls beside it. HTTP/2 cannot raise the bound for
+/// those who proved themselves, and they need no more.
+const MAX_NODE_STREAMS: u32 = 8;
+/// Bytes that a node's connection, or a stream of it, may send before they are read.
+const NODE_WINDOW: u32 = 64 << 10;
 /// Bytes of headers of one request.
 const MAX_HEADERS: u32 = 16 << 10;
-/// The largest message that is read, in bytes.
+/// The largest message that is read of an operator, in bytes.
 pub const MAX_MESSAGE: usize = 1 << 20;
+/// The largest message that is read of a node, in bytes: four times the largest node record.
+pub const MAX_NODE_MESSAGE: usize = 64 << 10;
+/// What a stranger's connection can make us hold, in bytes: on each stream an unfinished message and headers, what the window lets
+/// in, and the buffers of TLS and HTTP/2 (64 KiB each way). That is 768 KiB for a connection, and 24 MiB for a source: an
+/// IPv4 address or an IPv6 /64 has [`Limits::unproven_per_source`] of them.
+pub const BYTES_PER_CONNECTION: usize =
+    MAX_NODE_STREAMS as usize * (MAX_NODE_MESSAGE + MAX_HEADERS as usize) + NODE_WINDOW as usize + (64 << 10);
 /// How often an idle connection is asked for a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long it has for that.
@@ -34,9 +46,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams that a client reset before they were looked at (CVE-2023-44487).
 const MAX_RESETS: usize = 20;
 
-fn builder() -> Server {
+fn builder(streams: u32) -> Server {
     Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .http2_max_header_list_size(MAX_HEADERS)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
@@ -56,7 +68,9 @@ pub async fn serve_nodes(
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let connections = accept::accept_tls(listener, identity.config(), limits);
-    builder()
+    builder(MAX_NODE_STREAMS)
+        .initial_stream_window_size(NODE_WINDOW)
+        .initial_connection_window_size(NODE_WINDOW)
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections, shutdown)
         .await
@@ -73,7 +87,7 @@ pub async fn serve_operators(
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let connections = accept::accept_local(socket);
-    builder()
+    builder(MAX_STREAMS)
         .add_routes(routes)
         .serve_with_incoming_shutdown(connections, shutdown)
         .await

@@ -88,7 +88,7 @@ impl ControlService for Control {
             return Err(Refused::NoHello.into());
         };
         let who: Authed<NodeOf> = Authed::by_key(&self.coordinator, &connection, &hello)?;
-        let responses = sync::begin(&self.coordinator, &who, hello, &connection, requests);
+        let responses = sync::begin(&self.coordinator, &who, hello, &connection, requests)?;
         Ok(Response::new(Box::pin(responses)))
     }
 

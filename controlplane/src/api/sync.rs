@@ -22,7 +22,7 @@ use crate::{
         enroll::printable,
         map::{Delta, Outgoing},
     },
-    server::Connection,
+    server::{Admission, Connection},
 };
 
 /// Responses that wait for the node to read: one besides those in the connection's own buffers.
@@ -43,7 +43,8 @@ pub(super) fn begin(
     hello: proto::Hello,
     connection: &Connection,
     requests: Streaming<proto::SyncRequest>,
-) -> impl Stream<Item = Result<proto::SyncResponse, Status>> + use<> {
+) -> Result<impl Stream<Item = Result<proto::SyncResponse, Status>> + use<>, Refused> {
+    let admission = connection.admit().ok_or(Refused::TakenOver)?;
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let session = random::<32>();
     let who = *who.who();
@@ -51,8 +52,11 @@ pub(super) fn begin(
     let since = resume(coordinator, &who, &hello);
     let owes_secrets = since.is_some() && !holds_secrets(coordinator, &who, &hello);
     let number = coordinator.presence().begin(who, &session, version, coordinator.now());
-    // An older stream of the node notices that this one took over.
+    // An older stream of the node notices that this one took over; its connection goes with it.
     coordinator.wake();
+    if let Some(former) = coordinator.presence().connect(&who, number, connection) {
+        former.close_soon();
+    }
     let welcome = proto::Welcome {
         session: session.to_vec(),
         heartbeat_seconds: u32::try_from(coordinator.heartbeat().as_secs()).unwrap_or(u32::MAX).max(1),
@@ -69,11 +73,14 @@ pub(super) fn begin(
         heartbeat_due: since.is_some(),
         owes_secrets,
         staged: None,
+        record_refused: false,
         record_after: Instant::now(),
+        connection: connection.clone(),
+        _admission: admission,
     };
     tracing::debug!(node = %who.node, peer = %connection.peer(), resumed = since.is_some(), "a map stream began");
     tokio::spawn(stream.run(welcome, requests, sender));
-    ReceiverStream::new(receiver)
+    Ok(ReceiverStream::new(receiver))
 }
 
 /// From which change the node can go on: it names a map that this process sent it, and holds just that.
@@ -104,7 +111,12 @@ struct MapStream {
     owes_secrets: bool,
     /// A verified node record that waits for its turn.
     staged: Option<Signed<NodeRecord>>,
+    /// Whether a node record was refused already: the log gets one line per stream.
+    record_refused: bool,
     record_after: Instant,
+    connection: Connection,
+    /// Lets the connection live on for as long as the stream does.
+    _admission: Admission,
 }
 
 impl MapStream {
@@ -118,10 +130,11 @@ impl MapStream {
             Ok(()) => self.serve(&mut requests, &sender).await,
             Err(_) => None,
         };
-        let Self { coordinator, who, number, .. } = self;
-        coordinator.presence().end(&who, number, coordinator.now());
+        let Self { coordinator, who, number, connection, .. } = &self;
+        coordinator.presence().end(who, *number, coordinator.now());
         if matches!(end, Some(Refused::NodeRemoved)) {
-            coordinator.presence().forget(&who);
+            coordinator.presence().forget(who);
+            connection.close_soon();
         }
         tracing::debug!(node = %who.node, reason = end.as_ref().map(tracing::field::display), "a map stream ended");
         if let Some(refused) = end {
@@ -206,10 +219,7 @@ impl MapStream {
                 let durable = acknowledgement.durable;
                 self.coordinator.presence().update(&self.who, |presence| presence.acknowledge(durable));
             }
-            Some(sync_request::Message::NodeRecord(envelope)) => {
-                let envelope = convert::parse_envelope(envelope).map_err(Refused::field("node_record"))?;
-                self.staged = Some(self.coordinator.check_node_record(&self.who, envelope)?);
-            }
+            Some(sync_request::Message::NodeRecord(envelope)) => self.stage(envelope),
             // A message of a newer node is a sign of life like any other.
             Some(sync_request::Message::Heartbeat(_)) | None => {}
         }
@@ -218,10 +228,24 @@ impl MapStream {
         Ok(())
     }
 
+    /// Keeps a node record to tell, if it may be told. A refused one does not end the stream: the node would send it again on
+    /// the next one and never get a map, say for as long as its clock is wrong.
+    fn stage(&mut self, envelope: proto::Envelope) {
+        let parsed = convert::parse_envelope(envelope).map_err(Refused::field("node_record"));
+        match parsed.and_then(|envelope| self.coordinator.check_node_record(&self.who, envelope)) {
+            Ok(record) => self.staged = Some(record),
+            Err(reason) if !self.record_refused => {
+                self.record_refused = true;
+                tracing::warn!(node = %self.who.node, %reason, "ignored a node record; further ones of this stream at debug level");
+            }
+            Err(reason) => tracing::debug!(node = %self.who.node, %reason, "ignored a node record"),
+        }
+    }
+
     fn tell_record(&mut self) {
         if let Some(record) = self.staged.take() {
             self.record_after = Instant::now() + RECORD_INTERVAL;
-            self.coordinator.put_node_record(&self.who, record);
+            self.coordinator.put_node_record(&self.who, self.number, record);
         }
     }
 

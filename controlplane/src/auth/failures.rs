@@ -1,7 +1,8 @@
 //! Counts failed proofs, so that guessing is slow for one source and for all together.
 //!
-//! Only what is not proved counts: a used token that is signed for correctly is no guess. A source that never failed is
-//! let in however many others fail, so that a flood of guesses does not keep honest machines out.
+//! Only what is not proved counts: a used token that is signed for correctly is no guess. A source that is barred is not told
+//! any more what was wrong with its proof; one that holds is let in all the same, so that no flood of guesses keeps honest
+//! machines out, not even those behind the same address.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -8,7 +8,7 @@ use std::{
 use ringmesh_tunnel::UnixTime;
 use sha2::{Digest as _, Sha256};
 
-use crate::{auth::NodeOf, store::Revision};
+use crate::{auth::NodeOf, server::Connection, store::Revision};
 
 /// How many of the heads last sent to a node it may resume from.
 const REMEMBERED_HEADS: usize = 8;
@@ -20,6 +20,8 @@ pub(crate) struct Presence {
     pub(crate) stream: u64,
     /// SHA-256 of the secret by which it may report.
     session: Option<[u8; 32]>,
+    /// What its open stream runs on.
+    connection: Option<Connection>,
     /// Change number and digest of the heads last sent.
     heads: VecDeque<(u64, [u8; 32])>,
     /// The durable revision of the last update that was sent.
@@ -105,6 +107,20 @@ impl Presences {
         stream
     }
 
+    /// Notes what stream number `stream` runs on, and gives the connection that is superfluous now: a node has one. That of an
+    /// older stream, or this one if a newer stream began meanwhile.
+    pub(crate) fn connect(&self, who: &NodeOf, stream: u64, connection: &Connection) -> Option<Connection> {
+        let mut table = self.lock();
+        let superfluous = match table.nodes.get_mut(who) {
+            Some(presence) if presence.stream == stream => presence.connection.replace(connection.clone())?,
+            Some(presence) if presence.connection.as_ref().is_some_and(|other| other.is(connection)) => {
+                return None;
+            }
+            _ => return Some(connection.clone()),
+        };
+        (!superfluous.is(connection)).then_some(superfluous)
+    }
+
     /// Ends a stream, unless a newer one took over.
     pub(crate) fn end(&self, who: &NodeOf, stream: u64, now: UnixTime) {
         let mut table = self.lock();
@@ -112,6 +128,7 @@ impl Presences {
             return;
         };
         presence.stream = 0;
+        presence.connection = None;
         presence.last_seen = now;
         if let Some(session) = presence.session.take() {
             table.sessions.remove(&session);

@@ -23,11 +23,12 @@ use super::{
 pub struct Limits {
     /// Connections in all.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64 on which no node has proved itself yet.
+    /// Connections of one IPv4 address or IPv6 /64 on which no node has a map stream.
+    /// [`BYTES_PER_CONNECTION`](super::BYTES_PER_CONNECTION) says what each may cost.
     pub unproven_per_source: usize,
     /// The longest TLS handshake.
     pub handshake: Duration,
-    /// How long a connection lives on which no node proves itself.
+    /// How long a connection lives on which no node has a map stream.
     pub time_to_prove: Duration,
 }
 
@@ -35,7 +36,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16 << 10,
-            unproven_per_source: 128,
+            unproven_per_source: 32,
             handshake: Duration::from_secs(5),
             time_to_prove: Duration::from_secs(30),
         }
@@ -61,7 +62,7 @@ pub(super) fn accept_tls(
             tls: TlsAcceptor::from(config),
             limits,
             slots: Arc::new(Semaphore::new(limits.connections)),
-            unproven: Arc::default(),
+            unproven: Arc::new(Unproven::new(limits.unproven_per_source)),
             ready,
         };
         tokio::select! {
@@ -86,7 +87,7 @@ impl Acceptor {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     let slot = self.slots.clone().try_acquire_owned();
-                    let place = self.unproven.enter(Source::of(peer.ip()), self.limits.unproven_per_source);
+                    let place = self.unproven.enter(Source::of(peer.ip()));
                     match (slot, place) {
                         (Ok(slot), Some(place)) => self.handshake(stream, peer, slot, place),
                         // Dropping it resets the connection: the peer sees at once that it shall come back later.
@@ -119,8 +120,8 @@ impl Acceptor {
             let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
             match exporter {
                 Ok(exporter) => {
-                    let connection = Connection::new(peer, exporter, place);
-                    let stream = NodeStream::new(stream, connection, slot, limits.time_to_prove);
+                    let connection = Connection::new(peer, exporter, place, limits.time_to_prove);
+                    let stream = NodeStream::new(stream, connection, slot);
                     // The server is shutting down if nobody takes it.
                     drop(ready.send(Ok(stream)).await);
                 }
@@ -191,10 +192,10 @@ mod tests {
 
     #[test]
     fn unproven_connections_of_a_source_are_bounded_and_forgotten_when_gone() {
-        let unproven = Arc::new(Unproven::default());
-        let places: Vec<_> = (0..3).map_while(|_| unproven.enter(source("192.0.2.1"), 2)).collect();
+        let unproven = Arc::new(Unproven::new(2));
+        let places: Vec<_> = (0..3).map_while(|_| unproven.enter(source("192.0.2.1"))).collect();
         assert_eq!(places.len(), 2);
-        let other = unproven.enter(source("192.0.2.2"), 2);
+        let other = unproven.enter(source("192.0.2.2"));
         assert!(other.is_some());
         assert_eq!(unproven.sources(), 2);
         drop((places, other));

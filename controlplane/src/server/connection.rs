@@ -6,22 +6,25 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::OwnedSemaphorePermit,
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 use tonic::transport::server::Connected;
 
 /// Challenges that are answered on one connection.
 const MAX_CHALLENGES: u32 = 16;
+/// How long a connection that shall end has for what was said last.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Who may be counted together: an IPv4 address or an IPv6 /64, which one host can fill at will.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,16 +39,24 @@ impl Source {
     }
 }
 
-/// Counts the connections of each source that have proved nothing yet.
-#[derive(Debug, Default)]
-pub(super) struct Unproven(Mutex<HashMap<Source, usize>>);
+/// Counts the connections of each source on which no node has a map stream.
+#[derive(Debug)]
+pub(super) struct Unproven {
+    counts: Mutex<HashMap<Source, usize>>,
+    /// The most of one source.
+    most: usize,
+}
 
 impl Unproven {
-    /// Takes a place for `source` unless it has `most` already. The table is as long as there are connections, at most.
-    pub(super) fn enter(self: &Arc<Self>, source: Source, most: usize) -> Option<Place> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn new(most: usize) -> Self {
+        Self { counts: Mutex::default(), most }
+    }
+
+    /// Takes a place for `source` unless it has all it may have. The table is as long as there are connections, at most.
+    pub(super) fn enter(self: &Arc<Self>, source: Source) -> Option<Place> {
+        let mut counts = lock(&self.counts);
         let count = counts.entry(source).or_default();
-        if *count >= most {
+        if *count >= self.most {
             return None;
         }
         *count += 1;
@@ -54,7 +65,7 @@ impl Unproven {
 
     #[cfg(test)]
     pub(super) fn sources(&self) -> usize {
-        self.0.lock().unwrap().len()
+        lock(&self.counts).len()
     }
 }
 
@@ -67,7 +78,7 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.unproven.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.unproven.counts);
         if let Some(count) = counts.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
@@ -77,12 +88,31 @@ impl Drop for Place {
     }
 }
 
-/// Whether a connection has shown that it belongs to a node.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a connection may do at the moment.
 #[derive(Debug)]
-struct Standing {
-    proven: AtomicBool,
+enum Standing {
+    /// No node has a map stream on it: it counts against its source, and ends at a time.
+    Unproven { _place: Place, until: Instant },
+    /// So many streams of nodes that proved themselves.
+    Proven { streams: usize },
+    /// It shall not be used any more, and ends at a time, so that a last word gets through.
+    Closing { _place: Place, until: Instant },
+    /// It ends now.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Shared {
+    unproven: Arc<Unproven>,
+    time_to_prove: Duration,
     challenges: AtomicU32,
-    place: Mutex<Option<Place>>,
+    standing: Mutex<Standing>,
+    /// The task that serves the connection, which has to look at `standing` again.
+    server: AtomicWaker,
 }
 
 /// What handlers learn of a node's connection, from the request's extensions.
@@ -90,18 +120,20 @@ struct Standing {
 pub struct Connection {
     peer: SocketAddr,
     exporter: [u8; 32],
-    standing: Arc<Standing>,
+    shared: Arc<Shared>,
 }
 
 impl Connection {
-    pub(super) fn new(peer: SocketAddr, exporter: [u8; 32], place: Place) -> Self {
-        let standing = Standing {
-            proven: AtomicBool::new(false),
+    pub(super) fn new(peer: SocketAddr, exporter: [u8; 32], place: Place, time_to_prove: Duration) -> Self {
+        let shared = Shared {
+            unproven: place.unproven.clone(),
+            time_to_prove,
             challenges: AtomicU32::new(0),
-            place: Mutex::new(Some(place)),
+            standing: Mutex::new(Standing::Unproven { _place: place, until: Instant::now() + time_to_prove }),
+            server: AtomicWaker::new(),
         };
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        Self { peer, exporter, standing: Arc::new(standing) }
+        Self { peer, exporter, shared: Arc::new(shared) }
     }
 
     /// The other end of the TCP connection; IPv4 as IPv4.
@@ -120,19 +152,49 @@ impl Connection {
         Source::of(self.peer.ip())
     }
 
-    /// Lifts the bounds for strangers from this connection: a node has proved itself on it.
-    pub(crate) fn admit(&self) {
-        self.standing.proven.store(true, Ordering::Release);
-        drop(self.standing.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+    /// Lifts the bounds for strangers from this connection for as long as the returned value lives: a node that proved itself
+    /// has a map stream on it. `None` if the connection is about to end.
+    pub(crate) fn admit(&self) -> Option<Admission> {
+        let mut standing = lock(&self.shared.standing);
+        match &mut *standing {
+            Standing::Unproven { .. } => *standing = Standing::Proven { streams: 1 },
+            Standing::Proven { streams } => *streams += 1,
+            Standing::Closing { .. } | Standing::Closed => return None,
+        }
+        Some(Admission(self.clone()))
+    }
+
+    /// Ends the connection, after a moment in which what was said last gets through.
+    pub(crate) fn close_soon(&self) {
+        let mut standing = lock(&self.shared.standing);
+        if matches!(*standing, Standing::Closing { .. } | Standing::Closed) {
+            return;
+        }
+        let until = Instant::now() + LAST_WORD;
+        *standing = match self.place(&mut standing) {
+            Some(place) => Standing::Closing { _place: place, until },
+            None => Standing::Closed,
+        };
+        self.shared.server.wake();
+    }
+
+    /// Whether `other` is this connection.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Whether a challenge may be answered: each costs a signature, and one is enough to prove oneself.
     pub(crate) fn may_challenge(&self) -> bool {
-        self.standing.challenges.fetch_add(1, Ordering::Relaxed) < MAX_CHALLENGES
+        self.shared.challenges.fetch_add(1, Ordering::Relaxed) < MAX_CHALLENGES
     }
 
-    fn is_proven(&self) -> bool {
-        self.standing.proven.load(Ordering::Acquire)
+    /// A place among the unproven, the one that `standing` has or a new one.
+    fn place(&self, standing: &mut Standing) -> Option<Place> {
+        match std::mem::replace(standing, Standing::Closed) {
+            Standing::Unproven { _place: place, .. } | Standing::Closing { _place: place, .. } => Some(place),
+            Standing::Proven { .. } => self.shared.unproven.enter(self.source()),
+            Standing::Closed => None,
+        }
     }
 }
 
@@ -142,7 +204,31 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A node's byte stream that ends if nothing is proved on it in time.
+/// That a map stream lives on a connection. With the last one the connection is a stranger's again.
+#[derive(Debug)]
+pub(crate) struct Admission(Connection);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let Connection { shared, .. } = &self.0;
+        let mut standing = lock(&shared.standing);
+        match &mut *standing {
+            Standing::Proven { streams: 1 } => {
+                *standing = match self.0.place(&mut standing) {
+                    Some(place) => {
+                        Standing::Unproven { _place: place, until: Instant::now() + shared.time_to_prove }
+                    }
+                    None => Standing::Closed,
+                };
+                shared.server.wake();
+            }
+            Standing::Proven { streams } => *streams -= 1,
+            Standing::Unproven { .. } | Standing::Closing { .. } | Standing::Closed => {}
+        }
+    }
+}
+
+/// A node's byte stream that ends when its [`Connection`] shall.
 pub(super) struct NodeStream<S> {
     stream: S,
     connection: Connection,
@@ -151,13 +237,29 @@ pub(super) struct NodeStream<S> {
 }
 
 impl<S> NodeStream<S> {
-    pub(super) fn new(
-        stream: S,
-        connection: Connection,
-        slot: OwnedSemaphorePermit,
-        time_to_prove: Duration,
-    ) -> Self {
-        Self { stream, connection, deadline: Box::pin(tokio::time::sleep(time_to_prove)), _slot: slot }
+    pub(super) fn new(stream: S, connection: Connection, slot: OwnedSemaphorePermit) -> Self {
+        Self { stream, connection, deadline: Box::pin(tokio::time::sleep(Duration::ZERO)), _slot: slot }
+    }
+
+    /// Fails once the connection's time is over. Asked on every path into the stream: a peer that does not read keeps the
+    /// server from reading, and one that says nothing from writing.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.connection.shared.server.register(cx.waker());
+        let until = match &*lock(&self.connection.shared.standing) {
+            Standing::Proven { .. } => return Ok(()),
+            Standing::Unproven { until, .. } | Standing::Closing { until, .. } => Some(*until),
+            Standing::Closed => None,
+        };
+        if let Some(until) = until {
+            if self.deadline.deadline() != until {
+                self.deadline.as_mut().reset(until);
+            }
+            if self.deadline.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+        }
+        tracing::debug!(peer = %self.connection.peer, "closed a connection on which no node has a stream");
+        Err(io::ErrorKind::TimedOut.into())
     }
 }
 
@@ -167,16 +269,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for NodeStream<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.connection.is_proven() && self.deadline.as_mut().poll(cx).is_ready() {
-            tracing::debug!(peer = %self.connection.peer, "closed a connection on which nothing was proved");
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for NodeStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
@@ -185,6 +285,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for NodeStream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
@@ -193,10 +294,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for NodeStream<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -412,7 +412,12 @@ impl TestNode {
     }
 
     pub async fn sync_with(&mut self, lie: Lie) -> Result<MapStream, Status> {
-        let mut connection = connect(self.address.unwrap()).await.unwrap();
+        let connection = connect(self.address.unwrap()).await;
+        self.sync_on(connection.map_err(|error| Status::unavailable(error.to_string()))?, lie).await
+    }
+
+    /// Opens a map stream on a connection that is there.
+    pub async fn sync_on(&mut self, mut connection: Connection, lie: Lie) -> Result<MapStream, Status> {
         let (mut proof, _) = self.challenge(&mut connection).await?;
         if lie == Lie::OtherNonce {
             proof.client_nonce[0] ^= 1;
@@ -498,7 +503,10 @@ impl TestNode {
     }
 
     pub fn record_at(&self, port: u16, serial: u64, time: UnixTime) -> Envelope {
-        let endpoints = vec![SocketAddr::from(([192, 0, 2, 1], port))];
+        self.record_of(vec![SocketAddr::from(([192, 0, 2, 1], port))], serial, time)
+    }
+
+    pub fn record_of(&self, endpoints: Vec<SocketAddr>, serial: u64, time: UnixTime) -> Envelope {
         let record = NodeRecord { network: self.network, id: self.id, serial, endpoints, time };
         Envelope::sign(&record, &self.identity).unwrap()
     }

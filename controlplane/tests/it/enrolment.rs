@@ -323,7 +323,12 @@ async fn race(token: &JoinToken, count: usize) -> (usize, Vec<(Reason, String)>)
             let coordinator = token.coordinators()[i % token.coordinators().len()].parse().unwrap();
             tokio::spawn(async move {
                 let mut node = TestNode::new("");
-                let mut connection = connect(coordinator).await.unwrap();
+                // One address may have so many connections that prove nothing yet; the others come again.
+                let mut connection = loop {
+                    if let Ok(connection) = connect(coordinator).await {
+                        break connection;
+                    }
+                };
                 let joined = node.join_on(&mut connection, &token, Lie::None).await;
                 joined.map_err(|status| (reason(&status), status.message().to_owned()))
             })
@@ -464,6 +469,39 @@ async fn guessing_is_slowed_down_and_a_used_token_is_no_guess() {
     }
     let barred = TestNode::new("x").join_with(&used, Lie::OtherToken).await.unwrap_err();
     assert_eq!((reason(&barred), barred.code()), (Reason::Busy, Code::Unavailable));
+    coordinator.stop().await;
+}
+
+/// As behind a NAT or a proxy: all have one address, and one of them guesses.
+#[tokio::test]
+async fn junk_from_an_address_keeps_no_honest_node_of_that_address_out() {
+    let coordinator = Running::start().await;
+    let token = coordinator.token().await;
+    let mut member = coordinator.member("member").await;
+    for _ in 0..11 {
+        member.sync_with(Lie::OtherIdentity).await.err().unwrap();
+    }
+    let junk = member.sync_with(Lie::OtherIdentity).await.err().unwrap();
+    assert_eq!(reason(&junk), Reason::Busy, "a further guess is not even told what was wrong");
+    let mut joins = TestNode::new("joins");
+    joins.join(&token).await.unwrap();
+    let mut stream = joins.sync().await.unwrap();
+    joins.update(&mut stream).await;
+    let mut stream = member.sync().await.unwrap();
+    member.update(&mut stream).await;
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_node_is_no_guess() {
+    let coordinator = Running::start().await;
+    let mut node = coordinator.member("a").await;
+    let id = std::mem::replace(&mut node.id, ringmesh_tunnel::key::NodeId::from_bytes([9; 8]));
+    for _ in 0..12 {
+        assert_eq!(reason(&node.sync().await.err().unwrap()), Reason::NodeUnknown);
+    }
+    node.id = id;
+    assert_eq!(reason(&node.sync_with(Lie::OtherIdentity).await.err().unwrap()), Reason::ProofInvalid);
     coordinator.stop().await;
 }
 

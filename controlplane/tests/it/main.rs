@@ -12,6 +12,7 @@ mod admin;
 mod client;
 mod crash;
 mod enrolment;
+mod flood;
 mod harness;
 mod hostile;
 mod secrets;

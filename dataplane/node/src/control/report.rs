@@ -6,6 +6,9 @@ use tracing::debug;
 
 use crate::mesh::{Live, Mesh};
 
+/// Peers that a report names: with more it would not fit into what a coordinator reads.
+const MAX_PEERS: usize = 1000;
+
 /// Sends one report. A report that is lost is followed by another, so failing is only worth a line.
 pub(crate) async fn send(mesh: &Mesh, live: Live) {
     let Some(plane) = mesh.plane() else { return };
@@ -17,7 +20,7 @@ pub(crate) async fn send(mesh: &Mesh, live: Live) {
         back_end: chosen.back_end.to_string(),
         back_end_reason: chosen.reason.clone(),
         durable: mesh.held().installed,
-        peers: report.peers.iter().map(peer_report).collect(),
+        peers: report.peers.iter().take(MAX_PEERS).map(peer_report).collect(),
     };
     if let Err(status) = client.report(request).await {
         debug!(%status, "a report was not taken");
