@@ -52,6 +52,49 @@ fn assert_absent(what: &str, secret: &[u8; 32], from: &[(&str, Vec<u8>)]) {
 }
 
 #[test]
+fn every_new_and_every_changed_peer_key_is_in_the_log() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let authority = &coordinator.shared.authority;
+            let mut place = Place::new();
+            place.config.log = Some("info".to_owned());
+            let log = place.directory.path().join("log");
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.stderr(File::create(&log).unwrap());
+            let mut daemon = Process::start(command, &place).await;
+            daemon.node.join(&coordinator.token(), "alpha").await.unwrap();
+            let keys = [(); 2].map(|()| IdentitySecret::generate().public_key());
+            for (serial, key) in (1..).zip(keys) {
+                let mut peer = authority.member(7, "newcomer", key);
+                peer.serial = serial;
+                let envelope = authority.sign_member(&peer);
+                coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
+                // Twice: what is known is not told again.
+                for _ in 0..2 {
+                    coordinator.send_map().await;
+                }
+                let noise_key = key.noise_key().to_string();
+                let has_it = move |status: &ringmesh_proto::local::StatusResponse| {
+                    status.peers.first().is_some_and(|peer| peer.noise_key == noise_key)
+                };
+                daemon.node.until("the key is known", has_it).await;
+            }
+            daemon.terminate();
+            let log = fs::read_to_string(&log).unwrap();
+            let lines: Vec<_> = log.lines().filter(|line| line.contains("newcomer")).collect();
+            assert_eq!(lines.len(), 2, "{log}");
+            let [first, second] = keys.map(|key| key.fingerprint());
+            let id = "0000000000000007";
+            assert!(lines.iter().all(|line| line.contains("INFO") && line.contains(id)), "{lines:?}");
+            assert!(lines[0].contains("a new peer") && lines[0].contains(&first), "{lines:?}");
+            assert!(lines[1].contains("another key") && lines[1].contains(&second), "{lines:?}");
+            assert!(lines[1].contains(&first), "and the one before: {lines:?}");
+        });
+    });
+}
+
+#[test]
 fn no_secret_leaves_the_daemon_even_at_trace() {
     in_sandbox(|| {
         block_on(async {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use ringmesh_lab::in_sandbox;
-use ringmesh_proto::control::Reason;
+use ringmesh_proto::control::{Reason, sync_request::Message as In};
 use ringmesh_tunnel::key::IdentitySecret;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -272,6 +272,56 @@ fn a_join_that_fails_after_enrolment_keeps_its_key_and_can_be_repeated() {
             let status = node.join(&coordinator.token(), "alpha").await.unwrap();
             assert_eq!(status.network.unwrap().self_.unwrap().ipv4, "100.64.0.1");
             assert_eq!(coordinator.shared.enrolled.lock().unwrap().len(), 1, "the same key, the same node");
+        });
+    });
+}
+
+#[test]
+fn a_daemon_told_to_end_while_it_waits_for_its_first_map_ends_at_once() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            coordinator.shared.mischief.lock().unwrap().mapless = true;
+            let place = Place::new();
+            let node = place.start().await.unwrap();
+            let (mut joiner, token) = (Node::of_process(node.client.clone()), coordinator.token());
+            let joining = tokio::spawn(async move { joiner.join(&token, "alpha").await });
+            coordinator.hear("a hello", |message| matches!(message, In::Hello(_)).then_some(())).await;
+            let began = std::time::Instant::now();
+            node.stop().await.unwrap();
+            assert!(began.elapsed() < std::time::Duration::from_secs(2), "{:?}", began.elapsed());
+            joining.await.unwrap().unwrap_err();
+            assert!(!has_interface("mesh0"));
+            for file in ["network.json", "map", "secrets"] {
+                assert!(!place.state(file).exists(), "{file}");
+            }
+            assert!(place.state("identity").exists() && place.state("join.json").exists());
+        });
+    });
+}
+
+#[test]
+fn the_key_of_an_unfinished_join_is_kept_when_another_network_is_joined() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            coordinator.shared.mischief.lock().unwrap().refuse_enroll = Some(Status::unavailable("broken"));
+            let refused = node.join(&coordinator.token(), "alpha").await.unwrap_err();
+            assert_eq!(reason(&refused), Reason::Unreachable);
+            assert!(refused.message().contains("its key is kept"), "{refused}");
+            let kept = fs::read(place.state("identity")).unwrap();
+
+            let other = TestCoordinator::start().await;
+            node.join(&other.token(), "alpha").await.unwrap();
+            let aside = place.state(&format!("identity.of-{}", coordinator.shared.authority.network));
+            assert_eq!(fs::read(aside).unwrap(), kept);
+            assert_ne!(
+                fs::read(place.state("identity")).unwrap(),
+                kept,
+                "networks do not learn of each other"
+            );
         });
     });
 }

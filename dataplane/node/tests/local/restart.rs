@@ -1,15 +1,21 @@
 //! A daemon that starts again.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use ringmesh_lab::in_sandbox;
 use ringmesh_proto::{control::Reason, local::StatusResponse};
-use ringmesh_tunnel::key::IdentitySecret;
+use ringmesh_tunnel::{
+    key::{IdentitySecret, NodeId},
+    netmap::NetworkMap,
+};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{has_interface, reason};
-use crate::support::{block_on, coordinator::TestCoordinator, daemon::Place};
+use crate::support::{authority::now, block_on, coordinator::TestCoordinator, daemon::Place};
 
 #[test]
 fn a_restarted_daemon_runs_from_its_map_within_a_second_though_the_coordinator_is_dead() {
@@ -41,6 +47,56 @@ fn a_restarted_daemon_runs_from_its_map_within_a_second_though_the_coordinator_i
                 status.coordinator.as_ref().is_some_and(|coordinator| !coordinator.last_error.is_empty())
             });
             assert_eq!(shown.await.coordinator.unwrap().state, "connecting");
+        });
+    });
+}
+
+/// What a peer says of where it is, as the map on disk has it.
+fn on_disk(place: &Place, coordinator: &TestCoordinator, of: NodeId, me: NodeId) -> Vec<SocketAddr> {
+    let authority = &coordinator.shared.authority;
+    let content = std::fs::read(place.state("map")).unwrap();
+    let map = NetworkMap::parse(&content, authority.network, authority.root.public_key(), me, now()).unwrap();
+    map.node_record(of).map(|record| record.endpoints.clone()).unwrap_or_default()
+}
+
+#[test]
+fn where_a_peer_moved_to_is_on_disk_within_a_second() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let place = Place::new();
+            let mut node = place.start().await.unwrap();
+            let joined = node.join(&coordinator.token(), "alpha").await.unwrap();
+            let me: NodeId = joined.network.unwrap().self_.unwrap().id.parse().unwrap();
+            let authority = &coordinator.shared.authority;
+            let key = IdentitySecret::generate();
+            let peer = authority.member(7, "peer", key.public_key());
+            let envelope = authority.sign_member(&peer);
+            coordinator.shared.map.lock().unwrap().put(peer.id, envelope);
+            let tell = |endpoints: &[&str]| {
+                let endpoints = endpoints.iter().map(|endpoint| endpoint.parse().unwrap()).collect();
+                coordinator.shared.map.lock().unwrap().put_record(
+                    &key,
+                    authority.network,
+                    peer.id,
+                    endpoints,
+                );
+            };
+            // The first record may come before the peer knows an address of its own.
+            tell(&[]);
+            coordinator.send_map().await;
+            node.until("the peer is known", |status| status.peers.len() == 1).await;
+
+            for address in ["192.0.2.1:51820", "192.0.2.2:51820"] {
+                tell(&[address]);
+                coordinator.send_map().await;
+                let began = Instant::now();
+                let expected: Vec<SocketAddr> = vec![address.parse().unwrap()];
+                while on_disk(&place, &coordinator, peer.id, me) != expected {
+                    assert!(began.elapsed() < Duration::from_secs(1), "{address} is not on disk");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
         });
     });
 }

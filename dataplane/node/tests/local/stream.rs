@@ -198,6 +198,57 @@ fn a_peer_without_a_preshared_key_is_never_reached() {
 }
 
 #[test]
+fn a_node_whose_own_membership_has_ended_says_so() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, mut node) = joined().await;
+            let authority = &coordinator.shared.authority;
+            let peer = authority.member(7, "peer", IdentitySecret::generate().public_key());
+            let own = *coordinator.shared.enrolled.lock().unwrap().keys().next().unwrap();
+            let mut me = authority.member(1, "alpha", own);
+            (me.serial, me.not_after) = (2, in_ms(1_500));
+            {
+                let mut map = coordinator.shared.map.lock().unwrap();
+                map.put(peer.id, authority.sign_member(&peer)).put(me.id, authority.sign_member(&me));
+            }
+            coordinator.send_map().await;
+            node.until("the peer is known", |status| status.peers.len() == 1).await;
+            let status = node.until("it is over", |status| status.state == "expired").await;
+            assert!(status.peers.is_empty());
+            let answers = node.ping("peer", 1, 100).await.unwrap();
+            assert!(answers[0].error.contains("own membership has ended"), "{answers:?}");
+        });
+    });
+}
+
+#[test]
+fn what_a_peer_must_not_make_us_send_to_is_no_candidate() {
+    in_sandbox(|| {
+        block_on(async {
+            let (coordinator, _place, mut node) = joined().await;
+            let authority = &coordinator.shared.authority;
+            let key = IdentitySecret::generate();
+            let peer = authority.member(7, "peer", key.public_key());
+            let victim = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let bad = [victim.local_addr().unwrap().to_string(), "224.0.0.1:9".into(), "100.64.0.7:9".into()];
+            let bad: Vec<_> = bad.iter().map(|address| address.parse().unwrap()).collect();
+            {
+                let mut map = coordinator.shared.map.lock().unwrap();
+                map.put(peer.id, authority.sign_member(&peer));
+                map.put_record(&key, authority.network, peer.id, bad);
+            }
+            coordinator.send_map().await;
+            node.until("the peer is known", |status| status.peers.len() == 1).await;
+            let answers = node.ping("peer", 1, 300).await.unwrap();
+            assert!(answers[0].error.contains("no address"), "{answers:?}");
+            let mut datagram = [0; 256];
+            let sent = victim.try_recv(&mut datagram);
+            assert_eq!(sent.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nothing is sent there");
+        });
+    });
+}
+
+#[test]
 fn a_peer_whose_record_ends_is_dropped_without_anybody_saying_so() {
     in_sandbox(|| {
         block_on(async {
