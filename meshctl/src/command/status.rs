@@ -54,6 +54,11 @@ fn verdict(status: &StatusResponse) -> Result<(), Failure> {
             "meshctl leave, which clears what is left of it; then join again with a new token, if it shall",
         ));
     }
+    if status.state == "expired" {
+        return Err(Failure::new(Exit::NotJoined, "this node's membership has ended; it reaches nobody").attempt(
+            "look at the coordinator, which renews it once it is reached; or whether this machine's clock is right",
+        ));
+    }
     match network.map_age_ms {
         Some(age) if age > STALE_MS => Err(Failure::new(Exit::NotJoined, "the network map is stale")
             .cause(format!("no coordinator confirmed it for {}", output::table::span(age)))
@@ -97,6 +102,14 @@ mod tests {
         let failure = verdict(&removed).unwrap_err();
         assert_eq!(failure.exit(), Exit::NotJoined);
         assert!(failure.to_string().contains("meshctl leave"), "{failure}");
+    }
+
+    #[test]
+    fn a_node_whose_membership_has_ended_is_not_well_however_fresh_its_map() {
+        let expired = StatusResponse { state: "expired".to_owned(), ..status(Some(0)) };
+        assert_eq!(verdict(&expired).unwrap_err().exit(), Exit::NotJoined);
+        let waits = StatusResponse { state: "no-key".to_owned(), ..status(Some(0)) };
+        assert_eq!(verdict(&waits), Ok(()), "keys are on their way");
     }
 
     #[test]
