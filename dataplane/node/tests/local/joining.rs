@@ -4,7 +4,7 @@ use std::fs;
 
 use ringmesh_lab::in_sandbox;
 use ringmesh_proto::control::{Reason, sync_request::Message as In};
-use ringmesh_tunnel::key::IdentitySecret;
+use ringmesh_tunnel::key::{IdentitySecret, NodeId};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
