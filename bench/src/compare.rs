@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use std::{fs, thread};
+use std::{fmt, fs, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -18,7 +18,7 @@ use crate::report::{Machine, Report, Sample, Samples, Settings, progress, result
 use crate::subject::{Subject, SubjectKind, Tools};
 
 /// Runs of one measurement that strangers may spoil before it is given up.
-const TRIES: usize = 4;
+const TRIES: usize = 8;
 /// Between two runs, for queues and timers of the one before to drain.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -105,7 +105,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let comparison = Comparison::new(options);
     comparison.gate.wait_for_quiet()?;
     let (subjects, mut remarks) = set_up(options)?;
-    let samples = comparison.measure(&subjects, &mut remarks)?;
+    let mut spoiled = Spoiled::default();
+    let samples = comparison.measure(&subjects, &mut spoiled)?;
+    remarks.extend(spoiled.remarks());
 
     let measured = subjects.iter().map(Subject::describe).collect::<Result<Vec<_>>>()?;
     let report =
@@ -117,7 +119,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Output::Table => result(&report.to_text()),
         Output::Json => result(&report.to_json()?),
     }
-    Ok(())
+    if spoiled.given_up.is_empty() { Ok(()) } else { Err(Incomplete(spoiled.given_up.len()).into()) }
+}
+
+/// Some measurements could not be had.
+#[derive(Debug)]
+pub(crate) struct Incomplete(usize);
+
+impl std::error::Error for Incomplete {}
+
+impl fmt::Display for Incomplete {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} measurements are missing from the result: others used the box too much", self.0)
+    }
 }
 
 /// Brings up every subject: those asked for must come up, of the others those that can.
@@ -140,6 +154,25 @@ fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
         subjects.push(subject);
     }
     Ok((subjects, remarks))
+}
+
+/// Runs that do not count, because others used the box meanwhile.
+#[derive(Debug, Default)]
+struct Spoiled {
+    runs: usize,
+    /// Measurements that could not be had at all.
+    given_up: Vec<String>,
+}
+
+impl Spoiled {
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if self.runs > 0 {
+            remarks.push(format!("{} runs did not count, because others used the box meanwhile", self.runs));
+        }
+        remarks.extend(self.given_up.iter().map(|what| format!("given up: {what}")));
+        remarks
+    }
 }
 
 struct Comparison {
@@ -171,47 +204,42 @@ impl Comparison {
         }
     }
 
-    fn measure(&self, subjects: &[Subject], remarks: &mut Vec<String>) -> Result<Samples> {
+    fn measure(&self, subjects: &[Subject], spoiled: &mut Spoiled) -> Result<Samples> {
         let mut samples = Samples::default();
         for repetition in 0..self.repetitions {
             for step in Step::ALL {
                 // Another one begins each time, so that nobody always follows the same neighbour's leftovers.
                 let (head, tail) = subjects.split_at(repetition % subjects.len().max(1));
                 for subject in tail.iter().chain(head) {
+                    let run = format!("run {} of {}", repetition + 1, self.repetitions);
                     let name = subject.kind().name();
-                    let reading = self.one(step, subject, remarks).with_context(|| {
-                        format!(
-                            "measuring {step:?} of {name} (run {} of {})",
-                            repetition + 1,
-                            self.repetitions
-                        )
-                    })?;
-                    self.record(&mut samples, subject.kind(), repetition, &reading);
+                    let reading = self
+                        .one(step, subject, spoiled)
+                        .with_context(|| format!("measuring {step:?} of {name} ({run})"))?;
+                    match reading {
+                        Some(reading) => self.record(&mut samples, subject.kind(), repetition, &reading),
+                        None => spoiled.given_up.push(format!("{step:?} of {name}, {run}")),
+                    }
                 }
             }
         }
         Ok(samples)
     }
 
-    /// One run that strangers did not spoil; with `--force`, one run.
-    fn one(&self, step: Step, subject: &Subject, remarks: &mut Vec<String>) -> Result<Reading> {
-        let mut attempt = 1;
-        loop {
+    /// One run that strangers did not spoil, if it can be had; with `--force`, one run.
+    fn one(&self, step: Step, subject: &Subject, spoiled: &mut Spoiled) -> Result<Option<Reading>> {
+        for _ in 0..TRIES {
             thread::sleep(PAUSE);
             self.gate.wait_for_quiet()?;
             let reading = measure::run(step, subject, self.effort)?;
             if self.gate.force || Gate::is_quiet(&reading.usage) {
-                return Ok(reading);
+                return Ok(Some(reading));
             }
+            spoiled.runs += 1;
             let busy = Busy::new(&reading.usage);
-            if attempt == TRIES {
-                return Err(busy.into());
-            }
-            attempt += 1;
-            let remark = format!("{step:?} of {} was repeated: {busy}", subject.kind().name());
-            progress(&remark);
-            remarks.push(remark);
+            progress(&format!("{step:?} of {} was spoiled: {busy}", subject.kind().name()));
         }
+        Ok(None)
     }
 
     fn record(&self, samples: &mut Samples, kind: SubjectKind, repetition: usize, reading: &Reading) {

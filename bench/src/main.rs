@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report::progress(&format!("error: {error:#}"));
-            if error.is::<gate::Busy>() {
+            if error.is::<gate::Busy>() || error.is::<compare::Incomplete>() {
                 report::progress(
                     "the box is busy: wait until the others are done, or measure anyway with --force",
                 );
