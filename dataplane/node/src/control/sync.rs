@@ -1,6 +1,7 @@
 //! The map stream: opened with a proof, resumed from the held position, supervised by heartbeats, opened again when it ends.
 
 use std::{
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -46,11 +47,11 @@ const GOOD_STREAM: Duration = Duration::from_secs(10);
 /// Mean time between attempts of a node that was told that it is removed.
 const REMOVED_WAIT: Duration = Duration::from_secs(300);
 
-/// Keeps a stream open until the mesh stops.
+/// Keeps a stream open until the mesh stops; never gives up by itself.
 ///
 /// That a node was removed is said by an unsigned status, so that whoever stands in between can say it as well. It is obeyed
 /// at once, and asked about again, slowly: only what is signed ends a membership for good.
-pub(crate) async fn keep_in_step(mesh: Arc<Mesh>) {
+pub(crate) async fn keep_in_step(mesh: Arc<Mesh>) -> Infallible {
     let mut backoff = Backoff::default();
     // A removed node may have missed anything.
     let mut attempt = Attempt { wants_full: mesh.is_removed(), ..Attempt::default() };
@@ -112,7 +113,7 @@ struct Stream {
 }
 
 impl Attempt {
-    async fn run(&mut self, mesh: &Arc<Mesh>) -> Result<std::convert::Infallible, Failure> {
+    async fn run(&mut self, mesh: &Arc<Mesh>) -> Result<Infallible, Failure> {
         let mut addresses = mesh.membership().coordinators;
         // The one that served last goes first.
         addresses.sort_by_key(|address| *address != self.address);
@@ -174,11 +175,7 @@ impl Attempt {
     }
 
     /// Serves the stream until it fails.
-    async fn follow(
-        &mut self,
-        mesh: &Arc<Mesh>,
-        mut stream: Stream,
-    ) -> Result<std::convert::Infallible, Failure> {
+    async fn follow(&mut self, mesh: &Arc<Mesh>, mut stream: Stream) -> Result<Infallible, Failure> {
         let mut endpoints = mesh.watch_own_endpoints();
         // Tells the endpoints known now, too.
         endpoints.mark_changed();

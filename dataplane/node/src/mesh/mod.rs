@@ -197,7 +197,8 @@ impl Mesh {
             self.link.send_replace(Link::removed(None));
         }
         let mut tasks = self.tasks.lock().await;
-        tasks.spawn(sync::keep_in_step(Arc::clone(self)));
+        let mesh = Arc::clone(self);
+        tasks.spawn(async move { match sync::keep_in_step(mesh).await {} });
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).save_what_was_put_off());
         tasks.spawn(Arc::clone(self).watch_endpoints());
