@@ -1,6 +1,6 @@
 //! `ringmesh.admin.v1`: what operators ask. Every method begins with the proof that the caller is one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringmesh_proto::admin as proto;
 use ringmesh_proto::admin::{
@@ -21,6 +21,9 @@ use crate::{
         tokens::{self, Wish},
     },
 };
+
+/// The longest wait for nodes to install something: a request has 10 s in all.
+const MAX_WAIT: Duration = Duration::from_secs(8);
 
 /// All four services.
 #[derive(Debug, Clone)]
@@ -143,7 +146,20 @@ impl NodeService for Admin {
         let who = self.find(network, &request.get_ref().node)?;
         let node = self.node(who)?;
         let revision = self.coordinator.remove(&operator, network, who.node).await?;
-        Ok(Response::new(proto::RemoveNodeResponse { node: Some(node), revision }))
+        let (since, patience) = (Instant::now(), Duration::from_millis(request.get_ref().wait_ms.into()));
+        let reach = self.coordinator.reach(&operator, network, revision, patience.min(MAX_WAIT)).await?;
+        let behind = reach.behind.into_iter().map(|behind| proto::BehindNode {
+            id: behind.node.to_string(),
+            name: behind.name,
+            online: behind.online,
+        });
+        Ok(Response::new(proto::RemoveNodeResponse {
+            node: Some(node),
+            revision,
+            installed: reach.installed,
+            behind: behind.collect(),
+            waited_ms: since.elapsed().as_millis().try_into().unwrap_or(u32::MAX),
+        }))
     }
 
     async fn add_stock_device(

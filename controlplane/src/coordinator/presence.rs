@@ -7,6 +7,7 @@ use std::{
 
 use ringmesh_tunnel::UnixTime;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use crate::{auth::NodeOf, server::Connection, store::Revision};
 
@@ -81,11 +82,15 @@ struct Table {
 
 /// What is known of all nodes.
 #[derive(Debug, Default)]
-pub(crate) struct Presences(Mutex<Table>);
+pub(crate) struct Presences {
+    table: Mutex<Table>,
+    /// Counts what may have changed of what is installed where.
+    moved: watch::Sender<u64>,
+}
 
 impl Presences {
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a stream, which takes over from an older one; returns its number.
@@ -133,6 +138,8 @@ impl Presences {
         if let Some(session) = presence.session.take() {
             table.sessions.remove(&session);
         }
+        drop(table);
+        self.note_move();
     }
 
     /// Forgets a node that was removed.
@@ -148,6 +155,16 @@ impl Presences {
         if let Some(presence) = self.lock().nodes.get_mut(who) {
             change(presence);
         }
+        self.note_move();
+    }
+
+    /// Wakes whenever a node may have installed something, or has come or gone.
+    pub(crate) fn moved(&self) -> watch::Receiver<u64> {
+        self.moved.subscribe()
+    }
+
+    fn note_move(&self) {
+        self.moved.send_modify(|count| *count += 1);
     }
 
     /// Begins to count the absence of a node that was not seen since the start.

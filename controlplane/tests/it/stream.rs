@@ -260,6 +260,49 @@ async fn a_removed_nodes_stream_ends_and_its_key_is_refused_for_good() {
 }
 
 #[tokio::test]
+async fn a_removal_waits_for_the_nodes_that_are_online_and_names_those_behind() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    let mut a = coordinator.member("a").await;
+    let mut b = coordinator.member("b").await;
+    for name in ["away", "gone", "gone2"] {
+        coordinator.member(name).await;
+    }
+    let (mut to_a, mut to_b) = (a.sync().await.unwrap(), b.sync().await.unwrap());
+    a.update(&mut to_a).await;
+    b.update(&mut to_b).await;
+    let remove = |node: &str, wait_ms: u32| admin::RemoveNodeRequest {
+        node: node.into(),
+        wait_ms,
+        ..Default::default()
+    };
+    // One does not acknowledge.
+    let mut waiting = operator.clone();
+    let removal = tokio::spawn(async move { waiting.nodes.remove_node(remove("gone", 300)).await });
+    let durable = a.update(&mut to_a).await.position.durable;
+    to_a.acknowledge(durable).await;
+    b.update(&mut to_b).await;
+    let removed = removal.await.unwrap().unwrap().into_inner();
+    assert_eq!(removed.installed, ["a"]);
+    let mut behind: Vec<_> = removed.behind.iter().map(|node| (node.name.as_str(), node.online)).collect();
+    behind.sort_unstable();
+    assert_eq!(behind, [("away", false), ("b", true), ("gone2", false)]);
+    assert!(removed.waited_ms >= 300, "{}", removed.waited_ms);
+    // Both do: nobody waits for the one that is away.
+    let removal = tokio::spawn(async move { operator.nodes.remove_node(remove("gone2", 8_000)).await });
+    let durable = a.update(&mut to_a).await.position.durable;
+    to_a.acknowledge(durable).await;
+    let durable = b.update(&mut to_b).await.position.durable;
+    to_b.acknowledge(durable).await;
+    let mut removed = removal.await.unwrap().unwrap().into_inner();
+    removed.installed.sort_unstable();
+    assert_eq!(removed.installed, ["a", "b"]);
+    assert!(removed.waited_ms < 8_000, "{}", removed.waited_ms);
+    assert_eq!(removed.behind.len(), 1);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn only_the_last_two_epochs_are_kept() {
     let coordinator = Running::start().await;
     let mut stays = coordinator.member("stays").await;
