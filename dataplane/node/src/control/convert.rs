@@ -178,6 +178,14 @@ mod tests {
     }
 
     #[test]
+    fn the_ipv6_pool_of_a_message_is_of_no_consequence() {
+        for told in ["2000::/3", "10.0.0.0/8", "nonsense", ""] {
+            let wire = wire::Network { ipv6_pool: told.into(), ..good_network() };
+            assert_eq!(network(wire), network(good_network()), "{told}");
+        }
+    }
+
+    #[test]
     fn an_update_without_head_or_position_is_malformed() {
         assert!(map_update(wire::MapUpdate::default()).is_err());
         let headless = wire::MapUpdate { position: Some(wire::Position::default()), ..Default::default() };

@@ -52,8 +52,7 @@ fn a_joined_node_has_addresses_routes_and_files_and_a_left_one_has_none() {
             let network = status.network.unwrap();
             let own = network.self_.unwrap();
             let pool = coordinator.shared.authority.network.ula();
-            let ipv6 =
-                ringmesh_tunnel::key::NodeId::from_bytes([0, 0, 0, 0, 0, 0, 0, 1]).ipv6_in(pool).unwrap();
+            let ipv6 = NodeId::from_bytes([0, 0, 0, 0, 0, 0, 0, 1]).ipv6_in(pool).unwrap();
             assert_eq!((network.name.as_str(), network.zone.as_str(), network.epoch), ("lab", "mesh", 1));
             assert_eq!(
                 (own.name.as_str(), own.ipv4.as_str(), own.ipv6.as_str()),
