@@ -24,6 +24,10 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// Seconds between heartbeats to each node, 1 to 300; a node that misses three is let go.
     pub heartbeat_seconds: u32,
+    /// Whether `state_dir` was just restored from a backup, so that revision and serials must be raised beyond what nodes have
+    /// seen since. Only by flag: it is about one start.
+    #[serde(skip)]
+    pub restored: bool,
     /// The network that is made at the first start. Later changes of it are not taken over.
     pub network: NetworkConfig,
 }
@@ -49,6 +53,7 @@ impl Default for Config {
             state_dir: "/var/lib/mesh/coordinator".into(),
             admin_socket: "/run/mesh/coordinator.sock".into(),
             heartbeat_seconds: 20,
+            restored: false,
             network: NetworkConfig::default(),
         }
     }

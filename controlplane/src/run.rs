@@ -10,7 +10,7 @@ use crate::{
     clock::Clock,
     config::{Config, ConfigError},
     coordinator::{Coordinator, Fault, INTERVAL, MaintenanceError, Options},
-    network::{Damage, Registry, authority::Signer},
+    network::{Damage, Registry, authority::Signer, renew::RESTORED_STEP},
     server::{self, Limits, SocketError},
     state_dir::{self, FileError},
     store::{
@@ -99,7 +99,11 @@ pub async fn run(
 ) -> Result<(), StartError> {
     config.check()?;
     state_dir::prepare(&config.state_dir, 0o700)?;
-    let store = Arc::new(SqliteStore::open(&config.state_dir)?);
+    let store = Arc::new(if config.restored {
+        SqliteStore::open_restored(&config.state_dir, RESTORED_STEP)?
+    } else {
+        SqliteStore::open(&config.state_dir)?
+    });
     let result = serve(&config, store.clone(), shutdown, ready).await;
     // Requests that did not end in time may still hold it; another coordinator may start all the same.
     store.close().await;
@@ -130,6 +134,9 @@ async fn serve(
     let coordinator = Coordinator::open(store, vault, options).await?;
     coordinator.ensure_network(&config.network).await?;
     check_keys(&coordinator)?;
+    if config.restored {
+        coordinator.heal_restored().await?;
+    }
     // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
     coordinator.maintain().await?;
 

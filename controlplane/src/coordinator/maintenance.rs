@@ -100,14 +100,33 @@ impl Coordinator {
         let networks: Vec<NetworkId> =
             self.with_registry(|registry| registry.networks.keys().copied().collect());
         for network in networks {
-            self.renew(network).await?;
+            self.renew(network, renew::Why::Due).await?;
             self.drop_absent(network).await?;
         }
         Ok(())
     }
 
-    async fn renew(&self, network: NetworkId) -> Result<(), Refused> {
-        let plans = self.with_network(network, |state| renew::plan(state, self.now()))??;
+    /// Signs everything anew with serials beyond any that a node can have seen, after the state came from a backup. The revision
+    /// was raised when the store was opened. What was removed since the backup is a member again, and who joined since is not.
+    ///
+    /// # Errors
+    /// If something cannot be signed or stored.
+    pub async fn heal_restored(&self) -> Result<(), MaintenanceError> {
+        let networks: Vec<NetworkId> =
+            self.with_registry(|registry| registry.networks.keys().copied().collect());
+        for network in networks {
+            self.renew(network, renew::Why::Restored).await?;
+        }
+        let revision = self.with_registry(crate::network::Registry::revision);
+        tracing::warn!(
+            revision,
+            "the state was restored: check with `meshctl nodes list` who was removed or joined since the backup"
+        );
+        Ok(())
+    }
+
+    async fn renew(&self, network: NetworkId, why: renew::Why) -> Result<(), Refused> {
+        let plans = self.with_network(network, |state| renew::plan(state, why, self.now()))??;
         for plan in plans {
             let entries = plan.ops.len();
             let _turn = self.0.turn.lock().await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringmesh_tunnel::{UnixTime, key::NodeId, netmap::Member};
+use ringmesh_tunnel::{UnixTime, key::NodeId};
 
 use super::{
     Plan,
@@ -18,22 +18,47 @@ use crate::store::{Compare, Op};
 /// Renewals of one transaction, so that a large network does not hold up those who enrol.
 const BATCH: usize = 50;
 
-/// Plans everything that is due at `now`, in pieces that stand alone.
-pub(crate) fn plan(state: &NetworkState, now: UnixTime) -> Result<Vec<Plan>, CannotSign> {
+/// By how much revision and serials rise after a restoration: more than can have been counted since any backup.
+pub(crate) const RESTORED_STEP: u64 = 1 << 32;
+
+/// Why something is signed anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Half of its life is over.
+    Due,
+    /// The state came from a backup: nodes have seen serials that it does not know of, and take none below.
+    Restored,
+}
+
+impl Why {
+    fn concerns(self, not_after: UnixTime, life: Duration, now: UnixTime) -> bool {
+        self == Self::Restored || half_over(not_after, life, now)
+    }
+
+    const fn next(self, serial: u64) -> u64 {
+        match self {
+            Self::Due => serial.saturating_add(1),
+            Self::Restored => serial.saturating_add(RESTORED_STEP),
+        }
+    }
+}
+
+/// Plans everything that is to be signed anew at `now`, in pieces that stand alone.
+pub(crate) fn plan(state: &NetworkState, why: Why, now: UnixTime) -> Result<Vec<Plan>, CannotSign> {
     let mut plans = Vec::new();
-    plans.extend(certificates(state, now)?);
-    plans.extend(policy(state, now)?);
+    plans.extend(certificates(state, why, now)?);
+    plans.extend(policy(state, why, now)?);
     let due: Vec<NodeId> = state
         .nodes
         .values()
         .map(|node| &node.member.record)
-        .filter(|m| is_due(m, now))
+        .filter(|m| why.concerns(m.not_after, RECORD_LIFE, now))
         .map(|m| m.id)
         .collect();
     for batch in due.chunks(BATCH) {
         let mut plan = Plan::default();
         for id in batch {
-            members(state, *id, now, &mut plan)?;
+            members(state, *id, why, now, &mut plan)?;
         }
         plans.push(plan);
     }
@@ -46,18 +71,14 @@ fn half_over(not_after: UnixTime, life: Duration, now: UnixTime) -> bool {
     not_after.saturating_since(now) < life / 2
 }
 
-fn is_due(member: &Member, now: UnixTime) -> bool {
-    half_over(member.not_after, RECORD_LIFE, now)
-}
-
-fn certificates(state: &NetworkState, now: UnixTime) -> Result<Option<Plan>, CannotSign> {
+fn certificates(state: &NetworkState, why: Why, now: UnixTime) -> Result<Option<Plan>, CannotSign> {
     let mut plan = Plan::default();
     for (role, held) in &state.certificates {
-        if half_over(held.record.not_after, CERTIFICATE_LIFE, now)
+        if why.concerns(held.record.not_after, CERTIFICATE_LIFE, now)
             && state.authority.key(Signer::Root).is_ok()
         {
             let place = Part::Certificate(*role).of(state.id);
-            let renewed = state.authority.certify(state.id, *role, held.record.serial + 1, now)?;
+            let renewed = state.authority.certify(state.id, *role, why.next(held.record.serial), now)?;
             plan.compare.push(Compare::unchanged(&place, held.revision));
             plan.ops.push(Op::put(place, renewed.emit()));
         }
@@ -65,24 +86,30 @@ fn certificates(state: &NetworkState, now: UnixTime) -> Result<Option<Plan>, Can
     Ok((!plan.ops.is_empty()).then_some(plan))
 }
 
-fn policy(state: &NetworkState, now: UnixTime) -> Result<Option<Plan>, CannotSign> {
+fn policy(state: &NetworkState, why: Why, now: UnixTime) -> Result<Option<Plan>, CannotSign> {
     let Some(policy) = &state.policy else { return Ok(None) };
     let held = &policy.signed;
-    if !half_over(held.record.not_after, RECORD_LIFE, now) {
+    if !why.concerns(held.record.not_after, RECORD_LIFE, now) {
         return Ok(None);
     }
     let leaves: Vec<_> = policy.leaves.iter().map(|(leaf, _)| leaf.clone()).collect();
-    let op = create::policy(state.id, &leaves, held.record.serial + 1, &state.authority, now)?;
+    let op = create::policy(state.id, &leaves, why.next(held.record.serial), &state.authority, now)?;
     Ok(Some(Plan {
         compare: vec![Compare::unchanged(Part::Policy.of(state.id), held.revision)],
         ops: vec![op],
     }))
 }
 
-fn members(state: &NetworkState, id: NodeId, now: UnixTime, plan: &mut Plan) -> Result<(), CannotSign> {
+fn members(
+    state: &NetworkState,
+    id: NodeId,
+    why: Why,
+    now: UnixTime,
+    plan: &mut Plan,
+) -> Result<(), CannotSign> {
     let Some(node) = state.nodes.get(&id) else { return Ok(()) };
     let mut member = node.member.record.clone();
-    member.serial += 1;
+    member.serial = why.next(member.serial);
     member.not_after = now.saturating_add(RECORD_LIFE);
     let signed = state.authority.sign(ringmesh_tunnel::netmap::Role::Admission, &member)?;
     let row = NodeRow { member: Blob::from(&signed), ..node.row.clone() };

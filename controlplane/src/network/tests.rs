@@ -170,7 +170,7 @@ impl World {
             Event::Policy { rules, name } => self.set_policy(&rules, name),
             Event::Days { days } => {
                 self.now = self.now.saturating_add(Duration::from_secs(days * 24 * 3600));
-                for plan in renew::plan(self.state(), self.now).unwrap() {
+                for plan in renew::plan(self.state(), renew::Why::Due, self.now).unwrap() {
                     self.commit(plan);
                 }
             }

@@ -44,7 +44,21 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`], naming the file and the cure.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
-        let opened = open::open(directory)?;
+        Self::begin(open::open(directory)?)
+    }
+
+    /// As [`open`](Self::open), but a file that came from a backup: its revision is raised by `step`, beyond all that were
+    /// counted between the backup and its loss.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_restored(directory: &Path, step: Revision) -> Result<Self, OpenError> {
+        let mut opened = open::open(directory)?;
+        open::raise(&mut opened, step)?;
+        Self::begin(opened)
+    }
+
+    fn begin(opened: open::Opened) -> Result<Self, OpenError> {
         let log = Arc::new(Log::new(opened.revision));
         let (commands, queue) = std::sync::mpsc::sync_channel(MAX_QUEUE);
         let path = opened.path.clone();

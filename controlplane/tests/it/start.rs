@@ -9,6 +9,8 @@ use std::{
 };
 
 use ringmesh_controlplane::{Config, certificate_pem, run};
+use ringmesh_proto::control::sync_response;
+use ringmesh_tunnel::netmap::MapError;
 
 use crate::{
     client::TestNode,
@@ -220,5 +222,62 @@ async fn a_token_names_the_coordinator_that_made_it() {
     assert_eq!(token.coordinators(), [coordinator.ready.address.to_string()]);
     let mut node = TestNode::new("a");
     node.join(&token).await.unwrap();
+    coordinator.stop().await;
+}
+
+/// Without the flag the same backup is refused by every node, which is what the flag is for.
+#[tokio::test]
+async fn a_restored_backup_serves_the_nodes_that_saw_what_came_after_it() {
+    let coordinator = Running::start().await;
+    let mut a = coordinator.member("a").await;
+    let directory = coordinator.stop().await;
+    let state = directory.path().join("state");
+    let backup = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        for entry in fs::read_dir(from).unwrap().flatten() {
+            if entry.file_type().unwrap().is_file() {
+                fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        }
+    };
+    copy(&state, backup.path());
+    // Life goes on, and is lost.
+    let coordinator = Running::start_in(directory, |_| {}).await;
+    coordinator.member("b").await;
+    a.address = Some(coordinator.ready.address);
+    let mut stream = a.sync().await.unwrap();
+    a.update(&mut stream).await;
+    let seen = a.map.as_ref().unwrap().position().unwrap().durable;
+    let directory = coordinator.stop().await;
+    fs::remove_dir_all(&state).unwrap();
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
+    copy(backup.path(), &state);
+
+    let coordinator = Running::start_in(directory, |_| {}).await;
+    a.address = Some(coordinator.ready.address);
+    let mut stream = a.sync().await.unwrap();
+    let sync_response::Message::Update(update) = stream.next().await.unwrap() else { panic!() };
+    let error = a.verify(crate::client::map_update(update)).unwrap_err();
+    assert!(matches!(error, MapError::OlderPosition { .. }), "{error}");
+    let directory = coordinator.stop().await;
+
+    let coordinator = Running::start_in(directory, |config| config.restored = true).await;
+    a.address = Some(coordinator.ready.address);
+    let mut stream = a.sync().await.unwrap();
+    a.update(&mut stream).await;
+    let map = a.map.as_ref().unwrap();
+    assert!(map.position().unwrap().durable > seen + (1 << 31));
+    assert_eq!(map.me().unwrap().serial, 1 + (1 << 32));
+    assert_eq!(map.policy().unwrap().serial, 1 + (1 << 32));
+    assert!(map.chain().certificates().all(|certificate| certificate.serial == 1 + (1 << 32)));
+    assert_eq!(map.members().count(), 1);
+    // Later starts go on from there.
+    let directory = coordinator.stop().await;
+    let coordinator = Running::start_in(directory, |_| {}).await;
+    a.address = Some(coordinator.ready.address);
+    let mut stream = a.sync().await.unwrap();
+    a.update(&mut stream).await;
+    assert_eq!(a.map.as_ref().unwrap().me().unwrap().serial, 1 + (1 << 32));
     coordinator.stop().await;
 }

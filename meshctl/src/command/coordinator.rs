@@ -59,6 +59,9 @@ pub(crate) enum Command {
     },
     /// Runs the coordinator in the foreground
     Run {
+        /// The state directory was restored from a backup: raises revision and serials beyond what nodes have seen since
+        #[arg(long, env = "MESH_RESTORED")]
+        restored: bool,
         #[command(flatten)]
         options: Options,
         #[command(flatten)]
@@ -181,7 +184,7 @@ pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
             super::block_on(up(format, options, &log, network.network, uses, terms))
         }
         Command::Down { socket } => super::block_on(down(socket)),
-        Command::Run { options, daemon } => serve(&options, &daemon),
+        Command::Run { restored, options, daemon } => serve(&options, restored, &daemon),
         Command::Ca { config, state_dir } => ca(config.as_deref(), state_dir),
     }
 }
@@ -225,8 +228,8 @@ async fn down(socket: AdminSocket) -> Result<(), Failure> {
     Ok(())
 }
 
-fn serve(options: &Options, daemon: &process::Options) -> Result<(), Failure> {
-    let config = options.config()?;
+fn serve(options: &Options, restored: bool, daemon: &process::Options) -> Result<(), Failure> {
+    let config = Config { restored, ..options.config()? };
     if daemon.check {
         process::checked();
         return Ok(());

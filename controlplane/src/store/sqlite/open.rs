@@ -128,6 +128,15 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
     Ok(Opened { connection, path, revision, lock })
 }
 
+/// Raises the revision by `step`, for good.
+pub(super) fn raise(opened: &mut Opened, step: Revision) -> Result<(), OpenError> {
+    let raised = opened.revision.saturating_add(step).min(i64::MAX.unsigned_abs());
+    let Opened { connection, path, revision, .. } = opened;
+    connection.execute("UPDATE head SET revision = ?1", [raised]).map_err(|error| blame(path, error))?;
+    *revision = raised;
+    Ok(())
+}
+
 /// Keeps a second coordinator out. The kernel drops the lock with the process, however it ends.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let io = |source| OpenError::Io { path: path.into(), source };
