@@ -9,7 +9,7 @@ use crate::{
     auth::{Authed, Itself, NodeOf},
     config::NetworkConfig,
     error::Refused,
-    network::{Plan, key::Key, renew, row},
+    network::{Plan, key::Key, members, renew, row},
     store::{Compare, LeaseId, Op, Outcome},
 };
 
@@ -106,8 +106,9 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Signs everything anew with serials beyond any that a node can have seen, after the state came from a backup. The revision
-    /// was raised when the store was opened. What was removed since the backup is a member again, and who joined since is not.
+    /// Signs everything anew with serials beyond any that a node can have seen, and begins such an epoch, after the state came
+    /// from a backup. The revision was raised when the store was opened. What was removed since the backup is a member again,
+    /// and who joined since is not.
     ///
     /// # Errors
     /// If something cannot be signed or stored.
@@ -126,7 +127,13 @@ impl Coordinator {
     }
 
     async fn renew(&self, network: NetworkId, why: renew::Why) -> Result<(), Refused> {
-        let plans = self.with_network(network, |state| renew::plan(state, why, self.now()))??;
+        let plans = self.with_network(network, |state| {
+            let mut plans = renew::plan(state, why, self.now())?;
+            if why == renew::Why::Restored {
+                plans.push(members::plan_restored_epoch(state, &self.0.vault));
+            }
+            Ok::<_, Refused>(plans)
+        })??;
         for plan in plans {
             let entries = plan.ops.len();
             let _turn = self.0.turn.lock().await;

@@ -14,6 +14,7 @@ use super::{
     key::{Key, Part},
     map::is_mesh,
     pool,
+    renew::RESTORED_STEP,
     row::{self, AddressRow, Blob, NodeRow, RemovedRow},
     state::NetworkState,
 };
@@ -119,17 +120,24 @@ pub(crate) fn plan_removal(
     }
     // A stock device never knew the network's secret.
     if is_mesh(member) {
-        begin_epoch(state, vault, &mut plan);
+        begin_epoch(state, vault, 1, &mut plan);
     }
     Ok(plan)
 }
 
-/// Begins a new epoch of the network secret and ends the one before the present one.
-fn begin_epoch(state: &NetworkState, vault: &Vault, plan: &mut Plan) {
+/// Plans an epoch beyond any that was in force after the backup from which the state came: nodes take none below.
+pub(crate) fn plan_restored_epoch(state: &NetworkState, vault: &Vault) -> Plan {
+    let mut plan = Plan::default();
+    begin_epoch(state, vault, RESTORED_STEP, &mut plan);
+    plan
+}
+
+/// Begins the epoch of the network secret that is `step` after the present one, and ends the one before the present one.
+fn begin_epoch(state: &NetworkState, vault: &Vault, step: u64, plan: &mut Plan) {
     let Some((current, (_, revision))) = state.secrets.last_key_value() else { return };
     let at = |epoch| Part::Epoch(epoch).of(state.id);
     plan.compare.push(Compare::unchanged(at(*current), *revision));
-    plan.ops.push(create::epoch(state.id, current + 1, &NetworkSecret::generate(), vault));
+    plan.ops.push(create::epoch(state.id, current.saturating_add(step), &NetworkSecret::generate(), vault));
     let ended = state.secrets.keys().filter(|epoch| *epoch < current);
     plan.ops.extend(ended.map(|epoch| Op::delete(at(*epoch))));
 }

@@ -244,10 +244,13 @@ async fn a_restored_backup_serves_the_nodes_that_saw_what_came_after_it() {
     // Life goes on, and is lost.
     let coordinator = Running::start_in(directory, |_| {}).await;
     coordinator.member("b").await;
+    coordinator.operator().await.remove("b").await;
     a.address = Some(coordinator.ready.address);
     let mut stream = a.sync().await.unwrap();
     a.update(&mut stream).await;
     let seen = a.map.as_ref().unwrap().position().unwrap().durable;
+    // The removal began an epoch that the backup knows nothing of.
+    assert_eq!(a.map.as_ref().unwrap().head().unwrap().epoch, 2);
     let directory = coordinator.stop().await;
     fs::remove_dir_all(&state).unwrap();
     fs::create_dir(&state).unwrap();
@@ -268,6 +271,7 @@ async fn a_restored_backup_serves_the_nodes_that_saw_what_came_after_it() {
     a.update(&mut stream).await;
     let map = a.map.as_ref().unwrap();
     assert!(map.position().unwrap().durable > seen + (1 << 31));
+    assert_eq!(map.head().unwrap().epoch, 1 + (1 << 32));
     assert_eq!(map.me().unwrap().serial, 1 + (1 << 32));
     assert_eq!(map.policy().unwrap().serial, 1 + (1 << 32));
     assert!(map.chain().certificates().all(|certificate| certificate.serial == 1 + (1 << 32)));
