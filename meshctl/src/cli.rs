@@ -21,7 +21,7 @@ use crate::{
                   On each machine that shall be in the mesh:  the `meshctl join` line that it prints\n\
                   To see it work on this machine alone:       meshctl demo\n\n\
                   Exit codes: 0 done, 1 general, 2 usage, 3 daemon not running, 4 not joined, 5 permission,\n\
-                  6 no reply, 7 refused, 8 timeout, 9 conflict."
+                  6 unreachable, 7 refused, 8 timeout, 9 conflict."
 )]
 pub(crate) struct Cli {
     /// How to write the result

@@ -8,6 +8,7 @@ use std::{
 use ringmesh_node::Failure as NodeFailure;
 
 use crate::{
+    daemon::Daemon,
     failure::{Exit, Failure},
     launch::READY,
     logging::{self, LogFormat},
@@ -93,7 +94,14 @@ impl Options {
 
 /// A failure of the node library, as one of ours.
 pub(crate) fn node_failure(doing: &str, failure: &NodeFailure) -> Failure {
-    refusal::of_reason(doing, failure.reason(), failure.code(), &failure.to_string(), rights::is_root())
+    refusal::of_reason(
+        Daemon::Node,
+        doing,
+        failure.reason(),
+        failure.code(),
+        &failure.to_string(),
+        rights::is_root(),
+    )
 }
 
 /// The word for a configuration that was checked and found good.

@@ -2,6 +2,7 @@
 //!
 //! A daemon's message already names the cause; what is added here is the command that helps.
 
+use ringmesh_node::ERROR_DOMAIN;
 use ringmesh_proto::control::Reason;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -12,13 +13,10 @@ use crate::{
     rights,
 };
 
-/// `google.rpc.ErrorInfo.domain` of our own errors.
-const DOMAIN: &str = "ringmesh";
-
 /// What a status of `daemon` means. `doing` completes "cannot ...".
 pub(crate) fn of_status(daemon: Daemon, doing: &str, status: &Status) -> Failure {
     match reason_of(status) {
-        Some(reason) => of_reason(doing, reason, status.code(), status.message(), rights::is_root()),
+        Some(reason) => of_reason(daemon, doing, reason, status.code(), status.message(), rights::is_root()),
         None => of_transport(daemon, doing, status),
     }
 }
@@ -27,15 +25,22 @@ pub(crate) fn of_status(daemon: Daemon, doing: &str, status: &Status) -> Failure
 fn reason_of(status: &Status) -> Option<Reason> {
     status
         .get_details_error_info()
-        .filter(|info| info.domain == DOMAIN)
+        .filter(|info| info.domain == ERROR_DOMAIN)
         .and_then(|info| Reason::from_str_name(&info.reason))
         .filter(|reason| *reason != Reason::Unspecified)
 }
 
 /// The failure for a reason of ours: `message` says the cause, `code` tells the host's refusals apart.
-pub(crate) fn of_reason(doing: &str, reason: Reason, code: Code, message: &str, root: bool) -> Failure {
+pub(crate) fn of_reason(
+    daemon: Daemon,
+    doing: &str,
+    reason: Reason,
+    code: Code,
+    message: &str,
+    root: bool,
+) -> Failure {
     let failure = Failure::new(exit_of(reason, code, root), format!("cannot {doing}")).cause(message);
-    match cure_of(reason, code, root) {
+    match cure_of(daemon, reason, code, root) {
         Some(cure) => failure.attempt(cure),
         None => failure,
     }
@@ -75,7 +80,7 @@ pub(crate) fn exit_of(reason: Reason, code: Code, root: bool) -> Exit {
 }
 
 /// What to do about it, where a command of ours or the system helps and the message cannot know it.
-fn cure_of(reason: Reason, code: Code, root: bool) -> Option<String> {
+fn cure_of(daemon: Daemon, reason: Reason, code: Code, root: bool) -> Option<String> {
     let text = match reason {
         Reason::TokenInvalid if code == Code::NotFound => "see the ids with: meshctl token list",
         Reason::TokenInvalid | Reason::TokenExpired | Reason::TokenUsed | Reason::TokenRevoked => {
@@ -86,6 +91,11 @@ fn cure_of(reason: Reason, code: Code, root: bool) -> Option<String> {
         }
         Reason::NameInvalid => "use 1 to 63 letters, digits and hyphens, as in a host name",
         Reason::KeyTaken => "use another key with --identity, or none to get a new one",
+        // Of an operator's request the message says it: there is no network of that name.
+        Reason::NetworkUnknown if daemon == Daemon::Node => {
+            "this coordinator serves another network: make a token on the coordinator of the one you want to join: \
+             meshctl token create"
+        }
         Reason::NotTrusted => {
             "check that the addresses in the token lead to your coordinator and nothing answers in its place"
         }
@@ -157,7 +167,7 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     fn status(reason: Reason, code: Code) -> Status {
-        let details = ErrorDetails::with_error_info(reason.as_str_name(), DOMAIN, []);
+        let details = ErrorDetails::with_error_info(reason.as_str_name(), ERROR_DOMAIN, []);
         Status::with_error_details(code, "the cause", details)
     }
 
@@ -202,8 +212,22 @@ mod tests {
         assert_eq!(exit_of(Reason::Host, Code::DataLoss, true), Exit::General);
         assert_eq!(exit_of(Reason::TokenInvalid, Code::Unauthenticated, true), Exit::Refused);
         assert_eq!(exit_of(Reason::TokenInvalid, Code::NotFound, true), Exit::Usage);
-        let denied = of_reason("join", Reason::Host, Code::PermissionDenied, "no TUN", false);
+        let denied = of_reason(Daemon::Node, "join", Reason::Host, Code::PermissionDenied, "no TUN", false);
         assert!(denied.to_string().contains("\ntry: sudo "), "{denied}");
+    }
+
+    #[test]
+    fn a_token_for_another_network_is_told_apart_from_a_mistyped_name() {
+        let unknown = status(Reason::NetworkUnknown, Code::NotFound);
+        let joining = of_status(Daemon::Node, "join", &unknown).to_string();
+        assert!(joining.contains("\ntry: this coordinator serves another network"), "{joining}");
+        let naming = of_status(Daemon::Coordinator, "make a token", &unknown).to_string();
+        assert!(!naming.contains("token create"), "{naming}");
+    }
+
+    #[test]
+    fn both_daemons_reasons_are_of_the_domain_that_is_believed() {
+        assert_eq!(ringmesh_controlplane::DOMAIN, ERROR_DOMAIN);
     }
 
     #[test]

@@ -396,6 +396,8 @@ impl Document for Peers {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use ringmesh_tunnel::DropReason;
+
     use super::*;
     use crate::output::json;
 
@@ -450,8 +452,13 @@ pub(crate) mod tests {
                 back_end: "uring".to_owned(),
                 back_end_reason: "io_uring with multishot receive works here".to_owned(),
                 workers: 1,
-                drops: [("replay".to_owned(), 3), ("no-session".to_owned(), 1), ("short".to_owned(), 0)]
-                    .into(),
+                drops: [
+                    (DropReason::Replayed, 3),
+                    (DropReason::HeldTooMany, 1),
+                    (DropReason::MalformedPacket, 0),
+                ]
+                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .into(),
                 sent_packets: 4_000,
                 sent_bytes: 3_885_116,
                 received_packets: 30_000,

@@ -9,9 +9,15 @@ use std::{
 };
 
 use ringmesh_lab::{Privilege, in_sandbox, privilege};
-use ringmesh_tunnel::enroll::{JoinToken, TokenSecret};
+use ringmesh_tunnel::{
+    enroll::{JoinToken, TokenSecret},
+    key::NetworkId,
+};
 
-use crate::support::{MESHCTL, Machine, Ran, Site, foreign_token, run_with, shows};
+use crate::{
+    impostor::Impostor,
+    support::{MESHCTL, Machine, Ran, Site, foreign_token, run_with, shows},
+};
 
 /// Joins with `arguments`, which must fail so, and leave the machine as it was: no process, no file, no device.
 #[track_caller]
@@ -66,14 +72,41 @@ fn a_token_is_refused_once_used_expired_or_revoked_and_if_it_never_was() {
 }
 
 #[test]
-fn a_coordinator_of_another_network_is_not_trusted() {
+fn a_token_that_leads_to_a_coordinator_of_another_network_is_refused() {
     in_sandbox(|| {
         let site = Site::new();
         let coordinator = site.coordinator();
         let machine = site.machine("node");
         let token = foreign_token(&format!("{}:443", coordinator.host.ipv4()));
-        refused(&machine, &["--token", &token], 7, &["cannot join the network"]);
+        let words = [
+            "cannot join the network",
+            "there is no such network here",
+            "try: this coordinator serves another network",
+            "meshctl token create",
+        ];
+        refused(&machine, &["--token", &token], 7, &words);
         assert_eq!(members(&coordinator), 0);
+    });
+}
+
+#[test]
+fn a_coordinator_of_another_root_that_claims_the_tokens_network_is_not_trusted() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let machine = site.machine("node");
+        let listener = machine.host.enter(|| TcpListener::bind("[::]:443").unwrap()).unwrap();
+        let token = foreign_token(&format!("{}:443", machine.host.ipv4()));
+        let network = NetworkId::of_root(&token.parse::<JoinToken>().unwrap().root());
+        let impostor = Impostor::start(listener, network);
+        let words = [
+            "cannot join the network",
+            "it could not prove that it belongs to the network",
+            "the coordinator serves a network with another root key",
+            "try: check that the addresses in the token lead to your coordinator",
+        ];
+        refused(&machine, &["--token", &token], 7, &words);
+        assert!(impostor.challenges() > 0, "it was asked, and its answer compared with the pin");
+        assert_eq!(impostor.believed(), 0, "nothing more was told to it");
     });
 }
 
@@ -153,13 +186,15 @@ fn a_pool_that_collides_with_a_route_is_a_conflict() {
         let token = coordinator.token();
         let message = machine.run(&["join", "--token", &token]).failed(9);
         assert!(message.contains("100.64.9.1/24 of eth0") && message.contains("100.64.0.0/10"), "{message}");
-        // The pool is told by the coordinator with the membership, so the key that it is for is kept: with it the same
-        // token can be used again.
+        // The pool is told by the coordinator with the membership, so the key that it is for is kept, and a note of the join:
+        // with them the same token can be used again.
         assert_eq!(machine.processes().len(), 0);
         assert_eq!(machine.host.links().unwrap(), ["eth0"]);
-        assert_eq!(machine.traces(), [Path::new("/var/lib/mesh"), Path::new("/var/lib/mesh/identity")]);
+        let kept = ["/var/lib/mesh", "/var/lib/mesh/identity", "/var/lib/mesh/join.json"].map(Path::new);
+        assert_eq!(machine.traces(), kept);
         machine.host.remove_address("eth0", "100.64.9.1".parse::<IpAddr>().unwrap()).unwrap();
         machine.run(&["join", "--token", &token]).ok();
+        assert!(!machine.traces().contains(&kept[2].to_owned()), "the join is done");
         assert_eq!(members(&coordinator), 1, "nothing half done was left at the coordinator");
     });
 }
