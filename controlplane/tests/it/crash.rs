@@ -247,6 +247,7 @@ async fn after_a_failed_write_nothing_is_acknowledged_and_the_process_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_changes_and_heals_by_itself() {
     if !nix::unistd::geteuid().is_root() {
+        println!("NOT RUN: a full disk: only root can mount a small file system");
         return;
     }
     let directory = tempfile::tempdir().unwrap();

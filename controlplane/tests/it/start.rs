@@ -189,6 +189,7 @@ async fn the_certificate_serves_ordinary_clients_as_trust_anchor() {
 #[test]
 fn a_privileged_port_without_the_privilege_is_named_with_the_cure() {
     if !nix::unistd::geteuid().is_root() {
+        println!("NOT RUN: a privileged port without the privilege: only root can give up its rights");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
