@@ -10,6 +10,7 @@ use std::{
 };
 
 use rcgen::PublicKeyData as _;
+use ringmesh_node::ERROR_DOMAIN;
 use ringmesh_proto::control::{
     self as wire,
     control_service_server::{ControlService, ControlServiceServer},
@@ -26,10 +27,11 @@ use tokio_rustls::{
     rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer, version::TLS13},
 };
 use tonic::{
-    Request, Response, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
     codegen::{BoxStream, tokio_stream},
     transport::Server,
 };
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// A running impostor; gone when dropped.
 pub(crate) struct Impostor {
@@ -45,8 +47,8 @@ struct Asked {
 }
 
 impl Impostor {
-    /// Answers on `listener` as a coordinator of `network`, whose keys it does not have.
-    pub(crate) fn start(listener: TcpListener, network: NetworkId) -> Self {
+    /// Answers on `listener` as a coordinator of `network`, certified by `root`. Whoever believes it is refused in the end.
+    pub(crate) fn start(listener: TcpListener, network: NetworkId, root: IdentitySecret) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
@@ -54,7 +56,7 @@ impl Impostor {
         let service = ControlServiceServer::new(Service {
             asked: Arc::clone(&asked),
             network,
-            root: IdentitySecret::generate(),
+            root,
             coordinator: IdentitySecret::generate(),
             tls_key: Sha256::digest(key.subject_public_key_info()).into(),
         });
@@ -109,7 +111,9 @@ struct Service {
 impl Service {
     fn believed<T>(&self) -> Result<Response<T>, Status> {
         self.asked.anything_else.fetch_add(1, Ordering::Relaxed);
-        Err(Status::internal("it was believed"))
+        let details =
+            ErrorDetails::with_error_info(wire::Reason::TokenInvalid.as_str_name(), ERROR_DOMAIN, []);
+        Err(Status::with_error_details(Code::Unauthenticated, "it was believed", details))
     }
 }
 

@@ -11,12 +11,12 @@ use std::{
 use ringmesh_lab::{Privilege, in_sandbox, privilege};
 use ringmesh_tunnel::{
     enroll::{JoinToken, TokenSecret},
-    key::NetworkId,
+    key::{IdentitySecret, NetworkId},
 };
 
 use crate::{
     impostor::Impostor,
-    support::{MESHCTL, Machine, Ran, Site, foreign_token, run_with, shows},
+    support::{MESHCTL, Machine, Ran, Site, foreign_root, foreign_token, run_with, shows},
 };
 
 /// Joins with `arguments`, which must fail so, and leave the machine as it was: no process, no file, no device.
@@ -97,7 +97,7 @@ fn a_coordinator_of_another_root_that_claims_the_tokens_network_is_not_trusted()
         let listener = machine.host.enter(|| TcpListener::bind("[::]:443").unwrap()).unwrap();
         let token = foreign_token(&format!("{}:443", machine.host.ipv4()));
         let network = NetworkId::of_root(&token.parse::<JoinToken>().unwrap().root());
-        let impostor = Impostor::start(listener, network);
+        let impostor = Impostor::start(listener, network, IdentitySecret::generate());
         let words = [
             "cannot join the network",
             "it could not prove that it belongs to the network",
@@ -107,6 +107,14 @@ fn a_coordinator_of_another_root_that_claims_the_tokens_network_is_not_trusted()
         refused(&machine, &["--token", &token], 7, &words);
         assert!(impostor.challenges() > 0, "it was asked, and its answer compared with the pin");
         assert_eq!(impostor.believed(), 0, "nothing more was told to it");
+
+        // The root was all that was wrong.
+        let other = site.machine("other");
+        let listener = other.host.enter(|| TcpListener::bind("[::]:443").unwrap()).unwrap();
+        let token = foreign_token(&format!("{}:443", other.host.ipv4()));
+        let genuine = Impostor::start(listener, network, foreign_root());
+        refused(&other, &["--token", &token], 7, &["it was believed"]);
+        assert_eq!(genuine.believed(), 1);
     });
 }
 

@@ -222,10 +222,15 @@ pub(crate) struct Process {
 
 /// A well-formed token of a network that nobody serves, for `coordinator` (`host:port`).
 pub(crate) fn foreign_token(coordinator: &str) -> String {
-    let root = IdentitySecret::from_seed([7; 32]).public_key();
+    let root = foreign_root().public_key();
     let coordinators = vec![coordinator.to_owned()];
     let token = JoinToken::new(root, TokenId::from_bytes([9; 8]), TokenSecret::generate(), coordinators);
     token.unwrap().reveal().to_string()
+}
+
+/// The root key of that network.
+pub(crate) fn foreign_root() -> IdentitySecret {
+    IdentitySecret::from_seed([7; 32])
 }
 
 /// Whether `text` holds a token's secret: all but the common beginning.
