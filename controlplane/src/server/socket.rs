@@ -6,7 +6,7 @@ use std::{
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{
-            fs::{FileTypeExt as _, PermissionsExt as _},
+            fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
             net::UnixStream,
         },
     },
@@ -56,6 +56,8 @@ pub enum SocketError {
 pub struct AdminSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// The inode, so that a successor's file is never removed.
+    inode: Option<u64>,
 }
 
 impl AdminSocket {
@@ -71,7 +73,7 @@ impl AdminSocket {
         state_dir::prepare(directory, 0o750)?;
         clear(path)?;
         let listener = private_listener(path).map_err(io)?;
-        Ok(Self { listener, path: path.into() })
+        Ok(Self { listener, path: path.into(), inode: inode(path) })
     }
 
     pub(super) const fn listener(&self) -> &UnixListener {
@@ -87,10 +89,16 @@ impl AdminSocket {
 
 impl Drop for AdminSocket {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
+        if inode(&self.path) == self.inode
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
             tracing::debug!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).ok().map(|found| found.ino())
 }
 
 /// Removes a socket that a killed coordinator left.
@@ -158,6 +166,18 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         AdminSocket::bind(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_successors_socket_stays_when_the_former_one_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("coordinator.sock");
+        let former = AdminSocket::bind(&path).unwrap();
+        // Moved, not removed: a free inode could be given to the successor.
+        fs::rename(&path, directory.path().join("moved")).unwrap();
+        let _successor = AdminSocket::bind(&path).unwrap();
+        drop(former);
+        assert!(path.exists());
     }
 
     #[tokio::test]

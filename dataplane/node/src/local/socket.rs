@@ -1,19 +1,21 @@
-//! The socket file: made so that nobody can open it before its rights are set, and removed at the end.
+//! The socket file: opened to its group only once it is that group's, and removed at the end.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, chown},
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown},
     path::{Path, PathBuf},
 };
 
 use ringmesh_proto::control::Reason;
-use rustix::{fs::Mode, process::umask};
-use tokio::net::{UnixListener, UnixStream};
+use rustix::fs::{Mode, fchmod};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tracing::{debug, warn};
 
 use crate::error::Failure;
 
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 64;
 /// The group of the socket where none is configured and the machine has it.
 const USUAL_GROUP: &str = "mesh";
 
@@ -40,14 +42,13 @@ impl LocalSocket {
             })?;
         }
         clear_the_way(path).await?;
-        // The mode is right from the first moment on, not after a chmod: connecting needs the right to write.
-        let before = umask(Mode::from_raw_mode(0o117));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        let listener = bound.map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
+        let listener =
+            private_listener(path).map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
         let inode = fs::symlink_metadata(path).ok().map(|found| found.ino());
         let socket = Self { path: path.to_owned(), inode, listener: Some(listener) };
         socket.give_to_group(group)?;
+        fs::set_permissions(path, Permissions::from_mode(0o660))
+            .map_err(|error| Failure::host(format!("opening {shown} to its group"), &error))?;
         debug!(socket = %shown, "the local API listens");
         Ok(socket)
     }
@@ -67,7 +68,7 @@ impl LocalSocket {
                 None => Ok(()),
             };
         };
-        match chown(&self.path, None, Some(id)) {
+        match lchown(&self.path, None, Some(id)) {
             Ok(()) => Ok(()),
             Err(error) if group.is_none() => {
                 warn!(group = name, %error, "cannot give the socket to its group; only this user can use it");
@@ -87,6 +88,15 @@ impl Drop for LocalSocket {
             debug!(socket = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
+}
+
+/// Listens with mode 0600. Linux gives the file of a unix socket the mode that the socket had when it was bound, less the
+/// umask: there is no moment at which the file is open to more, and the umask, which all threads share, is left alone.
+fn private_listener(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
 }
 
 /// Removes a socket file that nobody listens on; anything else stays.
@@ -137,6 +147,26 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_fresh_socket_is_for_its_owner_only_until_its_group_is_set() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("meshd.sock");
+        let _listener = private_listener(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_successors_socket_stays_when_the_former_one_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("meshd.sock");
+        let former = LocalSocket::bind(&path, None).await.unwrap();
+        // Moved, not removed: a free inode could be given to the successor.
+        fs::rename(&path, root.path().join("moved")).unwrap();
+        let _successor = LocalSocket::bind(&path, None).await.unwrap();
+        drop(former);
+        assert!(path.exists());
     }
 
     #[tokio::test]
