@@ -35,7 +35,6 @@ pub(crate) fn answer(
             server_nonce,
             statement: Some(convert::envelope(&statement)),
             certificates: certificate.into_iter().collect(),
-            time_ms: now.as_millis(),
         })
     })?
 }

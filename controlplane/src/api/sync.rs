@@ -60,8 +60,6 @@ pub(super) fn begin(
     let welcome = proto::Welcome {
         session: session.to_vec(),
         heartbeat_seconds: u32::try_from(coordinator.heartbeat().as_secs()).unwrap_or(u32::MAX).max(1),
-        time_ms: coordinator.now().as_millis(),
-        observed_address: connection.peer().to_string(),
     };
     let stream = MapStream {
         coordinator: coordinator.clone(),

@@ -540,7 +540,7 @@ async fn heartbeats_renew_the_head_and_a_silent_node_is_let_go() {
     let mut stream = a.sync().await.unwrap();
     for _ in 0..5 {
         a.step(&mut stream).await.unwrap();
-        stream.say(sync_request::Message::Heartbeat(proto::Heartbeat { time_ms: 0 })).await;
+        stream.say(sync_request::Message::Heartbeat(proto::Heartbeat {})).await;
     }
     assert!(coordinator.operator().await.node("a").await.online);
     coordinator.stop().await;
@@ -555,11 +555,8 @@ async fn a_second_stream_of_a_node_takes_over() {
     let end = ending(&mut first).await;
     assert_eq!((reason(&end), end.code()), (Reason::Conflict, Code::Aborted));
     a.update(&mut second).await;
-    let report = |session: &[u8]| proto::ReportRequest {
-        session: session.to_vec(),
-        back_end: "uring".into(),
-        ..Default::default()
-    };
+    let report =
+        |session: &[u8]| proto::ReportRequest { session: session.to_vec(), back_end: "uring".into() };
     let old = first.connection.control.report(report(&first.session)).await.unwrap_err();
     assert_eq!(reason(&old), Reason::ProofInvalid);
     second.connection.control.report(report(&second.session)).await.unwrap();

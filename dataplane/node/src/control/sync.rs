@@ -26,7 +26,6 @@ use super::{
     convert, report,
 };
 use crate::{
-    clock,
     error::Failure,
     mesh::{Held, Link, Live, Mesh},
 };
@@ -206,7 +205,7 @@ impl Attempt {
                     return Err(Failure::new(Reason::Unreachable, format!("the coordinator was silent for {seconds} s")));
                 }
                 _ = beat.tick() => {
-                    send(&stream.requests, Out::Heartbeat(Heartbeat { time_ms: clock::wall().as_millis() }))?;
+                    send(&stream.requests, Out::Heartbeat(Heartbeat {}))?;
                 }
                 _ = reports.tick() => {
                     let (mesh, live) = (Arc::clone(mesh), stream.live.clone());

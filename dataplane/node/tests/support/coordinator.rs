@@ -44,8 +44,6 @@ pub struct Mischief {
     pub client_nonce: Option<[u8; 32]>,
     /// How far its clock is ahead, milliseconds.
     pub clock_ahead: i64,
-    /// How far the time is ahead that it says without signing, milliseconds.
-    pub unsigned_time_ahead: i64,
     /// Refuses the enrolment with this.
     pub refuse_enroll: Option<Status>,
     /// Answers with the membership record of this key.
@@ -248,7 +246,6 @@ impl ControlService for Service {
             server_nonce,
             statement: Some(to_wire(&statement)),
             certificates: self.0.authority.certificates().iter().map(to_wire).collect(),
-            time_ms: ahead(mischief.clock_ahead + mischief.unsigned_time_ahead).as_millis(),
         }))
     }
 
@@ -294,13 +291,7 @@ impl ControlService for Service {
         let heartbeat_seconds = *self.0.heartbeat_seconds.lock().unwrap();
         let (out, responses) = mpsc::channel(64);
         let send = |message| Ok(wire::SyncResponse { message: Some(message) });
-        out.try_send(send(Out::Welcome(wire::Welcome {
-            session: vec![5; 32],
-            heartbeat_seconds,
-            time_ms: now().as_millis(),
-            observed_address: String::new(),
-        })))
-        .unwrap();
+        out.try_send(send(Out::Welcome(wire::Welcome { session: vec![5; 32], heartbeat_seconds }))).unwrap();
         let mut requests = request.into_inner();
         let Some(Ok(wire::SyncRequest { message: Some(In::Hello(hello)) })) = requests.next().await else {
             panic!("a stream begins with a hello")
@@ -315,7 +306,7 @@ impl ControlService for Service {
             tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(Duration::from_secs(heartbeat_seconds.into())).await;
-                    let beat = Out::Heartbeat(wire::Heartbeat { time_ms: now().as_millis() });
+                    let beat = Out::Heartbeat(wire::Heartbeat {});
                     if out.send(Ok(wire::SyncResponse { message: Some(beat) })).await.is_err() {
                         return;
                     }
