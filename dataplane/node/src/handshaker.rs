@@ -8,7 +8,7 @@ use std::{io, thread};
 use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
 use ringmesh_io::Waker;
 use ringmesh_tunnel::{
-    Floors, Handshaker, Job, JobDone, Now, PeerConfig, Random, handshake::MAX_WAITING_JOBS, key::SecretKey,
+    Floors, Handshaker, Job, JobDone, Now, PeerConfig, Random, handshake::MAX_QUEUED_JOBS, key::SecretKey,
 };
 use tokio::sync::oneshot;
 
@@ -46,7 +46,7 @@ pub(crate) fn start(
 ) -> io::Result<(Handshakes, Sender<Request>, thread::JoinHandle<()>)> {
     let mut handshaker = Handshaker::new(key, Random::system());
     handshaker.restore(floors);
-    let (jobs, jobs_in) = bounded(MAX_WAITING_JOBS);
+    let (jobs, jobs_in) = bounded(MAX_QUEUED_JOBS);
     let (results_out, results) = bounded(RESULTS);
     let (requests, requests_in) = bounded(REQUESTS);
     let thread = thread::Builder::new()

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use ringmesh_io::{Delivery, Handler, Outbox, SuperPacket, Train};
-use ringmesh_tunnel::{Event, Inbound, Now, Outbound, Path, Tunnel};
+use ringmesh_tunnel::{DropReason, Event, Inbound, Now, Outbound, Path, Tunnel};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -72,14 +72,14 @@ impl Pipeline {
     }
 
     fn report(&self, io: ringmesh_io::Counters, now: Now) -> WorkerReport {
-        let mut drops: BTreeMap<&'static str, u64> =
-            self.tunnel.drops().iter().map(|(reason, count)| (reason.as_str(), count)).collect();
+        let mut drops: BTreeMap<DropReason, u64> = self.tunnel.drops().iter().collect();
         drops.extend([
-            ("outbox_full", self.outbox_full),
-            ("packet_unfit", io.packets_unfit),
-            ("packet_refused", io.packets_refused),
-            ("datagram_unfit", io.datagrams_unfit),
-            ("datagram_refused", io.datagrams_refused),
+            (DropReason::OutboxFull, self.outbox_full),
+            (DropReason::PacketUnfit, io.packets_unfit),
+            (DropReason::PacketRefused, io.packets_refused),
+            (DropReason::DatagramUnfit, io.datagrams_unfit),
+            (DropReason::DatagramRefused, io.datagrams_refused),
+            (DropReason::EventQueueFull, self.events_lost),
         ]);
         drops.retain(|_, count| *count > 0);
         WorkerReport { io, traffic: self.traffic, drops, peers: self.tunnel.peers(now).collect() }
@@ -201,7 +201,7 @@ impl Handler for Pipeline {
 #[cfg(test)]
 mod tests {
     use crossbeam::channel::{Receiver, Sender, bounded};
-    use ringmesh_io::{MemoryIo, PacketIo as _};
+    use ringmesh_io::{MemoryIo, OUTBOX_DATAGRAMS, PacketIo as _};
     use ringmesh_tunnel::{
         Handshaker, Job, JobDone, PeerConfig, Psk, Random,
         ip::Prefix,
@@ -382,7 +382,7 @@ mod tests {
         one.io.push_packet(&packet(1, 2, 100));
         settle(&mut one, &mut two);
         assert!(two.io.take_packets().is_empty());
-        assert!(two.report().drops["unknown_index"] >= 1);
+        assert!(two.report().drops[&DropReason::UnknownIndex] >= 1);
     }
 
     #[test]
@@ -393,8 +393,11 @@ mod tests {
         one.io.push_datagram(address(9), b"hello");
         settle(&mut one, &mut two);
         let report = one.report();
-        assert_eq!((report.drops["no_allowed_ip"], report.drops["unknown_message"]), (1, 1));
-        assert!(report.drops.contains_key("malformed_packet"), "{:?}", report.drops);
+        assert_eq!(
+            (report.drops[&DropReason::NoAllowedIp], report.drops[&DropReason::UnknownMessage]),
+            (1, 1)
+        );
+        assert!(report.drops.contains_key(&DropReason::MalformedPacket), "{:?}", report.drops);
         assert_eq!(report.traffic.sent_packets, 0);
     }
 
@@ -413,7 +416,41 @@ mod tests {
         }
         two.turn();
         assert_eq!(two.jobs.len(), 16);
-        assert_eq!(two.report().drops["handshake_queue_full"], 4);
+        assert_eq!(two.report().drops[&DropReason::HandshakeQueueFull], 4);
+    }
+
+    #[test]
+    fn packets_beyond_the_outbox_and_beyond_the_mtu_are_counted() {
+        let (mut one, mut two) = pair();
+        one.io.push_packet(&packet(1, 2, 100));
+        settle(&mut one, &mut two);
+        one.io.push_packet(&packet(1, 2, 1500));
+        one.turn();
+        // As the segments of one large packet do: between packets, a back end reads TUN only while there is room.
+        let now = one.io.now();
+        for _ in 0..OUTBOX_DATAGRAMS + 44 {
+            let mut segment = packet(1, 2, 100);
+            one.pipeline.packets(SuperPacket::new(&mut segment), one.io.outbox(), now);
+        }
+        let drops = one.report().drops;
+        assert_eq!(drops, BTreeMap::from([(DropReason::OutboxFull, 44), (DropReason::PacketUnfit, 1)]));
+    }
+
+    #[test]
+    fn events_beyond_the_daemons_queue_are_lost_and_counted() {
+        let (mut one, mut two) = pair();
+        one.io.push_packet(&packet(1, 2, 100));
+        settle(&mut one, &mut two);
+        while one.events.try_recv().is_ok() {}
+        // Nobody takes the events meanwhile.
+        for token in 0..11 {
+            let (sent, mut wait) = oneshot::channel();
+            one.command(Command::Ping(NodeId::from_bytes([2; 8]), token, sent));
+            assert_eq!(wait.try_recv().unwrap(), Ok(()));
+            settle(&mut one, &mut two);
+        }
+        assert_eq!(one.events.len(), 8);
+        assert_eq!(one.report().drops, BTreeMap::from([(DropReason::EventQueueFull, 3)]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
-    Event, Floors, Path, PeerConfig, PeerStatus, PingError,
+    DropReason, Event, Floors, Path, PeerConfig, PeerStatus, PingError,
     key::{NodeId, SecretKey},
 };
 use tokio::{
@@ -62,7 +62,7 @@ pub(crate) enum Command {
 pub(crate) struct WorkerReport {
     pub(crate) io: Counters,
     pub(crate) traffic: Traffic,
-    pub(crate) drops: BTreeMap<&'static str, u64>,
+    pub(crate) drops: BTreeMap<DropReason, u64>,
     pub(crate) peers: Vec<PeerStatus>,
 }
 

@@ -4,8 +4,9 @@ use std::fmt;
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// The reason for which a packet or datagram was dropped. Never an error and never a reply: a stranger learns
-        /// nothing, we count.
+        /// The reason for which a packet or datagram, or word of one, was dropped. Never an error and never a reply: a
+        /// stranger learns nothing, we count. The protocol counts its own; the node adds those of the queues and back ends
+        /// around it, so that there is one list.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum DropReason {
             $($(#[doc = $doc])+ $variant,)+
@@ -85,6 +86,18 @@ drop_reasons! {
     MalformedNotice = "malformed_notice",
     /// A notice of a type that this version does not know.
     UnknownNotice = "unknown_notice",
+    /// A packet that found as many datagrams waiting to be sent as the back end has room for.
+    OutboxFull = "outbox_full",
+    /// A packet from TUN that was longer than the MTU, or asked for an offload that we did not offer.
+    PacketUnfit = "packet_unfit",
+    /// A packet that TUN refused: not an IP packet, or the interface is down.
+    PacketRefused = "packet_refused",
+    /// A datagram longer than any of ours can be.
+    DatagramUnfit = "datagram_unfit",
+    /// A datagram that the network refused: no route, too long for the device, no socket of that family.
+    DatagramRefused = "datagram_refused",
+    /// An event that found the daemon's queue full. No packet is lost, but the answer to a ping may be.
+    EventQueueFull = "event_queue_full",
 }
 
 impl fmt::Display for DropReason {

@@ -31,7 +31,7 @@ pub const DEFAULT_MTU: u16 = 1408;
 /// Handshake messages waiting to be sent; beyond it they are dropped, and retried by their timers.
 pub const MAX_WAITING_MESSAGES: usize = 1024;
 /// Jobs waiting to be taken to the handshaker.
-pub const MAX_WAITING_JOBS: usize = 1024;
+pub const MAX_OUTGOING_JOBS: usize = 1024;
 /// Events waiting to be taken; the oldest is dropped for the next.
 pub const MAX_WAITING_EVENTS: usize = 4096;
 /// A peer that used the current session this lately is content with it. Less than the time for which a response may stay
@@ -472,7 +472,7 @@ impl Tunnel {
     }
 
     pub(crate) fn push_job(&mut self, job: Job) -> Result<(), DropReason> {
-        if self.jobs.len() >= MAX_WAITING_JOBS {
+        if self.jobs.len() >= MAX_OUTGOING_JOBS {
             return Err(DropReason::HandshakeQueueFull);
         }
         self.jobs.push_back(job);

@@ -142,7 +142,9 @@ fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local:
         back_end_reason: chosen.reason.clone(),
         workers: 1,
         drops: report
-            .map(|report| report.drops.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect())
+            .map(|report| {
+                report.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
+            })
             .unwrap_or_default(),
         sent_packets: traffic.sent_packets,
         sent_bytes: traffic.sent_bytes,

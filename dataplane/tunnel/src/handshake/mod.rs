@@ -39,9 +39,9 @@ use self::rate_limit::RateLimit;
 pub use self::timestamp::{BadFloors, Floors, Tai64n};
 
 /// Jobs that a queue to the handshaker should hold; what comes beyond is dropped, and retried by its sender.
-pub const MAX_WAITING_JOBS: usize = 4096;
+pub const MAX_QUEUED_JOBS: usize = 4096;
 /// Waiting jobs from which on we are under load (W13).
-pub const UNDER_LOAD_FROM: usize = MAX_WAITING_JOBS / 8;
+pub const UNDER_LOAD_FROM: usize = MAX_QUEUED_JOBS / 8;
 /// How long being under load outlasts its cause.
 const UNDER_LOAD_FOR: Duration = Duration::from_secs(1);
 /// Initiations of one peer closer to each other than this are a flood (W11: 50 a second).
