@@ -188,7 +188,8 @@ impl Daemon {
     /// Joins a network, whole: enrolled, a map installed, packets able to flow. `tell` hears each step.
     ///
     /// # Errors
-    /// Any step fails; then the machine is as it was before.
+    /// Any step fails; then no packet flows, and nothing stays but, where the coordinator may have made the node already,
+    /// the key and a note of the join, for the next attempt.
     pub(crate) async fn join(
         &self,
         token: &str,

@@ -228,3 +228,38 @@ fn a_device_that_somebody_removes_ends_the_daemon_with_its_name() {
         });
     });
 }
+
+/// The processors that the worker thread of this process may run on, as the kernel lists them.
+fn processors_of_the_worker() -> String {
+    let mut workers =
+        fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()).filter(|task| {
+            fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end() == "mesh-worker-0")
+        });
+    let worker = workers.next().expect("a worker");
+    assert_eq!(workers.next(), None, "one worker");
+    let status = fs::read_to_string(worker.join("status")).unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    list.trim().to_owned()
+}
+
+#[test]
+fn the_worker_runs_on_the_processor_asked_for_or_on_one_of_those_allowed() {
+    in_sandbox(|| {
+        block_on(async {
+            let coordinator = TestCoordinator::start().await;
+            let allowed = ringmesh_io::affinity::allowed().unwrap();
+            for cpu in [allowed.first().copied(), allowed.last().copied(), None] {
+                let mut place = Place::new();
+                place.config.cpu = cpu;
+                let mut node = place.start().await.unwrap();
+                node.join(&coordinator.token(), "").await.unwrap();
+                let found: usize = processors_of_the_worker().parse().expect("one processor");
+                match cpu {
+                    Some(cpu) => assert_eq!(found, cpu),
+                    None => assert!(allowed.contains(&found), "{found}"),
+                }
+                node.stop().await.unwrap();
+            }
+        });
+    });
+}
