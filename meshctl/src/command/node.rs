@@ -68,7 +68,7 @@ pub(crate) struct Options {
     /// The MTU of the network device, 1280 to 8912 [default: 1408]
     #[arg(long, env = "MESH_MTU", value_name = "BYTES")]
     mtu: Option<u16>,
-    /// The CPU for its packets [default: the last that it may use]
+    /// The CPU for its packets [default: one of those that it may use, by its process id]
     #[arg(long, env = "MESH_CPU", value_name = "NUMBER")]
     cpu: Option<usize>,
     /// An endpoint to tell peers besides those found, such as a forwarded port; may be repeated
