@@ -40,7 +40,7 @@ fn packets(criterion: &mut Criterion) {
             let mut pair = Pair::connected();
             let (near, far, now) = (&mut pair.near, &mut pair.far, pair.now);
             open(bencher, length, near, |datagram| {
-                let inbound = far.tunnel.inbound(datagram, Path::Udp(NEAR), now);
+                let inbound = far.tunnel.inbound(datagram, Hop::Udp(NEAR), now);
                 assert!(matches!(inbound, Ok(Inbound::Packet { .. })));
             });
         });
@@ -57,7 +57,7 @@ fn refusals(criterion: &mut Criterion) {
         let mut first = captured;
         pair.far
             .tunnel
-            .inbound(&mut first[..length], Path::Udp(NEAR), pair.now)
+            .inbound(&mut first[..length], Hop::Udp(NEAR), pair.now)
             .expect("the original is taken");
         refuse(bencher, &mut pair, &captured[..length], DropReason::Replayed);
     });
@@ -83,7 +83,7 @@ fn refuse(bencher: &mut Bencher<'_>, pair: &mut Pair, datagram: &[u8], reason: D
     bencher.iter_batched_ref(
         fresh,
         |datagram| {
-            let refused = pair.far.tunnel.inbound(datagram, Path::Udp(NEAR), pair.now);
+            let refused = pair.far.tunnel.inbound(datagram, Hop::Udp(NEAR), pair.now);
             assert_eq!(refused, Err(reason));
         },
         BatchSize::SmallInput,
@@ -197,6 +197,8 @@ impl Pair {
             mesh: true,
             allowed_ips: vec![Prefix::host(inside.into())],
             candidates: vec![candidate],
+            links: Vec::new(),
+            relay: false,
             persistent_keepalive: None,
         };
         let now = Now::new(Instant::now(), UnixTime::from_secs(1_700_000_000));
@@ -238,7 +240,7 @@ fn carry(from: &mut Side, to: &mut Side, source: SocketAddr, now: Now, arrived: 
     let (mut datagram, mut moved) = ([0; DATAGRAM], false);
     while let Some(transmit) = from.tunnel.poll_transmit(&mut datagram, now) {
         moved = true;
-        let inbound = to.tunnel.inbound(&mut datagram[..transmit.len], Path::Udp(source), now);
+        let inbound = to.tunnel.inbound(&mut datagram[..transmit.len], Hop::Udp(source), now);
         *arrived |= matches!(inbound.expect("nothing is refused"), Inbound::Packet { .. });
     }
     moved

@@ -143,6 +143,7 @@ pub(super) fn node(node: &Node, network: &NetworkState, presence: Option<&Presen
         version: version.unwrap_or_else(|| node.row.version.clone()),
         os: node.row.os.clone(),
         back_end: presence.map(|presence| presence.back_end.clone()).unwrap_or_default(),
+        relay: member.relay,
     }
 }
 
@@ -157,6 +158,7 @@ pub(super) fn token(id: TokenId, row: &TokenRow) -> admin::Token {
         tags: row.tags.clone(),
         ephemeral: row.ephemeral,
         revoked: row.revoked,
+        relay: false,
     }
 }
 

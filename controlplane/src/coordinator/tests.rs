@@ -81,6 +81,8 @@ async fn a_node_record_staged_on_an_older_stream_never_lands_after_a_newer_one()
             serial: NOW.as_millis() + serial,
             endpoints: vec![([192, 0, 2, 1], port).into()],
             time: NOW,
+            websockets: Vec::new(),
+            ssh: Vec::new(),
         };
         coordinator.check_node_record(&who, Envelope::sign(&record, &identity).unwrap()).unwrap()
     };

@@ -224,7 +224,15 @@ impl World {
         let Some(follower) = self.followers.get(&id) else { return };
         let endpoints = vec![([192, 0, 2, 1], port).into()];
         let serial = self.state().changes.newest() + self.now.as_millis();
-        let record = NodeRecord { network: self.network, id, serial, endpoints, time: self.now };
+        let record = NodeRecord {
+            network: self.network,
+            id,
+            serial,
+            endpoints,
+            time: self.now,
+            websockets: Vec::new(),
+            ssh: Vec::new(),
+        };
         let envelope = Envelope::sign(&record, &follower.identity).unwrap();
         let state = self.registry.networks.get_mut(&self.network).unwrap();
         state.put_node_record(Signed::new(record, envelope, 0));

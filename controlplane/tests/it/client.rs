@@ -507,7 +507,15 @@ impl TestNode {
     }
 
     pub fn record_of(&self, endpoints: Vec<SocketAddr>, serial: u64, time: UnixTime) -> Envelope {
-        let record = NodeRecord { network: self.network, id: self.id, serial, endpoints, time };
+        let record = NodeRecord {
+            network: self.network,
+            id: self.id,
+            serial,
+            endpoints,
+            time,
+            websockets: Vec::new(),
+            ssh: Vec::new(),
+        };
         Envelope::sign(&record, &self.identity).unwrap()
     }
 }

@@ -174,6 +174,17 @@ impl Daemon {
         }
     }
 
+    /// How a peer is reached.
+    ///
+    /// # Errors
+    /// There is no such peer.
+    pub(crate) async fn why(&self, text: &str) -> Result<local::WhyResponse, Failure> {
+        let member = self.find_peer(text)?;
+        let status = self.status().await;
+        let peer = status.peers.into_iter().find(|peer| peer.id == member.id.to_string());
+        Ok(local::WhyResponse { peer, relays: status.relays, ..Default::default() })
+    }
+
     pub(crate) async fn status(&self) -> local::StatusResponse {
         match self.mesh() {
             Some(mesh) => mesh.status().await,

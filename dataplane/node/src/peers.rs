@@ -59,6 +59,8 @@ fn peer(
         mesh: member.kind == MemberKind::Mesh,
         allowed_ips: member.allowed_ips().collect(),
         candidates,
+        links: Vec::new(),
+        relay: false,
         persistent_keepalive: None,
     })
 }

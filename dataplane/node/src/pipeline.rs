@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use ringmesh_io::{Delivery, Handler, Outbox, SuperPacket, Train};
-use ringmesh_tunnel::{DropReason, Event, Inbound, Now, Outbound, Path, Tunnel};
+use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Now, Outbound, Tunnel};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -120,8 +120,10 @@ impl Pipeline {
         }
         while let Some(mut slot) = outbox.datagram() {
             let Some(transmit) = self.tunnel.poll_transmit(&mut slot, now) else { break };
-            match transmit.path {
-                Path::Udp(to) => slot.commit(transmit.len, to),
+            match transmit.to {
+                Hop::Udp(to) => slot.commit(transmit.len, to),
+                // No link is ever opened yet.
+                Hop::Link(_) => {}
             }
         }
         while let Some(event) = self.tunnel.poll_event() {
@@ -146,7 +148,8 @@ impl Handler for Pipeline {
             };
             let bytes = packet.len() as u64;
             match self.tunnel.outbound(packet, &mut slot, now) {
-                Ok(Outbound::Send { len, path: Path::Udp(to) }) => slot.commit(len, to),
+                Ok(Outbound::Send { len, to: Hop::Udp(to) }) => slot.commit(len, to),
+                Ok(Outbound::Send { to: Hop::Link(_), .. }) => continue,
                 Ok(Outbound::Held) => {}
                 Err(_) => continue,
             }
@@ -165,7 +168,7 @@ impl Handler for Pipeline {
         let now = both_clocks(now);
         for index in 0..train.len() {
             let Some(datagram) = train.datagram(index) else { break };
-            match self.tunnel.inbound(datagram, Path::Udp(from), now) {
+            match self.tunnel.inbound(datagram, Hop::Udp(from), now) {
                 Ok(Inbound::Packet { range, .. }) => {
                     let bytes = range.len() as u64;
                     let delivered = delivery.packet(index, range);
@@ -203,7 +206,7 @@ mod tests {
     use crossbeam::channel::{Receiver, Sender, bounded};
     use ringmesh_io::{MemoryIo, OUTBOX_DATAGRAMS, PacketIo as _};
     use ringmesh_tunnel::{
-        Handshaker, Job, JobDone, PeerConfig, Psk, Random,
+        Handshaker, Job, JobDone, Path, PeerConfig, Psk, Random,
         ip::Prefix,
         key::{NodeId, PresharedKey, PublicKey, SecretKey},
     };
@@ -268,6 +271,8 @@ mod tests {
                 mesh: true,
                 allowed_ips: vec![Prefix::host([100, 64, 0, allowed].into())],
                 candidates: vec![address(number)],
+                links: Vec::new(),
+                relay: false,
                 persistent_keepalive: None,
             };
             self.handshaker.apply(std::slice::from_ref(&peer));

@@ -410,9 +410,12 @@ async fn dispatch(mut events: mpsc::Receiver<Event>, heard: Arc<Heard>) {
             }
             Event::Expired { peer } => debug!(%peer, "session expired"),
             Event::Unreachable { peer } => debug!(%peer, "a peer answers no handshake"),
-            Event::EndpointChanged { peer, path } => {
+            Event::PathSelected { peer, path } => {
                 debug!(%peer, %path, "a peer is reached by another path")
             }
+            Event::SeenFrom { peer, address } => debug!(%peer, %address, "a peer sees this node"),
+            // A node that is no relay gives no channels.
+            Event::BindRequested { .. } => {}
         }
     }
 }

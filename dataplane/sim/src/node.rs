@@ -8,7 +8,7 @@ use ringmesh_tunnel::key::SecretKey;
 use ringmesh_tunnel::message::MAX_OVERHEAD;
 use ringmesh_tunnel::tunnel::DEFAULT_MTU;
 use ringmesh_tunnel::{
-    DropReason, Event, Handshaker, Inbound, Now, Outbound, Path, PeerConfig, Random, Tunnel,
+    DropReason, Event, Handshaker, Hop, Inbound, Now, Outbound, PeerConfig, Random, Tunnel,
 };
 
 use crate::network::Datagram;
@@ -96,15 +96,15 @@ impl Node {
 
     pub(crate) fn outbound(&mut self, packet: &[u8], now: Now, sent: &mut Vec<Datagram>) {
         let mut buffer = [0; BUFFER_LEN];
-        if let Ok(Outbound::Send { len, path }) = self.tunnel.outbound(packet, &mut buffer, now) {
-            sent.extend(self.datagram(&buffer[..len], path));
+        if let Ok(Outbound::Send { len, to }) = self.tunnel.outbound(packet, &mut buffer, now) {
+            sent.extend(self.datagram(&buffer[..len], to));
         }
     }
 
     /// Takes a datagram; returns the packet that was in it and whose it is.
     pub(crate) fn inbound(&mut self, datagram: Datagram, now: Now) -> Option<(Vec<u8>, Option<NodeIndex>)> {
         let mut bytes = datagram.payload;
-        match self.tunnel.inbound(&mut bytes, Path::Udp(datagram.from), now) {
+        match self.tunnel.inbound(&mut bytes, Hop::Udp(datagram.from), now) {
             Ok(Inbound::Packet { range, peer }) => Some((bytes[range].to_vec(), NodeIndex::from_id(peer))),
             Ok(Inbound::Consumed) | Err(_) => None,
         }
@@ -132,7 +132,7 @@ impl Node {
             }
             let mut buffer = [0; BUFFER_LEN];
             while let Some(transmit) = self.tunnel.poll_transmit(&mut buffer, now) {
-                sent.extend(self.datagram(&buffer[..transmit.len], transmit.path));
+                sent.extend(self.datagram(&buffer[..transmit.len], transmit.to));
                 idle = false;
             }
             if idle {
@@ -144,8 +144,11 @@ impl Node {
         }
     }
 
-    fn datagram(&self, bytes: &[u8], path: Path) -> Option<Datagram> {
-        Some(Datagram { from: self.address, to: path.address()?, payload: bytes.to_vec() })
+    fn datagram(&self, bytes: &[u8], to: Hop) -> Option<Datagram> {
+        match to {
+            Hop::Udp(to) => Some(Datagram { from: self.address, to, payload: bytes.to_vec() }),
+            Hop::Link(_) => None,
+        }
     }
 }
 

@@ -124,6 +124,8 @@ impl World {
             mesh: true,
             allowed_ips: vec![Prefix::host(peer.inner_address().into())],
             candidates: vec![self.node(peer).address()],
+            links: Vec::new(),
+            relay: false,
             persistent_keepalive: None,
         }
     }

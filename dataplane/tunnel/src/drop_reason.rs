@@ -82,6 +82,8 @@ drop_reasons! {
     SpoofedSource = "spoofed_source",
     /// A notice from a peer that is not one of our nodes.
     NoticeFromStock = "notice_from_stock",
+    /// A relayed datagram from where no relay of ours is heard.
+    UnknownRelay = "unknown_relay",
     /// A notice whose length or body is not what its type demands.
     MalformedNotice = "malformed_notice",
     /// A notice of a type that this version does not know.

@@ -11,8 +11,9 @@ use crate::key::NodeId;
 use crate::message::{self, COOKIE_REPLY_LEN, INITIATION_LEN, Message, RESPONSE_LEN};
 use crate::notice::{self, Notice};
 use crate::packet::Header;
-use crate::path::Path;
+use crate::path::{Channel, Hop, Path};
 use crate::peer::{MAX_NOTICES, QueuedNotice};
+use crate::relayed;
 use crate::session::Position;
 use crate::time::Now;
 use crate::tunnel::{Event, Slot, Tunnel};
@@ -37,8 +38,23 @@ impl Tunnel {
     /// # Errors
     ///
     /// The reason for which it was dropped; it has been counted. Nothing is ever sent in reply.
-    pub fn inbound(&mut self, datagram: &mut [u8], from: Path, now: Now) -> Result<Inbound, DropReason> {
-        self.sort(datagram, from, now).inspect_err(|&reason| self.drops.add(reason))
+    pub fn inbound(&mut self, datagram: &mut [u8], from: Hop, now: Now) -> Result<Inbound, DropReason> {
+        self.unwrap(datagram, from, now).inspect_err(|&reason| self.drops.add(reason))
+    }
+
+    /// Takes off a relay's header, if there is one and the relay was heard at `from`.
+    fn unwrap(&mut self, datagram: &mut [u8], from: Hop, now: Now) -> Result<Inbound, DropReason> {
+        let Some(number) = relayed::parse(datagram) else { return self.sort(datagram, from.into(), now) };
+        let relay = self.relay_at(from).ok_or(DropReason::UnknownRelay)?;
+        let inner = datagram.get_mut(relayed::HEADER_LEN..).ok_or(DropReason::UnknownMessage)?;
+        let taken = self.sort(inner, Path::Relay(Channel { relay, number }), now)?;
+        Ok(match taken {
+            Inbound::Packet { range, peer } => {
+                let moved = |at: usize| at.saturating_add(relayed::HEADER_LEN);
+                Inbound::Packet { range: moved(range.start)..moved(range.end), peer }
+            }
+            Inbound::Consumed => Inbound::Consumed,
+        })
     }
 
     fn sort(&mut self, datagram: &mut [u8], from: Path, now: Now) -> Result<Inbound, DropReason> {
@@ -139,11 +155,11 @@ impl Tunnel {
     fn notice(&mut self, slot: Slot, notice: Notice, from: Path, now: Now) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         match notice {
-            Notice::EchoRequest { token } => {
+            Notice::EchoRequest { token, .. } => {
                 if peer.notices.len() >= MAX_NOTICES {
                     return Err(DropReason::HeldTooMany);
                 }
-                let notice = Notice::EchoReply { token, seen_from: Some(from) };
+                let notice = Notice::EchoReply { token, seen_from: from.address() };
                 peer.notices.push_back(QueuedNotice { notice, path: Some(from) });
                 self.list(slot);
             }
@@ -153,8 +169,16 @@ impl Tunnel {
                 let rtt = now.monotonic.saturating_duration_since(ping.sent);
                 peer.rtt = Some(rtt);
                 let peer = peer.id;
-                self.push_event(Event::Pong { peer, token, path: from, seen_from, rtt });
+                self.push_event(Event::Pong { peer, token, path: from, rtt });
+                if let Some(address) = seen_from {
+                    self.push_event(Event::SeenFrom { peer, address });
+                }
             }
+            Notice::Bind { target } => {
+                let client = peer.id;
+                self.push_event(Event::BindRequested { client, target });
+            }
+            Notice::Offer { .. } | Notice::Bound { .. } | Notice::BindRefused { .. } => {}
         }
         Ok(())
     }

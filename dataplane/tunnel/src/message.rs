@@ -18,8 +18,8 @@ pub const DATA_HEADER_LEN: usize = 16;
 pub const TAG_LEN: usize = 16;
 /// Bytes of a keepalive: a data message with an empty packet, and the shortest there is.
 pub const KEEPALIVE_LEN: usize = DATA_HEADER_LEN + TAG_LEN;
-/// The most that sealing adds to a packet: header, padding to a multiple of 16, tag.
-pub const MAX_OVERHEAD: usize = DATA_HEADER_LEN + 15 + TAG_LEN;
+/// The most that a datagram is longer than its packet: a relay's header, the message's own, padding to a multiple of 16, tag.
+pub const MAX_OVERHEAD: usize = crate::relayed::HEADER_LEN + DATA_HEADER_LEN + 15 + TAG_LEN;
 
 /// Bytes of the Noise part of an initiation: ephemeral key, sealed static key, sealed timestamp.
 pub(crate) const INITIATION_NOISE_LEN: usize = 108;

@@ -14,7 +14,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::drop_reason::DropReason;
-use crate::path::Path;
+use crate::key::NodeId;
 
 /// The first nibble of every notice.
 pub(crate) const NIBBLE: u8 = 1;
@@ -22,22 +22,56 @@ const FIRST_BYTE: u8 = NIBBLE << 4;
 const HEADER_LEN: usize = 4;
 const ECHO_REQUEST: u8 = 1;
 const ECHO_REPLY: u8 = 2;
-/// Bytes of the longest notice there is: an echo reply that tells an IPv6 address.
-pub(crate) const MAX_LEN: usize = HEADER_LEN + 8 + 1 + 16 + 2;
+const OFFER: u8 = 3;
+const BIND: u8 = 4;
+const BOUND: u8 = 5;
+const BIND_REFUSED: u8 = 6;
+/// In an echo request: the sender's own packets take this path.
+const SELECTED: u8 = 1;
+/// In an offer: the receiver is asked to offer its candidates too.
+const ANSWER: u8 = 1;
+/// In the word that a channel is bound: its other end is there.
+const PRESENT: u8 = 1;
+/// Candidates in one offer.
+pub(crate) const MAX_OFFERED: usize = 16;
+/// Bytes of an address: family, IPv6, port.
+const MAX_ADDRESS_LEN: usize = 1 + 16 + 2;
+/// Bytes of the longest notice there is: an offer of as many IPv6 addresses as fit.
+pub(crate) const MAX_LEN: usize = HEADER_LEN + 1 + MAX_OFFERED * MAX_ADDRESS_LEN;
+
+/// Addresses that one node tells another to try.
+pub(crate) type Offered = heapless::Vec<SocketAddr, MAX_OFFERED>;
 
 /// One notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// Asks for a reply with the same token, by the path it came.
-    EchoRequest { token: u64 },
-    /// Answers a request, and tells from where it was seen to come.
-    EchoReply { token: u64, seen_from: Option<Path> },
+    /// Asks for a reply with the same token, by the path it came. `selected`: the sender's packets take this path, too.
+    EchoRequest { token: u64, selected: bool },
+    /// Answers a request, and tells from which address it was seen to come, if it came from one.
+    EchoReply { token: u64, seen_from: Option<SocketAddr> },
+    /// Where the sender may be reached; try now, the sender tries too. `answer`: tell me the same.
+    Offer { candidates: Offered, answer: bool },
+    /// To a relay: give me a channel to this node.
+    Bind { target: NodeId },
+    /// From a relay: datagrams on `channel` go to this node and come from it. `present`: it is there now.
+    Bound { target: NodeId, channel: u32, present: bool },
+    /// From a relay: there is no channel to this node.
+    BindRefused { target: NodeId, refusal: BindRefusal },
+}
+
+/// Why a relay gives no channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindRefusal {
+    /// The relay knows no such node, or it is the asker itself.
+    UnknownNode,
+    /// The asker has as many channels as one node may have, or the relay has no more to give.
+    Full,
 }
 
 impl Notice {
     /// Whether an answer is owed: until it comes, this counts as data sent (a peer that is gone is noticed).
     pub(crate) const fn is_request(&self) -> bool {
-        matches!(self, Self::EchoRequest { .. })
+        matches!(self, Self::EchoRequest { .. } | Self::Bind { .. })
     }
 
     /// Reads the plaintext of a data message whose first nibble is a notice's.
@@ -50,33 +84,57 @@ impl Notice {
         if first != FIRST_BYTE || padding.iter().any(|&byte| byte != 0) {
             return Err(DropReason::MalformedNotice);
         }
-        match kind {
-            ECHO_REQUEST => {
-                // A longer body is padding, for probing what a path can carry.
-                let token = body.first_chunk().ok_or(DropReason::MalformedNotice)?;
-                Ok(Self::EchoRequest { token: u64::from_be_bytes(*token) })
-            }
-            ECHO_REPLY => {
-                let (token, seen_from) = body.split_first_chunk().ok_or(DropReason::MalformedNotice)?;
-                let seen_from = parse_path(seen_from).ok_or(DropReason::MalformedNotice)?;
-                Ok(Self::EchoReply { token: u64::from_be_bytes(*token), seen_from })
-            }
-            _ => Err(DropReason::UnknownNotice),
-        }
+        let mut reader = Reader(body);
+        let notice = match kind {
+            ECHO_REQUEST => reader.echo_request(),
+            ECHO_REPLY => reader.echo_reply(),
+            OFFER => reader.offer(),
+            BIND => reader.node().map(|target| Self::Bind { target }),
+            BOUND => reader.bound(),
+            BIND_REFUSED => reader.bind_refused(),
+            _ => return Err(DropReason::UnknownNotice),
+        };
+        // What follows in an echo request is padding, for probing what a path can carry.
+        let whole = kind == ECHO_REQUEST || reader.0.is_empty();
+        notice.filter(|_| whole).ok_or(DropReason::MalformedNotice)
     }
 
     /// Writes the notice; returns it as the bytes and their count.
     pub(crate) fn emit(&self) -> ([u8; MAX_LEN], usize) {
         let mut writer = Writer { bytes: [0; MAX_LEN], len: HEADER_LEN };
-        let kind = match *self {
-            Self::EchoRequest { token } => {
+        let kind = match self {
+            Self::EchoRequest { token, selected } => {
                 writer.put(&token.to_be_bytes());
+                writer.flag(*selected, SELECTED);
                 ECHO_REQUEST
             }
             Self::EchoReply { token, seen_from } => {
                 writer.put(&token.to_be_bytes());
-                emit_path(seen_from, &mut writer);
+                writer.address(*seen_from);
                 ECHO_REPLY
+            }
+            Self::Offer { candidates, answer } => {
+                writer.flag(*answer, ANSWER);
+                candidates.iter().for_each(|&candidate| writer.address(Some(candidate)));
+                OFFER
+            }
+            Self::Bind { target } => {
+                writer.put(target.as_bytes());
+                BIND
+            }
+            Self::Bound { target, channel, present } => {
+                writer.put(target.as_bytes());
+                writer.put(&channel.to_be_bytes());
+                writer.flag(*present, PRESENT);
+                BOUND
+            }
+            Self::BindRefused { target, refusal } => {
+                writer.put(target.as_bytes());
+                writer.put(&[match refusal {
+                    BindRefusal::UnknownNode => 1,
+                    BindRefusal::Full => 2,
+                }]);
+                BIND_REFUSED
             }
         };
         let Writer { mut bytes, len } = writer;
@@ -99,44 +157,96 @@ impl Writer {
             self.len = end;
         }
     }
-}
 
-/// A family byte (4, 6, or 0 for a path without an address), the address and the port.
-fn emit_path(path: Option<Path>, writer: &mut Writer) {
-    match path.and_then(Path::address) {
-        None => writer.put(&[0]),
-        Some(address) => {
-            match address.ip() {
-                IpAddr::V4(v4) => {
-                    writer.put(&[4]);
-                    writer.put(&v4.octets());
-                }
-                IpAddr::V6(v6) => {
-                    writer.put(&[6]);
-                    writer.put(&v6.octets());
-                }
+    /// A byte of flags of which only one is in use.
+    fn flag(&mut self, set: bool, flag: u8) {
+        self.put(&[if set { flag } else { 0 }]);
+    }
+
+    /// A family byte (4, 6, or 0 for no address), the address and the port. Scope ids do not travel.
+    fn address(&mut self, address: Option<SocketAddr>) {
+        let Some(address) = address else { return self.put(&[0]) };
+        match address.ip() {
+            IpAddr::V4(v4) => {
+                self.put(&[4]);
+                self.put(&v4.octets());
             }
-            writer.put(&address.port().to_be_bytes());
+            IpAddr::V6(v6) => {
+                self.put(&[6]);
+                self.put(&v6.octets());
+            }
         }
+        self.put(&address.port().to_be_bytes());
     }
 }
 
-fn parse_path(bytes: &[u8]) -> Option<Option<Path>> {
-    let (family, rest) = bytes.split_first()?;
-    let (ip, port) = match family {
-        0 if rest.is_empty() => return Some(None),
-        4 => {
-            let (octets, port) = rest.split_first_chunk::<4>()?;
-            (IpAddr::from(*octets), port)
+/// What is left of a notice's body; every read shortens it, and `None` means that it was too short or not allowed.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn chunk<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (chunk, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*chunk)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.chunk().map(|[byte]| byte)
+    }
+
+    /// Flags that later versions may add are ignored.
+    fn flag(&mut self, flag: u8) -> Option<bool> {
+        self.byte().map(|flags| flags & flag != 0)
+    }
+
+    fn node(&mut self) -> Option<NodeId> {
+        self.chunk().map(NodeId::from_bytes)
+    }
+
+    fn address(&mut self) -> Option<Option<SocketAddr>> {
+        let ip = match self.byte()? {
+            0 => return Some(None),
+            4 => IpAddr::from(self.chunk::<4>()?),
+            6 => IpAddr::from(self.chunk::<16>()?),
+            _ => return None,
+        };
+        let port = self.chunk().map(u16::from_be_bytes)?;
+        Some(Some(SocketAddr::new(ip, port)))
+    }
+
+    fn echo_request(&mut self) -> Option<Notice> {
+        let token = self.chunk().map(u64::from_be_bytes)?;
+        Some(Notice::EchoRequest { token, selected: self.flag(SELECTED)? })
+    }
+
+    fn echo_reply(&mut self) -> Option<Notice> {
+        let token = self.chunk().map(u64::from_be_bytes)?;
+        Some(Notice::EchoReply { token, seen_from: self.address()? })
+    }
+
+    fn offer(&mut self) -> Option<Notice> {
+        let answer = self.flag(ANSWER)?;
+        let mut candidates = Offered::new();
+        while !self.0.is_empty() {
+            candidates.push(self.address()??).ok()?;
         }
-        6 => {
-            let (octets, port) = rest.split_first_chunk::<16>()?;
-            (IpAddr::from(*octets), port)
-        }
-        _ => return None,
-    };
-    let port = u16::from_be_bytes(port.try_into().ok()?);
-    Some(Some(Path::Udp(SocketAddr::new(ip, port))))
+        Some(Notice::Offer { candidates, answer })
+    }
+
+    fn bound(&mut self) -> Option<Notice> {
+        let (target, channel) = (self.node()?, self.chunk().map(u32::from_be_bytes)?);
+        Some(Notice::Bound { target, channel, present: self.flag(PRESENT)? })
+    }
+
+    fn bind_refused(&mut self) -> Option<Notice> {
+        let target = self.node()?;
+        let refusal = match self.byte()? {
+            1 => BindRefusal::UnknownNode,
+            2 => BindRefusal::Full,
+            _ => return None,
+        };
+        Some(Notice::BindRefused { target, refusal })
+    }
 }
 
 #[cfg(test)]
@@ -145,14 +255,30 @@ mod tests {
 
     use super::*;
 
+    fn any_address() -> impl Strategy<Value = SocketAddr> {
+        // Scope and flow of an IPv6 address mean nothing to anybody else.
+        any::<SocketAddr>().prop_map(|address| SocketAddr::new(address.ip(), address.port()))
+    }
+
     fn any_notice() -> impl Strategy<Value = Notice> {
-        let path = proptest::option::of(any::<SocketAddr>().prop_map(|address| {
-            // Scope and flow of an IPv6 address mean nothing to anybody else.
-            Path::Udp(SocketAddr::new(address.ip(), address.port()))
-        }));
+        let node = any::<[u8; 8]>().prop_map(NodeId::from_bytes);
+        let refusal = prop_oneof![Just(BindRefusal::UnknownNode), Just(BindRefusal::Full)];
+        let offered = proptest::collection::vec(any_address(), 0..=MAX_OFFERED);
         prop_oneof![
-            any::<u64>().prop_map(|token| Notice::EchoRequest { token }),
-            (any::<u64>(), path).prop_map(|(token, seen_from)| Notice::EchoReply { token, seen_from }),
+            any::<(u64, bool)>().prop_map(|(token, selected)| Notice::EchoRequest { token, selected }),
+            (any::<u64>(), proptest::option::of(any_address()))
+                .prop_map(|(token, seen_from)| Notice::EchoReply { token, seen_from }),
+            (offered, any::<bool>()).prop_map(|(candidates, answer)| Notice::Offer {
+                candidates: Offered::from_slice(&candidates).unwrap(),
+                answer
+            }),
+            node.clone().prop_map(|target| Notice::Bind { target }),
+            (node.clone(), any::<(u32, bool)>()).prop_map(|(target, (channel, present))| Notice::Bound {
+                target,
+                channel,
+                present
+            }),
+            (node, refusal).prop_map(|(target, refusal)| Notice::BindRefused { target, refusal }),
         ]
     }
 
@@ -167,8 +293,10 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_parsing_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Notice::parse(&bytes);
+        fn no_bytes_make_parsing_panic(kind in 0u8..8, body in proptest::collection::vec(any::<u8>(), 0..340)) {
+            let [high, low] = (body.len() as u16).to_be_bytes();
+            let _ = Notice::parse(&[&[FIRST_BYTE, kind, high, low], body.as_slice()].concat());
+            let _ = Notice::parse(&body);
         }
 
         #[test]
@@ -177,15 +305,45 @@ mod tests {
             let kept = len.saturating_sub(cut);
             prop_assert_eq!(Notice::parse(&bytes[..kept]), Err(DropReason::MalformedNotice));
         }
+
+        #[test]
+        fn a_notice_with_more_in_its_body_is_malformed_unless_it_is_an_echo_request(notice in any_notice()) {
+            let (bytes, len) = notice.emit();
+            let mut longer = bytes[..len].to_vec();
+            longer.extend([9, 9, 9]);
+            longer[3] = longer[3].wrapping_add(3);
+            longer[2] += u8::from(longer[3] < 3);
+            let parsed = Notice::parse(&longer);
+            if matches!(notice, Notice::EchoRequest { .. }) {
+                prop_assert_eq!(parsed, Ok(notice));
+            } else {
+                prop_assert_eq!(parsed, Err(DropReason::MalformedNotice));
+            }
+        }
+    }
+
+    #[test]
+    fn an_offer_of_more_than_sixteen_candidates_is_malformed() {
+        let address = [4, 192, 0, 2, 1, 0x12, 0x34];
+        let offer = |count: usize| {
+            let body = [vec![0], address.repeat(count)].concat();
+            let length = (body.len() as u16).to_be_bytes();
+            Notice::parse(&[&[FIRST_BYTE, OFFER, length[0], length[1]], body.as_slice()].concat())
+        };
+        assert!(offer(MAX_OFFERED).is_ok());
+        assert_eq!(offer(MAX_OFFERED + 1), Err(DropReason::MalformedNotice));
     }
 
     #[test]
     fn unknown_types_are_told_from_malformed_ones() {
         assert_eq!(Notice::parse(&[0x10, 99, 0, 0]), Err(DropReason::UnknownNotice));
-        assert_eq!(Notice::parse(&[0x11, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]), Err(DropReason::MalformedNotice));
-        assert_eq!(Notice::parse(&[0x10, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0]), Err(DropReason::MalformedNotice));
         assert_eq!(
-            Notice::parse(&[0x10, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            Notice::parse(&[0x11, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            Err(DropReason::MalformedNotice)
+        );
+        assert_eq!(Notice::parse(&[0x10, 1, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]), Err(DropReason::MalformedNotice));
+        assert_eq!(
+            Notice::parse(&[0x10, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
             Err(DropReason::MalformedNotice),
             "what follows the body must be zeros"
         );

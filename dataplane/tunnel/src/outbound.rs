@@ -3,8 +3,9 @@
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
 use crate::packet::Header;
-use crate::path::Path;
+use crate::path::{Hop, Path};
 use crate::peer::MAX_HELD_PACKETS;
+use crate::relayed;
 use crate::session::padded_len;
 use crate::time::Now;
 use crate::tunnel::{Slot, Tunnel};
@@ -12,12 +13,12 @@ use crate::tunnel::{Slot, Tunnel};
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outbound {
-    /// Sealed: send the first `len` bytes of the buffer by `path`.
+    /// Sealed: send the first `len` bytes of the buffer to `to`.
     Send {
         /// Bytes of the datagram.
         len: usize,
         /// Where it goes.
-        path: Path,
+        to: Hop,
     },
     /// Kept until there is a session, which was begun; it comes out of `poll_transmit` then.
     Held,
@@ -45,8 +46,8 @@ impl Tunnel {
     fn route(&mut self, packet: &[u8], datagram: &mut [u8], now: Now) -> Result<Outbound, DropReason> {
         let header = Header::parse(packet)?;
         let slot = self.allowed_ips.lookup(header.destination).ok_or(DropReason::NoAllowedIp)?;
-        if let Some((len, path)) = self.seal(slot, packet, None, Sent::Data, datagram, now)? {
-            return Ok(Outbound::Send { len, path });
+        if let Some((len, to)) = self.seal(slot, packet, None, Sent::Data, datagram, now)? {
+            return Ok(Outbound::Send { len, to });
         }
         self.hold(slot, packet, now)?;
         Ok(Outbound::Held)
@@ -61,14 +62,17 @@ impl Tunnel {
         sent: Sent,
         datagram: &mut [u8],
         now: Now,
-    ) -> Result<Option<(usize, Path)>, DropReason> {
-        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
+    ) -> Result<Option<(usize, Hop)>, DropReason> {
+        let peer = self.peers.get(slot).ok_or(DropReason::PeerRemoved)?;
         let Some(path) = path.or(peer.endpoint) else { return Ok(None) };
+        let Some(hop) = self.hop(path) else { return Ok(None) };
+        let (header, place) = relay_header(path, datagram)?;
+        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         let Some(session) = peer.sessions.current_mut().filter(|session| session.can_seal(now.monotonic))
         else {
             return Ok(None);
         };
-        let len = session.seal(packet, padded_len(packet.len(), self.mtu), datagram)?;
+        let len = session.seal(packet, padded_len(packet.len(), self.mtu), place)? + header;
         let rekey = session.wants_rekey_on_send(now.monotonic);
 
         peer.sent_bytes += len as u64;
@@ -80,7 +84,24 @@ impl Tunnel {
             self.begin_handshake(slot, Begin::Fresh, now);
         }
         self.reschedule(slot);
-        Ok(Some((len, path)))
+        Ok(Some((len, hop)))
+    }
+
+    /// Where a datagram for `path` leaves this machine; nothing if the path leads through a relay that is not reached.
+    pub(crate) fn hop(&self, path: Path) -> Option<Hop> {
+        match path {
+            Path::Udp(address) => Some(Hop::Udp(address)),
+            Path::Link(link) => Some(Hop::Link(link)),
+            Path::Relay(channel) => {
+                let relay = self.peers.by_id(channel.relay).and_then(|slot| self.peers.get(slot))?;
+                match relay.endpoint? {
+                    Path::Udp(address) => Some(Hop::Udp(address)),
+                    Path::Link(link) => Some(Hop::Link(link)),
+                    // A relay is never reached through a relay.
+                    Path::Relay(_) => None,
+                }
+            }
+        }
     }
 
     /// Keeps a packet until there is a session, and sees to it that there will be one.
@@ -101,4 +122,12 @@ impl Tunnel {
         self.begin_handshake(slot, Begin::Fresh, now);
         Ok(())
     }
+}
+
+/// Writes what goes in front of the message; returns the length of that, and the rest of the buffer.
+pub(crate) fn relay_header(path: Path, datagram: &mut [u8]) -> Result<(usize, &mut [u8]), DropReason> {
+    let Path::Relay(channel) = path else { return Ok((0, datagram)) };
+    let (header, rest) = datagram.split_first_chunk_mut().ok_or(DropReason::BufferTooSmall)?;
+    *header = relayed::emit(channel.number);
+    Ok((relayed::HEADER_LEN, rest))
 }

@@ -10,7 +10,7 @@ use crate::handshake::mac::{Stamp, Tag};
 use crate::ip::Prefix;
 use crate::key::{NodeId, PresharedKey, PublicKey};
 use crate::notice::Notice;
-use crate::path::Path;
+use crate::path::{Carrier, Hop, Path, PathStatus};
 use crate::session::Sessions;
 use crate::time::UnixTime;
 use crate::timers::Timers;
@@ -37,10 +37,23 @@ pub struct PeerConfig {
     pub mesh: bool,
     /// The inner addresses it may send from, and gets the packets to.
     pub allowed_ips: Vec<Prefix>,
+    /// Whether it relays for this node: then a session with it is always kept, and channels to other peers are asked of it.
+    pub relay: bool,
     /// Outer addresses it may be reached at, best first; 32 are kept.
     pub candidates: Vec<SocketAddr>,
+    /// Streams that can be opened to it where UDP does not pass; 8 are kept.
+    pub links: Vec<LinkCandidate>,
     /// Send something at least every so many seconds, to keep a NAT's mapping open; none or 0: only when there is cause.
     pub persistent_keepalive: Option<u16>,
+}
+
+/// A stream that can be opened to a peer. What it takes to open it is known to whoever gave the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkCandidate {
+    /// Tells it from the peer's others.
+    pub number: u32,
+    /// What the stream would be made of.
+    pub carrier: Carrier,
 }
 
 /// A peer's preshared key.
@@ -80,8 +93,14 @@ pub struct PeerStatus {
     pub mesh: bool,
     /// How far things are.
     pub state: PeerState,
+    /// Whether it relays for us.
+    pub relay: bool,
     /// The path that sealed packets take, once one was confirmed.
     pub endpoint: Option<Path>,
+    /// Where they leave this machine: the relay's own path, if it leads through one.
+    pub hop: Option<Hop>,
+    /// Every candidate, best first.
+    pub paths: Vec<PathStatus>,
     /// When the last handshake completed, by the wall clock.
     pub last_handshake: Option<UnixTime>,
     /// When anything authentic last came.
@@ -142,6 +161,7 @@ pub(crate) struct Peer {
     pub(crate) id: NodeId,
     pub(crate) key: PublicKey,
     pub(crate) mesh: bool,
+    pub(crate) relay: bool,
     pub(crate) stamp: Box<Stamp>,
     candidates: Vec<SocketAddr>,
     /// Where the next fan-out goes on in the list of candidates.
@@ -180,6 +200,7 @@ impl Peer {
             id: config.id,
             key: config.key,
             mesh: config.mesh,
+            relay: config.relay,
             stamp: Box::new(Stamp::of(&config.key)),
             candidates: Vec::new(),
             next_candidate: 0,
@@ -274,7 +295,10 @@ impl Peer {
             key: self.key,
             mesh: self.mesh,
             state,
+            relay: self.relay,
             endpoint: self.endpoint,
+            hop: None,
+            paths: Vec::new(),
             last_handshake: self.last_handshake,
             last_received: self.last_received,
             sent_bytes: self.sent_bytes,

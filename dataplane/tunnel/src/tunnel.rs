@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::allowed_ips::AllowedIps;
@@ -15,12 +16,13 @@ use crate::ip::Prefix;
 use crate::key::{NodeId, PublicKey};
 use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
-use crate::outbound::Sent;
-use crate::path::Path;
+use crate::outbound::{Sent, relay_header};
+use crate::path::{Hop, Path};
 use crate::peer::{MAX_HELD_PACKETS, MAX_NOTICES, PeerConfig, PeerStatus, Ping, PingError, QueuedNotice};
 use crate::peers::Peers;
 pub(crate) use crate::peers::Slot;
 use crate::random::{NoRandomness, Random};
+use crate::reach::Dial;
 use crate::schedule::Schedule;
 use crate::session::Session;
 use crate::time::Now;
@@ -46,7 +48,7 @@ pub struct Transmit {
     /// Bytes of the datagram.
     pub len: usize,
     /// Where it goes.
-    pub path: Path,
+    pub to: Hop,
 }
 
 /// Something that a user, a log or a metric wants to hear about.
@@ -69,9 +71,9 @@ pub enum Event {
         /// With whom.
         peer: NodeId,
     },
-    /// Sealed packets take another path from now on: the peer was heard there.
-    EndpointChanged {
-        /// Who moved.
+    /// Sealed packets take another path from now on.
+    PathSelected {
+        /// To whom.
         peer: NodeId,
         /// The new path.
         path: Path,
@@ -84,10 +86,22 @@ pub enum Event {
         token: u64,
         /// The path by which the answer came.
         path: Path,
-        /// The path by which the peer saw our ping come: our address as seen from there.
-        seen_from: Option<Path>,
         /// From the ping's sealing to its answer.
         rtt: Duration,
+    },
+    /// A peer sees our datagrams come from this address: a candidate for others to reach us at. Told when it changes.
+    SeenFrom {
+        /// Who sees them.
+        peer: NodeId,
+        /// Our address as seen from there.
+        address: SocketAddr,
+    },
+    /// A peer asks us, as a relay, for a channel to another: answer with [`Tunnel::answer_bind`].
+    BindRequested {
+        /// Who asks.
+        client: NodeId,
+        /// Whom it wants to reach.
+        target: NodeId,
     },
 }
 
@@ -95,6 +109,18 @@ pub(crate) struct ControlMessage {
     bytes: [u8; INITIATION_LEN],
     len: u8,
     path: Path,
+}
+
+impl ControlMessage {
+    /// Writes the message, behind a relay's header if need be; returns the length of both.
+    fn emit(&self, datagram: &mut [u8]) -> Result<usize, DropReason> {
+        let (header, rest) = relay_header(self.path, datagram)?;
+        let len = usize::from(self.len);
+        let (place, bytes) =
+            rest.get_mut(..len).zip(self.bytes.get(..len)).ok_or(DropReason::BufferTooSmall)?;
+        place.copy_from_slice(bytes);
+        Ok(header + len)
+    }
 }
 
 /// The protocol state of one worker: its peers, their sessions, and when each needs attention.
@@ -120,6 +146,9 @@ pub struct Tunnel {
     listed: VecDeque<Slot>,
     jobs: VecDeque<Job>,
     events: VecDeque<Event>,
+    pub(crate) dials: VecDeque<Dial>,
+    /// The peers that relay for us.
+    pub(crate) relays: Vec<Slot>,
     pub(crate) drops: DropCounters,
     pub(crate) spare_buffers: Vec<Vec<u8>>,
     pub(crate) last_handshake_id: u64,
@@ -152,6 +181,8 @@ impl Tunnel {
             listed: VecDeque::new(),
             jobs: VecDeque::new(),
             events: VecDeque::new(),
+            dials: VecDeque::new(),
+            relays: Vec::new(),
             drops: DropCounters::default(),
             spare_buffers: Vec::new(),
             last_handshake_id: 0,
@@ -251,7 +282,8 @@ impl Tunnel {
         if peer.notices.len() >= MAX_NOTICES {
             return Err(PingError::TooMany);
         }
-        peer.notices.push_back(QueuedNotice { notice: Notice::EchoRequest { token }, path: None });
+        peer.notices
+            .push_back(QueuedNotice { notice: Notice::EchoRequest { token, selected: true }, path: None });
         self.flush_or_begin(slot, now);
         Ok(())
     }
@@ -294,19 +326,18 @@ impl Tunnel {
     /// packets that were held. `datagram` must have room for [`crate::message::MAX_OVERHEAD`] bytes more than the MTU.
     pub fn poll_transmit(&mut self, datagram: &mut [u8], now: Now) -> Option<Transmit> {
         while let Some(message) = self.messages.pop_front() {
-            let len = usize::from(message.len);
-            match (datagram.get_mut(..len), message.bytes.get(..len)) {
-                (Some(place), Some(bytes)) => place.copy_from_slice(bytes),
-                _ => {
-                    self.drops.add(DropReason::BufferTooSmall);
-                    continue;
-                }
+            let Some(to) = self.hop(message.path) else {
+                self.drops.add(DropReason::NoPath);
+                continue;
+            };
+            match message.emit(datagram) {
+                Ok(len) => return Some(Transmit { len, to }),
+                Err(reason) => self.drops.add(reason),
             }
-            return Some(Transmit { len, path: message.path });
         }
         while let Some(&slot) = self.listed.front() {
             match self.next_for_peer(slot, datagram, now) {
-                Ok(Some((len, path))) => return Some(Transmit { len, path }),
+                Ok(Some((len, to))) => return Some(Transmit { len, to }),
                 Ok(None) => {
                     self.listed.pop_front();
                     if let Some(peer) = self.peers.get_mut(slot) {
@@ -325,7 +356,7 @@ impl Tunnel {
         slot: Slot,
         datagram: &mut [u8],
         now: Now,
-    ) -> Result<Option<(usize, Path)>, DropReason> {
+    ) -> Result<Option<(usize, Hop)>, DropReason> {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
         let can_seal = peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
         if !can_seal || peer.endpoint.is_none() {
@@ -335,7 +366,7 @@ impl Tunnel {
             return Ok(None);
         }
         if let Some(QueuedNotice { notice, path }) = peer.notices.pop_front() {
-            if let Notice::EchoRequest { token } = notice {
+            if let Notice::EchoRequest { token, .. } = notice {
                 if peer.pings.len() >= MAX_NOTICES {
                     peer.pings.pop_front();
                 }
@@ -450,7 +481,7 @@ impl Tunnel {
         if peer.endpoint != Some(path) {
             peer.endpoint = Some(path);
             let peer = peer.id;
-            self.push_event(Event::EndpointChanged { peer, path });
+            self.push_event(Event::PathSelected { peer, path });
         }
     }
 

@@ -11,7 +11,7 @@ use ringmesh_tunnel::handshake::UNDER_LOAD_FROM;
 use ringmesh_tunnel::key::{NodeId, PresharedKey, SecretKey};
 use ringmesh_tunnel::message::MAX_OVERHEAD;
 use ringmesh_tunnel::{
-    DropReason, Event, Handshaker, Inbound, Now, Outbound, Path, PeerConfig, Psk, Random, Tunnel, UnixTime,
+    DropReason, Event, Handshaker, Hop, Inbound, Now, Outbound, PeerConfig, Psk, Random, Tunnel, UnixTime,
 };
 
 const OURS: [u8; 32] = [11; 32];
@@ -58,6 +58,8 @@ impl Interop {
             mesh: false,
             allowed_ips: vec!["10.0.0.2/32".parse().unwrap(), "fd00::2/128".parse().unwrap()],
             candidates: vec![theirs_at()],
+            links: Vec::new(),
+            relay: false,
             persistent_keepalive: None,
         }];
         tunnel.apply(&config, now);
@@ -122,7 +124,7 @@ impl Interop {
         self.their_messages.push(datagram[0]);
         let mut bytes = datagram.to_vec();
         if let Ok(Inbound::Packet { range, peer }) =
-            self.tunnel.inbound(&mut bytes, Path::Udp(theirs_at()), self.now)
+            self.tunnel.inbound(&mut bytes, Hop::Udp(theirs_at()), self.now)
         {
             assert_eq!(peer, THEM);
             self.our_packets.push(bytes[range].to_vec());
@@ -169,7 +171,9 @@ impl Interop {
                 Event::Established { initiator, .. } => Some(initiator),
                 Event::Unreachable { .. }
                 | Event::Expired { .. }
-                | Event::EndpointChanged { .. }
+                | Event::PathSelected { .. }
+                | Event::SeenFrom { .. }
+                | Event::BindRequested { .. }
                 | Event::Pong { .. } => None,
             })
             .collect()

@@ -103,6 +103,7 @@ pub(crate) async fn create(
     terms: Terms,
 ) -> Result<CreateTokenResponse, Failure> {
     let request = CreateTokenRequest {
+        relay: false,
         network,
         ttl_seconds: terms.ttl,
         max_uses: uses.unwrap_or(0),

@@ -185,6 +185,7 @@ mod tests {
 
     fn node(name: &str, number: u8) -> admin::Node {
         admin::Node {
+            relay: false,
             id: format!("00000000000000{number:02x}"),
             name: name.to_owned(),
             kind: admin::NodeKind::Mesh.into(),

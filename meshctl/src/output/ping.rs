@@ -110,6 +110,8 @@ mod tests {
 
     fn answer(sequence: u32, rtt_us: u32) -> local::PingResponse {
         local::PingResponse {
+            via: String::new(),
+            loss_percent: None,
             sequence,
             node: "web1".to_owned(),
             ipv4: "100.64.0.1".to_owned(),

@@ -405,6 +405,9 @@ pub(crate) mod tests {
 
     fn peer(name: &str, number: u8) -> local::Peer {
         local::Peer {
+            via: String::new(),
+            loss_percent: None,
+            path_mtu: 0,
             id: format!("00000000000000{number:02x}"),
             name: name.to_owned(),
             kind: "mesh".to_owned(),
@@ -425,6 +428,7 @@ pub(crate) mod tests {
 
     pub(crate) fn running() -> local::StatusResponse {
         local::StatusResponse {
+            relays: Vec::new(),
             version: "0.1.0".to_owned(),
             state: "running".to_owned(),
             network: Some(local::Network {

@@ -197,6 +197,7 @@ mod tests {
 
     fn token(number: u8) -> admin::Token {
         admin::Token {
+            relay: false,
             id: format!("00000000000000{number:02x}"),
             created_ms: NOW - 3_600_000 * u64::from(number),
             expires_ms: NOW + 23 * 3_600_000,

@@ -7,7 +7,7 @@ use ringmesh_proto::{
     control::Reason,
     local::{
         JoinDone, JoinProgress, JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse,
-        StatusRequest, StatusResponse, join_progress,
+        StatusRequest, StatusResponse, WhyRequest, WhyResponse, join_progress,
         local_service_server::{LocalService, LocalServiceServer},
     },
 };
@@ -64,6 +64,14 @@ impl LocalService for Local {
 
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(self.daemon.status().await))
+    }
+
+    async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {
+        self.daemon
+            .why(&request.into_inner().node)
+            .await
+            .map(Response::new)
+            .map_err(|failure| failure.to_status())
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {

@@ -48,6 +48,7 @@ impl Mesh {
             data_plane: plane.as_ref().map(|plane| data_plane_status(plane, report.as_ref())),
             peers: peers_status(&held, plane.as_deref(), report.as_ref()),
             coordinator: Some(self.link_status()),
+            relays: Vec::new(),
         }
     }
 
@@ -202,6 +203,9 @@ fn peer_status(member: &Member, has_key: bool, counted: Option<&PeerStatus>, ses
         noise_key: member.noise_key.to_string(),
         allowed_ips: member.allowed_ips().map(|prefix| prefix.to_string()).collect(),
         sessions,
+        via: String::new(),
+        loss_percent: None,
+        path_mtu: 0,
     }
 }
 

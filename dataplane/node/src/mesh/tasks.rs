@@ -136,8 +136,15 @@ impl Mesh {
             timestamps.next_serial(&self.state, now.max(signed))
         };
         let membership = self.membership();
-        let record =
-            NodeRecord { network: membership.network, id: membership.node, serial, endpoints, time: now };
+        let record = NodeRecord {
+            network: membership.network,
+            id: membership.node,
+            serial,
+            endpoints,
+            time: now,
+            websockets: Vec::new(),
+            ssh: Vec::new(),
+        };
         Envelope::sign(&record, self.identity.secret())
             .map_err(|error| Failure::new(Reason::Host, format!("signing this node's record: {error}")))
     }

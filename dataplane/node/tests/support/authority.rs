@@ -200,7 +200,15 @@ impl MapBuilder {
         id: NodeId,
         endpoints: Vec<SocketAddr>,
     ) {
-        let record = NodeRecord { network, id, serial: now().as_millis(), endpoints, time: now() };
+        let record = NodeRecord {
+            network,
+            id,
+            serial: now().as_millis(),
+            endpoints,
+            time: now(),
+            websockets: Vec::new(),
+            ssh: Vec::new(),
+        };
         self.node_records.insert(id, Envelope::sign(&record, of).unwrap());
         self.position.ephemeral += 1;
     }

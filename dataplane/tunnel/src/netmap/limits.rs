@@ -14,6 +14,12 @@ pub const GROUPS_MAX: usize = 64;
 pub const ROUTES_MAX: usize = 256;
 /// The most endpoints a node may say it has.
 pub const ENDPOINTS_MAX: usize = 32;
+/// The most WebSocket URLs a node may say it has.
+pub const WEBSOCKETS_MAX: usize = 4;
+/// The longest of them, bytes.
+pub const URL_MAX: usize = 255;
+/// The most addresses of its SSH endpoint a node may say it has.
+pub const SSH_ENDPOINTS_MAX: usize = 8;
 /// The most selectors on one side of a rule.
 pub const SELECTORS_MAX: usize = 256;
 /// The most port ranges of a rule.

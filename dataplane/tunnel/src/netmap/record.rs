@@ -5,9 +5,11 @@
 use core::fmt;
 use core::net::SocketAddr;
 
-use super::codec::{Fields, Reader, RecordError, Writer, put_endpoint};
+use super::codec::{Fields, Reader, RecordError, Writer, put_endpoint, put_short, text};
 use super::envelope::Kind;
-use super::limits::{ENDPOINTS_MAX, PAYLOAD_MAX, SERVER_NONCE_MAX};
+use super::limits::{
+    ENDPOINTS_MAX, PAYLOAD_MAX, SERVER_NONCE_MAX, SSH_ENDPOINTS_MAX, URL_MAX, WEBSOCKETS_MAX,
+};
 use crate::key::{IdentityKey, NetworkId, NodeId};
 use crate::time::UnixTime;
 
@@ -299,6 +301,10 @@ pub struct NodeRecord {
     pub endpoints: Vec<SocketAddr>,
     /// When it was signed.
     pub time: UnixTime,
+    /// URLs (`wss://host:port/path`) of its relay's WebSocket, at most [`WEBSOCKETS_MAX`].
+    pub websockets: Vec<String>,
+    /// TCP addresses of its own SSH endpoint, at most [`SSH_ENDPOINTS_MAX`]; its host key is the member's identity key.
+    pub ssh: Vec<SocketAddr>,
 }
 
 impl Record for NodeRecord {
@@ -313,6 +319,14 @@ impl Record for NodeRecord {
             Ok(())
         })?;
         writer.field(0x05, "time", &self.time.as_millis().to_be_bytes())?;
+        writer.list(0x06, "websockets", WEBSOCKETS_MAX, &self.websockets, |bytes, url| {
+            check_websocket("websockets", url)?;
+            put_short(bytes, "websockets", url.as_bytes())
+        })?;
+        writer.list(0x07, "ssh", SSH_ENDPOINTS_MAX, &self.ssh, |bytes, endpoint| {
+            put_endpoint(bytes, *endpoint);
+            Ok(())
+        })?;
         writer.end(PAYLOAD_MAX)
     }
 
@@ -322,8 +336,12 @@ impl Record for NodeRecord {
         let serial = fields.u64(0x03, "serial")?;
         let endpoints = fields.list(0x04, "endpoints", ENDPOINTS_MAX, Reader::endpoint)?;
         let time = fields.time(0x05, "time")?;
+        let websockets = fields.list(0x06, "websockets", WEBSOCKETS_MAX, |reader| {
+            text("websockets", reader.short()?, check_websocket)
+        })?;
+        let ssh = fields.list(0x07, "ssh", SSH_ENDPOINTS_MAX, Reader::endpoint)?;
         fields.end()?;
-        Ok(Self { network, id, serial, endpoints, time })
+        Ok(Self { network, id, serial, endpoints, time, websockets, ssh })
     }
 
     fn network(&self) -> NetworkId {
@@ -333,6 +351,19 @@ impl Record for NodeRecord {
     fn not_after(&self) -> Option<UnixTime> {
         None
     }
+}
+
+/// Checks that text is a `wss` URL as far as its form goes: printable, no spaces, with something behind the scheme.
+fn check_websocket(field: &'static str, url: &str) -> Result<(), RecordError> {
+    let host = url.strip_prefix("wss://").filter(|host| !host.is_empty() && !host.starts_with('/'));
+    let printable = url.bytes().all(|byte| byte.is_ascii_graphic());
+    if host.is_none() || !printable || url.len() > URL_MAX {
+        return Err(RecordError::Value {
+            field,
+            must: "wss://HOST[:PORT]/PATH, at most 255 printable characters",
+        });
+    }
+    Ok(())
 }
 
 /// A coordinator's word that a TLS key is its own, given anew to each connection.

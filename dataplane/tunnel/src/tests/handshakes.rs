@@ -294,7 +294,7 @@ fn unconfirmed_initiation_makes_no_endpoint() {
     pair.deliver(&replay);
     assert_eq!(pair.wire.pop_back().unwrap().to, replay.from);
     assert_eq!(pair.far.peer(1, pair.now).endpoint, None);
-    assert!(!pair.far.events.iter().any(|event| matches!(event, Event::EndpointChanged { .. })));
+    assert!(!pair.far.events.iter().any(|event| matches!(event, Event::PathSelected { .. })));
     // What the far side then begins goes to the near one's own address too, and so the thief wins nothing.
     pair.run(seconds(6));
     assert_eq!(pair.far.peer(1, pair.now).endpoint, Some(pair.near.path));

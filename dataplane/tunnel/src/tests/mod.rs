@@ -18,7 +18,7 @@ use crate::key::{NodeId, PresharedKey, PublicKey, SecretKey};
 use crate::message::MAX_OVERHEAD;
 use crate::outbound::Outbound;
 use crate::packet::build::packet;
-use crate::path::Path;
+use crate::path::{Hop, Path};
 use crate::peer::{PeerConfig, PeerStatus, Psk};
 use crate::random::Random;
 use crate::time::{Now, UnixTime, test_epoch};
@@ -58,6 +58,15 @@ fn path(text: &str) -> Path {
     Path::Udp(text.parse().unwrap())
 }
 
+/// Where the other end of a direct path is.
+fn hop(path: Path) -> Hop {
+    match path {
+        Path::Udp(address) => Hop::Udp(address),
+        Path::Link(link) => Hop::Link(link),
+        Path::Relay(channel) => panic!("{channel:?} is no direct path"),
+    }
+}
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -86,6 +95,8 @@ impl Node {
                 format!("fd00::{number}/128").parse().unwrap(),
             ],
             candidates: vec![address],
+            links: Vec::new(),
+            relay: false,
             persistent_keepalive: None,
         };
         Self {
@@ -117,7 +128,7 @@ impl Node {
             let mut buffer = [0; 1408 + MAX_OVERHEAD];
             while let Some(transmit) = self.tunnel.poll_transmit(&mut buffer, now) {
                 let bytes = buffer[..transmit.len].to_vec();
-                sent.push(Datagram { from: self.path, to: transmit.path, bytes });
+                sent.push(Datagram { from: self.path, to: transmit.to.into(), bytes });
                 idle = false;
             }
             if idle {
@@ -130,7 +141,7 @@ impl Node {
     /// Takes a datagram, without doing what it leads to.
     fn take(&mut self, datagram: &Datagram, now: Now) -> Result<Inbound, DropReason> {
         let mut bytes = datagram.bytes.clone();
-        let taken = self.tunnel.inbound(&mut bytes, datagram.from, now);
+        let taken = self.tunnel.inbound(&mut bytes, hop(datagram.from), now);
         if let Ok(Inbound::Packet { range, .. }) = &taken {
             self.received.push(bytes[range.clone()].to_vec());
         }
@@ -140,8 +151,8 @@ impl Node {
     fn send(&mut self, packet: &[u8], now: Now) -> Result<Option<Datagram>, DropReason> {
         let mut buffer = [0; 1408 + MAX_OVERHEAD];
         Ok(match self.tunnel.outbound(packet, &mut buffer, now)? {
-            Outbound::Send { len, path } => {
-                Some(Datagram { from: self.path, to: path, bytes: buffer[..len].to_vec() })
+            Outbound::Send { len, to } => {
+                Some(Datagram { from: self.path, to: to.into(), bytes: buffer[..len].to_vec() })
             }
             Outbound::Held => None,
         })
@@ -160,8 +171,10 @@ impl Node {
             Event::Established { initiator, .. } => Some(*initiator),
             Event::Unreachable { .. }
             | Event::Expired { .. }
-            | Event::EndpointChanged { .. }
-            | Event::Pong { .. } => None,
+            | Event::PathSelected { .. }
+            | Event::Pong { .. }
+            | Event::SeenFrom { .. }
+            | Event::BindRequested { .. } => None,
         };
         self.events.iter().filter_map(initiator).collect()
     }

@@ -11,7 +11,9 @@ fn pongs(node: &Node) -> Vec<(u64, Duration)> {
         Event::Established { .. }
         | Event::Unreachable { .. }
         | Event::Expired { .. }
-        | Event::EndpointChanged { .. } => None,
+        | Event::PathSelected { .. }
+        | Event::SeenFrom { .. }
+        | Event::BindRequested { .. } => None,
     };
     node.events.iter().filter_map(pong).collect()
 }
@@ -32,9 +34,9 @@ fn ping_tells_the_round_trip_and_how_we_are_seen() {
     pair.near.events.clear();
     pair.near.take(&reply, pair.now).unwrap();
     pair.work();
-    let pong =
-        Event::Pong { peer: FAR, token: 42, path: pair.far.path, seen_from: Some(mapped), rtt: millis(42) };
-    assert_eq!(pair.near.events, [pong]);
+    let pong = Event::Pong { peer: FAR, token: 42, path: pair.far.path, rtt: millis(42) };
+    let seen = Event::SeenFrom { peer: FAR, address: mapped.address().unwrap() };
+    assert_eq!(pair.near.events, [pong, seen]);
     assert_eq!(pair.near.peer(2, pair.now).rtt, Some(millis(42)));
 }
 

@@ -62,7 +62,7 @@ fn seal_anyway(pair: &mut Pair, packet: &[u8]) -> Datagram {
     let mut buffer = [0; 1500];
     let sealed = pair.near.tunnel.seal(0, packet, None, crate::outbound::Sent::Data, &mut buffer, pair.now);
     let (len, to) = sealed.unwrap().unwrap();
-    Datagram { from: pair.near.path, to, bytes: buffer[..len].to_vec() }
+    Datagram { from: pair.near.path, to: to.into(), bytes: buffer[..len].to_vec() }
 }
 
 #[test]
@@ -236,6 +236,8 @@ fn thousand_peers_come_and_go_without_a_trace() {
             mesh: true,
             allowed_ips: vec![format!("10.{}.{}.1/32", number / 250 + 1, number % 250).parse().unwrap()],
             candidates: vec!["192.0.2.1:1".parse().unwrap()],
+            links: Vec::new(),
+            relay: false,
             persistent_keepalive: Some(1),
         })
         .collect();

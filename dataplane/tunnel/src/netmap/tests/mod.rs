@@ -137,7 +137,15 @@ impl Network {
 
     pub(super) fn node_record(&self, node: u8, serial: u64) -> NodeRecord {
         let endpoints = vec![([192, 0, 2, node], 51820).into()];
-        NodeRecord { network: self.id(), id: node_id(node), serial, endpoints, time: NOW }
+        NodeRecord {
+            network: self.id(),
+            id: node_id(node),
+            serial,
+            endpoints,
+            time: NOW,
+            websockets: Vec::new(),
+            ssh: Vec::new(),
+        }
     }
 
     pub(super) fn say(&self, record: &NodeRecord, node: u8) -> Envelope {

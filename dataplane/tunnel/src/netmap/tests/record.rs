@@ -155,8 +155,9 @@ proptest! {
     #[test]
     fn node_records_read_what_they_write(
         network in network_id(), id in id(), serial: u64, endpoints in vec(endpoint(), 0..=ENDPOINTS_MAX), time in time(),
+        websockets in vec("wss://[a-z]{1,20}(:443)?/[!-~]{0,40}", 0..=WEBSOCKETS_MAX), ssh in vec(endpoint(), 0..=SSH_ENDPOINTS_MAX),
     ) {
-        round_trip(&NodeRecord { network, id, serial, endpoints, time });
+        round_trip(&NodeRecord { network, id, serial, endpoints, time, websockets, ssh });
     }
 
     #[test]
