@@ -17,7 +17,7 @@ use ringmesh_tunnel::allowed_ips::AllowedIps;
 use ringmesh_tunnel::ip::Prefix;
 use ringmesh_tunnel::key::{NodeId, PresharedKey, SecretKey};
 use ringmesh_tunnel::{
-    DropReason, Handshaker, Inbound, Now, Outbound, Path, PeerConfig, Psk, Random, Tunnel, UnixTime,
+    DropReason, Handshaker, Hop, Inbound, Now, Outbound, PeerConfig, Psk, Random, Tunnel, UnixTime,
 };
 
 /// The smallest packet, an acknowledgement with timestamps, and a full one.
