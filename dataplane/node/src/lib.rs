@@ -17,6 +17,7 @@ pub mod config;
 mod control;
 mod daemon;
 mod error;
+mod fallback;
 mod handshaker;
 mod host;
 mod join;

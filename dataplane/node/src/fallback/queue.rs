@@ -1,0 +1,646 @@
+//! The seam between the worker, which never waits, and the tasks that pump streams, which do little else.
+//!
+//! ```text
+//!   worker                    shared, one per link                  task
+//!   Links::send ─► batch ─ flush ─► outgoing: whole frames ─────► LinkEnd::outgoing ─► stream
+//!   Links::receive ◄────────────── arrivals: batches, events ◄─── LinkEnd::deliver  ◄─ stream
+//! ```
+//!
+//! Outwards a link has two buffers that change places: the worker fills one while the task writes the other. What does not fit
+//! into [`OUTGOING_BYTES`] is dropped, as a full socket buffer would drop it. Inwards a batch holds room, of its link and of all
+//! links together, until the worker has done with it; a task that gets no room does not read on, and the stream's own flow
+//! control slows the sender. In steady state buffers go round and nothing is allocated.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use ringmesh_io::Waker;
+use ringmesh_tunnel::{Carrier, Dial, Link, key::NodeId};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use super::frame;
+
+/// Bytes of frames that may wait for, or be on their way into, one stream.
+pub(crate) const OUTGOING_BYTES: usize = 256 * 1024;
+/// Bytes of received buffers of one link that may wait for the worker.
+pub(crate) const INCOMING_BYTES_PER_LINK: usize = 256 * 1024;
+/// Bytes of received buffers of all links that may wait for the worker.
+pub(crate) const INCOMING_BYTES: usize = 8 * 1024 * 1024;
+/// What a received batch costs at least, so that tiny ones cannot be had for nothing.
+const LEAST_CHARGE: usize = 1024;
+/// Wishes of the tunnel that wait for the dialer; beyond it they fail at once.
+const DIALS: usize = 256;
+
+/// Makes the worker's side and the tasks' side of all links, and the queue of what the tunnel wants dialled.
+pub(crate) fn links(waker: Waker) -> (Links, Hub, mpsc::Receiver<DialOpen>) {
+    let (posted, arrivals) = unbounded();
+    let (dials, dials_in) = mpsc::channel(DIALS);
+    let common = Arc::new(Common {
+        posted,
+        waker,
+        next: AtomicU32::new(1),
+        room: Arc::new(Semaphore::new(INCOMING_BYTES)),
+    });
+    let links = Links {
+        arrivals,
+        dials,
+        hub: Hub { common: Arc::clone(&common) },
+        outlets: BTreeMap::new(),
+        filled: Vec::new(),
+        dropped: 0,
+    };
+    (links, Hub { common }, dials_in)
+}
+
+/// A stream that the tunnel wants: [`Dial::Open`] as the dialer gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DialOpen {
+    pub(crate) peer: NodeId,
+    pub(crate) candidate: u32,
+    pub(crate) carrier: Carrier,
+}
+
+/// What comes to the worker, in the order in which it happened.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// For `Tunnel::link_opened`.
+    Opened { peer: NodeId, candidate: u32, link: Link },
+    /// For `Tunnel::link_failed`.
+    Failed { peer: NodeId, candidate: u32 },
+    /// Datagrams for `Tunnel::inbound`.
+    Datagrams { link: Link, batch: Batch },
+    /// For `Tunnel::link_closed`; nothing comes from this link any more.
+    Closed { link: Link },
+}
+
+/// Why a datagram did not go into a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SendError {
+    /// The stream takes less than is sent.
+    #[error("the link's queue is full")]
+    Full,
+    /// There is no such link, or no longer.
+    #[error("there is no such link")]
+    Unknown,
+    /// Nothing, or more than fits into a frame.
+    #[error("a frame cannot hold this datagram")]
+    Unfit,
+}
+
+/// The worker's side. Nothing here waits; dropping it closes every link.
+#[derive(Debug)]
+pub(crate) struct Links {
+    arrivals: Receiver<Posted>,
+    dials: mpsc::Sender<DialOpen>,
+    hub: Hub,
+    outlets: BTreeMap<u32, Outlet>,
+    /// The links to flush.
+    filled: Vec<u32>,
+    dropped: u64,
+}
+
+/// The worker's end of one link.
+#[derive(Debug)]
+struct Outlet {
+    shared: Arc<Shared>,
+    /// Frames since the last flush.
+    batch: Vec<u8>,
+    proven: bool,
+}
+
+impl Links {
+    /// Puts a datagram into the link's batch. Call [`flush`](Self::flush) at the end of the turn.
+    ///
+    /// # Errors
+    /// The datagram is dropped: the stream is too slow, or gone.
+    pub(crate) fn send(&mut self, link: Link, datagram: &[u8]) -> Result<(), SendError> {
+        let outlet = self.outlets.get_mut(&link.number).ok_or(SendError::Unknown)?;
+        let length = frame::HEADER_LEN + datagram.len();
+        if outlet.shared.waiting.load(Ordering::Acquire) + outlet.batch.len() + length > OUTGOING_BYTES {
+            self.dropped += 1;
+            return Err(SendError::Full);
+        }
+        let first = outlet.batch.is_empty();
+        frame::append(&mut outlet.batch, datagram).map_err(|_| SendError::Unfit)?;
+        if first {
+            self.filled.push(link.number);
+        }
+        Ok(())
+    }
+
+    /// Hands all batches to the tasks.
+    pub(crate) fn flush(&mut self) {
+        for number in self.filled.drain(..) {
+            let Some(outlet) = self.outlets.get_mut(&number) else { continue };
+            outlet.shared.hand_over(&mut outlet.batch);
+        }
+    }
+
+    /// The next thing that happened. Call it until it gives nothing, in every `wake`.
+    pub(crate) fn receive(&mut self) -> Option<Arrival> {
+        loop {
+            match self.arrivals.try_recv().ok()? {
+                Posted::Attached { shared, dialled } => {
+                    let link = shared.link;
+                    let outlet = Outlet { shared, batch: Vec::new(), proven: false };
+                    self.outlets.insert(link.number, outlet);
+                    if let Some((peer, candidate)) = dialled {
+                        return Some(Arrival::Opened { peer, candidate, link });
+                    }
+                }
+                Posted::Failed { peer, candidate } => return Some(Arrival::Failed { peer, candidate }),
+                Posted::Datagrams { link, batch } => {
+                    // What came before the worker closed the link is of no use to anybody.
+                    if self.outlets.contains_key(&link.number) {
+                        return Some(Arrival::Datagrams { link, batch });
+                    }
+                }
+                Posted::Closed { link } => {
+                    self.outlets.remove(&link.number);
+                    return Some(Arrival::Closed { link });
+                }
+            }
+        }
+    }
+
+    /// Passes a wish of the tunnel on. A dial that cannot be queued fails at the next [`receive`](Self::receive).
+    pub(crate) fn dial(&mut self, dial: Dial) {
+        match dial {
+            Dial::Open { peer, candidate, carrier } => {
+                if self.dials.try_send(DialOpen { peer, candidate, carrier }).is_err() {
+                    self.hub.failed(peer, candidate);
+                }
+            }
+            Dial::Close { link } => {
+                if let Some(outlet) = self.outlets.remove(&link.number) {
+                    outlet.shared.set(Standing::Closed);
+                }
+            }
+        }
+    }
+
+    /// Something authentic came by the link: it may stay. Costs nothing when said again.
+    pub(crate) fn confirm(&mut self, link: Link) {
+        if let Some(outlet) = self.outlets.get_mut(&link.number)
+            && !outlet.proven
+        {
+            outlet.proven = true;
+            outlet.shared.set(Standing::Proven);
+        }
+    }
+
+    /// Datagrams that a full link did not take, since the start.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// How many links there are.
+    pub(crate) fn count(&self) -> usize {
+        self.outlets.len()
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        for outlet in self.outlets.values() {
+            outlet.shared.set(Standing::Closed);
+        }
+    }
+}
+
+/// What tasks tell the worker.
+#[derive(Debug)]
+enum Posted {
+    Attached { shared: Arc<Shared>, dialled: Option<(NodeId, u32)> },
+    Failed { peer: NodeId, candidate: u32 },
+    Datagrams { link: Link, batch: Batch },
+    Closed { link: Link },
+}
+
+#[derive(Debug)]
+struct Common {
+    posted: Sender<Posted>,
+    waker: Waker,
+    next: AtomicU32,
+    room: Arc<Semaphore>,
+}
+
+/// The tasks' side: makes links. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Hub {
+    common: Arc<Common>,
+}
+
+impl Hub {
+    /// A link for a stream that somebody else opened.
+    pub(crate) fn accept(&self, carrier: Carrier) -> LinkEnd {
+        self.attach(carrier, None)
+    }
+
+    /// A link for a stream that the tunnel asked for; it hears of it as [`Arrival::Opened`].
+    pub(crate) fn open(&self, asked: DialOpen) -> LinkEnd {
+        self.attach(asked.carrier, Some((asked.peer, asked.candidate)))
+    }
+
+    /// A stream that the tunnel asked for cannot be had.
+    pub(crate) fn failed(&self, peer: NodeId, candidate: u32) {
+        self.post(Posted::Failed { peer, candidate });
+    }
+
+    fn attach(&self, carrier: Carrier, dialled: Option<(NodeId, u32)>) -> LinkEnd {
+        // 32 bits outlast 136 years of one link a second.
+        let link = Link { number: self.common.next.fetch_add(1, Ordering::Relaxed), carrier };
+        let shared = Arc::new(Shared {
+            link,
+            outgoing: Mutex::new(Outgoing::default()),
+            waiting: AtomicUsize::new(0),
+            ready: Notify::new(),
+            standing: watch::Sender::new(Standing::Unproven),
+            spare: Mutex::new(None),
+        });
+        let gone = self.post(Posted::Attached { shared: Arc::clone(&shared), dialled });
+        if !gone {
+            shared.set(Standing::Closed);
+        }
+        LinkEnd {
+            standing: shared.standing.subscribe(),
+            shared,
+            hub: self.clone(),
+            room: Arc::new(Semaphore::new(INCOMING_BYTES_PER_LINK)),
+        }
+    }
+
+    /// Whether the worker still listens.
+    fn post(&self, posted: Posted) -> bool {
+        let heard = self.common.posted.send(posted).is_ok();
+        self.common.waker.wake();
+        heard
+    }
+}
+
+/// What is known of whoever is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// Nothing authentic came yet.
+    Unproven,
+    /// A session runs over it.
+    Proven,
+    /// The worker wants no more of it.
+    Closed,
+}
+
+/// What both sides of one link hold.
+#[derive(Debug)]
+struct Shared {
+    link: Link,
+    outgoing: Mutex<Outgoing>,
+    /// Bytes handed over and not yet written, mirrored from `outgoing` so that the worker need not lock to see them.
+    waiting: AtomicUsize,
+    ready: Notify,
+    standing: watch::Sender<Standing>,
+    /// A buffer that the worker has done with, for the task's next read.
+    spare: Mutex<Option<Vec<u8>>>,
+}
+
+#[derive(Debug, Default)]
+struct Outgoing {
+    /// Whole frames.
+    frames: Vec<u8>,
+    /// Bytes that the task took and has not written yet.
+    writing: usize,
+}
+
+impl Shared {
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, standing: Standing) {
+        self.standing.send_if_modified(|present| {
+            let later = standing > *present;
+            *present = (*present).max(standing);
+            later
+        });
+    }
+
+    /// Moves `batch` behind what waits already, and leaves it empty.
+    fn hand_over(&self, batch: &mut Vec<u8>) {
+        let mut outgoing = self.outgoing();
+        if outgoing.frames.is_empty() {
+            std::mem::swap(&mut outgoing.frames, batch);
+        } else {
+            outgoing.frames.extend_from_slice(batch);
+        }
+        batch.clear();
+        self.waiting.store(outgoing.frames.len() + outgoing.writing, Ordering::Release);
+        drop(outgoing);
+        self.ready.notify_one();
+    }
+}
+
+/// A task's end of one link. Dropping it tells the worker that the link is closed.
+#[derive(Debug)]
+pub(crate) struct LinkEnd {
+    shared: Arc<Shared>,
+    hub: Hub,
+    room: Arc<Semaphore>,
+    standing: watch::Receiver<Standing>,
+}
+
+impl LinkEnd {
+    /// The link's name.
+    pub(crate) fn link(&self) -> Link {
+        self.shared.link
+    }
+
+    /// Waits for frames to write and puts them into `buffer`, which must be empty and whose memory the worker uses next.
+    /// Until the next call they count as being written. Cancelling it loses nothing.
+    pub(crate) async fn outgoing(&self, buffer: &mut Vec<u8>) {
+        debug_assert!(buffer.is_empty(), "invariant: what was taken has been written");
+        loop {
+            {
+                let mut outgoing = self.shared.outgoing();
+                std::mem::swap(&mut outgoing.frames, buffer);
+                outgoing.writing = buffer.len();
+                self.shared.waiting.store(buffer.len(), Ordering::Release);
+                if !buffer.is_empty() {
+                    return;
+                }
+            }
+            self.shared.ready.notified().await;
+        }
+    }
+
+    /// Gives the first `frames` bytes of `buffer`, which are whole frames, to the worker once there is room for them, and
+    /// leaves `buffer` empty with memory for the next read.
+    pub(crate) async fn deliver(&self, buffer: &mut Vec<u8>) {
+        let charge = buffer.capacity().max(LEAST_CHARGE).min(INCOMING_BYTES_PER_LINK);
+        let charge = u32::try_from(charge).unwrap_or(u32::MAX);
+        // Nobody closes these semaphores; were one closed, an unbounded queue would be the wrong answer.
+        let Ok(own) = Arc::clone(&self.room).acquire_many_owned(charge).await else { return };
+        let room = Arc::clone(&self.hub.common.room);
+        let Ok(all) = room.acquire_many_owned(charge).await else { return };
+        let spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let frames = std::mem::replace(buffer, spare.unwrap_or_default());
+        let batch = Batch { frames, shared: Arc::clone(&self.shared), _room: (own, all) };
+        self.hub.post(Posted::Datagrams { link: self.link(), batch });
+    }
+
+    /// Waits until the worker wants the link closed.
+    pub(crate) async fn closed(&self) {
+        // An error means that the sender is gone, which `self` prevents.
+        let _ = self.standing.clone().wait_for(|standing| *standing == Standing::Closed).await;
+    }
+
+    /// Waits until something authentic came by the link.
+    pub(crate) async fn proven(&self) {
+        let _ = self.standing.clone().wait_for(|standing| *standing >= Standing::Proven).await;
+    }
+
+    /// Whether something authentic came by the link.
+    pub(crate) fn is_proven(&self) -> bool {
+        *self.standing.borrow() >= Standing::Proven
+    }
+}
+
+impl Drop for LinkEnd {
+    fn drop(&mut self) {
+        self.hub.post(Posted::Closed { link: self.link() });
+    }
+}
+
+/// Datagrams that came by one link. It holds room until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    frames: Vec<u8>,
+    shared: Arc<Shared>,
+    _room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+impl Batch {
+    /// The datagrams, in order, to be opened in place.
+    pub(crate) fn datagrams(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        frame::datagrams(&mut self.frames)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.frames);
+        buffer.clear();
+        let mut spare = self.shared.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.as_ref().is_none_or(|spare| spare.capacity() < buffer.capacity()) {
+            *spare = Some(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn pair() -> (Links, Hub, mpsc::Receiver<DialOpen>) {
+        links(Waker::new().unwrap())
+    }
+
+    fn framed(datagrams: &[&[u8]]) -> Vec<u8> {
+        let mut frames = Vec::new();
+        for datagram in datagrams {
+            frame::append(&mut frames, datagram).unwrap();
+        }
+        frames
+    }
+
+    /// The datagrams that come next, and from which link.
+    fn datagrams(links: &mut Links) -> Option<(Link, Vec<Vec<u8>>)> {
+        match links.receive()? {
+            Arrival::Datagrams { link, mut batch } => {
+                Some((link, batch.datagrams().map(|datagram| datagram.to_vec()).collect()))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const ASKED: DialOpen =
+        DialOpen { peer: NodeId::from_bytes([7; 8]), candidate: 3, carrier: Carrier::Ssh };
+
+    #[tokio::test]
+    async fn datagrams_cross_the_seam_both_ways_in_order() {
+        let (mut links, hub, _dials) = pair();
+        let end = hub.accept(Carrier::WebSocket);
+        assert!(links.receive().is_none(), "an accepted link is no event");
+        links.send(end.link(), b"one").unwrap();
+        links.send(end.link(), b"two").unwrap();
+        links.flush();
+        links.send(end.link(), b"three").unwrap();
+        links.flush();
+        let mut taken = Vec::new();
+        end.outgoing(&mut taken).await;
+        assert_eq!(taken, framed(&[b"one", b"two", b"three"]));
+
+        let mut received = framed(&[b"four", b"five"]);
+        end.deliver(&mut received).await;
+        assert!(received.is_empty());
+        let (link, came) = datagrams(&mut links).unwrap();
+        assert_eq!((link, came), (end.link(), vec![b"four".to_vec(), b"five".to_vec()]));
+    }
+
+    #[tokio::test]
+    async fn what_becomes_of_a_dial_is_told_once_and_before_its_datagrams() {
+        let (mut links, hub, mut dials) = pair();
+        links.dial(Dial::Open { peer: ASKED.peer, candidate: 3, carrier: Carrier::Ssh });
+        assert_eq!(dials.recv().await, Some(ASKED));
+        let end = hub.open(ASKED);
+        end.deliver(&mut framed(&[b"early"])).await;
+        let link = end.link();
+        drop(end);
+        let Some(Arrival::Opened { peer, candidate, link: told }) = links.receive() else { panic!() };
+        assert_eq!((peer, candidate, told), (ASKED.peer, 3, link));
+        assert_eq!(datagrams(&mut links).unwrap().0, link);
+        assert!(matches!(links.receive(), Some(Arrival::Closed { link: gone }) if gone == link));
+        assert!(links.receive().is_none());
+        assert_eq!(links.send(link, b"late"), Err(SendError::Unknown));
+    }
+
+    #[tokio::test]
+    async fn dials_beyond_the_bound_fail_at_once() {
+        let (mut links, _hub, _dials) = pair();
+        for _ in 0..=DIALS {
+            links.dial(Dial::Open { peer: ASKED.peer, candidate: 3, carrier: Carrier::Ssh });
+        }
+        assert!(
+            matches!(links.receive(), Some(Arrival::Failed { peer, candidate: 3 }) if peer == ASKED.peer)
+        );
+        assert!(links.receive().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_takes_nothing_costs_no_more_than_its_bound() {
+        let (mut links, hub, _dials) = pair();
+        let (slow, other) = (hub.accept(Carrier::Ssh), hub.accept(Carrier::Ssh));
+        assert!(links.receive().is_none());
+        let datagram = [9; 1400];
+        let fit = OUTGOING_BYTES / (1400 + frame::HEADER_LEN);
+        for sent in 0..2 * fit {
+            let expected = if sent < fit { Ok(()) } else { Err(SendError::Full) };
+            assert_eq!(links.send(slow.link(), &datagram), expected, "{sent}");
+            links.flush();
+        }
+        assert_eq!(links.dropped(), fit as u64);
+        links.send(other.link(), &datagram).expect("the others do not suffer");
+
+        let mut buffer = Vec::new();
+        slow.outgoing(&mut buffer).await;
+        assert_eq!(links.send(slow.link(), &datagram), Err(SendError::Full), "what is being written counts");
+        buffer.clear();
+        assert!(timeout(Duration::from_millis(1), slow.outgoing(&mut buffer)).await.is_err());
+        links.send(slow.link(), &datagram).expect("it was written");
+    }
+
+    #[tokio::test]
+    async fn buffers_go_round() {
+        let (mut links, hub, _dials) = pair();
+        let end = hub.accept(Carrier::Ssh);
+        assert!(links.receive().is_none());
+        let mut buffer = Vec::new();
+        let mut places = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            links.send(end.link(), &[1; 100]).unwrap();
+            links.flush();
+            end.outgoing(&mut buffer).await;
+            places.insert(buffer.as_ptr());
+            buffer.clear();
+        }
+        assert!(places.len() <= 3, "{places:?}");
+
+        let (mut received, mut places) = (Vec::with_capacity(4096), std::collections::BTreeSet::new());
+        for _ in 0..20 {
+            received.extend_from_slice(&framed(&[&[2; 100]]));
+            received.reserve(4096 - received.len());
+            end.deliver(&mut received).await;
+            places.insert(received.as_ptr());
+            datagrams(&mut links).unwrap();
+        }
+        assert!(places.len() <= 3, "{places:?}");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_the_worker_does_not_empty_waits_and_does_not_hold_up_another() {
+        let (mut links, hub, _dials) = pair();
+        let (full, other) = (hub.accept(Carrier::Ssh), hub.accept(Carrier::Ssh));
+        let mut held = 0;
+        let buffer = || {
+            let mut buffer = Vec::with_capacity(64 * 1024);
+            frame::append(&mut buffer, b"x").unwrap();
+            buffer
+        };
+        while timeout(Duration::from_millis(20), full.deliver(&mut buffer())).await.is_ok() {
+            held += 1;
+        }
+        assert_eq!(held, INCOMING_BYTES_PER_LINK / (64 * 1024));
+        other.deliver(&mut buffer()).await;
+        assert_eq!(datagrams(&mut links).unwrap().0, full.link());
+        full.deliver(&mut buffer()).await;
+    }
+
+    #[tokio::test]
+    async fn all_links_together_have_a_bound() {
+        let (_links, hub, _dials) = pair();
+        let per_link = INCOMING_BYTES_PER_LINK / (64 * 1024);
+        let ends: Vec<_> =
+            (0..INCOMING_BYTES / INCOMING_BYTES_PER_LINK).map(|_| hub.accept(Carrier::Ssh)).collect();
+        for end in ends.iter().cycle().take(ends.len() * per_link) {
+            end.deliver(&mut Vec::with_capacity(64 * 1024)).await;
+        }
+        let one_more = hub.accept(Carrier::Ssh);
+        let mut buffer = Vec::with_capacity(64 * 1024);
+        assert!(timeout(Duration::from_millis(20), one_more.deliver(&mut buffer)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn standing_is_told_to_the_task_and_only_grows() {
+        let (mut links, hub, _dials) = pair();
+        let end = hub.accept(Carrier::Ssh);
+        assert!(links.receive().is_none());
+        assert!(!end.is_proven());
+        assert!(timeout(Duration::from_millis(1), end.proven()).await.is_err());
+        links.confirm(end.link());
+        end.proven().await;
+        links.dial(Dial::Close { link: end.link() });
+        end.closed().await;
+        assert_eq!(links.count(), 0);
+        assert_eq!(links.send(end.link(), b"x"), Err(SendError::Unknown));
+        end.deliver(&mut framed(&[b"late"])).await;
+        assert!(links.receive().is_none(), "nothing comes by a link that was closed");
+    }
+
+    #[tokio::test]
+    async fn links_end_with_the_worker() {
+        let (mut links, hub, _dials) = pair();
+        let end = hub.accept(Carrier::Ssh);
+        assert!(links.receive().is_none());
+        drop(links);
+        end.closed().await;
+        hub.accept(Carrier::Ssh).closed().await;
+    }
+
+    #[test]
+    fn what_no_frame_holds_is_refused() {
+        let (mut links, hub, _dials) = pair();
+        let end = hub.accept(Carrier::Ssh);
+        assert!(links.receive().is_none());
+        assert_eq!(links.send(end.link(), &[]), Err(SendError::Unfit));
+        assert_eq!(links.send(end.link(), &[0; frame::MAX_DATAGRAM + 1]), Err(SendError::Unfit));
+        links.send(end.link(), &[0; frame::MAX_DATAGRAM]).unwrap();
+    }
+}
