@@ -31,6 +31,28 @@ pub enum LabError {
     /// Processes in the lab survived SIGKILL for [`Lab::close`](crate::Lab::close)'s whole patience.
     #[error("{0} processes in the lab are still there after SIGKILL")]
     Survivors(usize),
+    /// A program that the lab leans on is not there.
+    #[error("`{program}` is not installed: apt-get install {package}")]
+    NotInstalled {
+        /// The program.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+    },
+    /// A program that the lab leans on would not do as it was told.
+    #[error("could not {what}: {said}")]
+    Refused {
+        /// What was being done.
+        what: String,
+        /// The program's own words.
+        said: String,
+    },
+    /// A host was to use a router with which it shares no switch.
+    #[error("{host} is not on the router's switch: attach it first")]
+    NotAttached {
+        /// The host.
+        host: String,
+    },
     /// All addresses of a switch are taken.
     #[error("the switch has no address left: it takes 250 hosts")]
     SwitchFull,
@@ -39,6 +61,15 @@ pub enum LabError {
 impl LabError {
     pub(crate) fn system(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::System { what: what.into(), source: source.into() }
+    }
+
+    /// Why `program` could not be started: most likely it is not there.
+    pub(crate) fn starting(program: &'static str, package: &'static str, error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound {
+            Self::NotInstalled { program, package }
+        } else {
+            Self::system(format!("start {program}"), error)
+        }
     }
 
     pub(crate) fn netlink(what: impl Into<String>, source: rtnetlink::Error) -> Self {
@@ -107,5 +138,18 @@ impl fmt::Display for Denial {
                  (in a container: run it with --privileged)"
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_told_with_the_package_that_has_it() {
+        let error = LabError::starting("nft", "nftables", io::ErrorKind::NotFound.into());
+        assert_eq!(error.to_string(), "`nft` is not installed: apt-get install nftables");
+        let error = LabError::starting("nft", "nftables", io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(error, LabError::System { .. }), "{error}");
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{
     ffi::OsStr,
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::unix::process::CommandExt as _,
     process::Command,
     sync::{
@@ -17,6 +17,9 @@ use nix::sys::{prctl, signal::Signal};
 use crate::{
     error::LabError, lab::Shared, namespace::Namespace, process::before_exec, sandbox, switch::Switch,
 };
+
+/// What the kernel says for want of a route.
+const NO_ROUTE: [io::ErrorKind; 2] = [io::ErrorKind::NetworkUnreachable, io::ErrorKind::HostUnreachable];
 
 /// A host of the lab: own links, host name, `/run` and `/var/lib` (both empty, and gone with the lab).
 #[derive(Debug)]
@@ -163,6 +166,20 @@ impl Host {
         self.namespace.add_route(prefix, interface, via)
     }
 
+    /// Whether packets to `to` would leave this host at all; nothing is sent.
+    pub fn has_route(&self, to: impl Into<IpAddr>) -> Result<bool, LabError> {
+        let to = to.into();
+        let any =
+            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+        // Connecting a UDP socket is a question to the routing table and no more; the port does not matter.
+        let asked = self.enter(|| UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((to, 9))))?;
+        match asked {
+            Ok(()) => Ok(true),
+            Err(error) if NO_ROUTE.contains(&error.kind()) => Ok(false),
+            Err(error) => Err(LabError::system(format!("look for a route to {to}"), error)),
+        }
+    }
+
     fn next_link(&self) -> String {
         format!("eth{}", self.links.fetch_add(1, Ordering::Relaxed))
     }
@@ -194,6 +211,10 @@ impl Interface {
     #[must_use]
     pub fn ipv6(&self) -> Ipv6Addr {
         self.addresses.1
+    }
+
+    pub(crate) fn shares_switch_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.switch, &other.switch)
     }
 
     /// Pulls the cable out of the switch: the host sees its carrier go, and keeps its addresses.

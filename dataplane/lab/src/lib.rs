@@ -19,13 +19,17 @@
 //! after `kill -9` no process, no namespace and no link is left. Without it a [`Lab`] needs root, and only the
 //! processes started by [`Host::command`] (not their children) are sure to die with the thread that started them.
 //!
-//! Routers and impairments are built from the same parts: a host may be attached to several switches, has
-//! [`Host::sysctl`] and [`Host::add_route`], and runs `nft` or `tc` by [`Host::command`].
+//! [`Lab::router`] puts a router between two switches, which may translate addresses; [`Host::block`] makes any host drop
+//! UDP, or TCP to a port (both by `nft`, Debian's package nftables). An [`Impair`] is a road between two addresses that
+//! loses, delays and alters datagrams by a seed, and a [`Capture`] shows what passed an interface.
 
 #![deny(unsafe_code)]
 
+mod capture;
 mod error;
+mod firewall;
 mod host;
+pub mod impair;
 mod lab;
 mod namespace;
 mod netlink;
@@ -34,11 +38,16 @@ mod netns_tests;
 #[allow(unsafe_code, reason = "starting a process inside new namespaces takes clone, exec and pre_exec")]
 mod process;
 mod residents;
+mod router;
 mod sandbox;
 mod switch;
 
+pub use capture::{Capture, Captured};
 pub use error::{Denial, EnterError, LabError};
+pub use firewall::Blocks;
 pub use host::{Host, Interface};
+pub use impair::Impair;
 pub use lab::Lab;
+pub use router::Router;
 pub use sandbox::{Privilege, enter, in_sandbox, outside_pid, privilege};
 pub use switch::Switch;

@@ -1,7 +1,7 @@
 //! A virtual switch: a bridge in its own namespace, so that no host sees more of it than its port.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -37,6 +37,14 @@ impl Switch {
         let namespace = shared.namespace(&format!("switch{number}"))?;
         namespace.add_bridge(BRIDGE)?;
         Ok(Self { shared, namespace, number, hosts: AtomicU8::new(0) })
+    }
+
+    /// The subnets of both families: address and prefix length.
+    #[must_use]
+    pub fn subnets(&self) -> [(IpAddr, u8); 2] {
+        let (v4, v6) = Self::PREFIX_LENGTHS;
+        let ipv6 = Ipv6Addr::new(0xfd10, 0, 0, self.number.into(), 0, 0, 0, 0);
+        [(Ipv4Addr::new(10, self.number, 0, 0).into(), v4), (ipv6.into(), v6)]
     }
 
     /// A new host, attached to this switch.
