@@ -1,43 +1,70 @@
 //! What passes an interface, as it is on the wire: to look for what must not be there.
+//!
+//! The only unsafe code here asks the kernel how many frames it had no room for. `tcpdump` would tell, but it cannot run in a
+//! user namespace: it insists on changing its groups.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
-    process::{Child, ChildStdout, Stdio},
-    thread::JoinHandle,
+    io::{self, PipeReader, PipeWriter},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    thread::{self, JoinHandle},
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    errno::Errno,
+    net::if_::if_nametoindex,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    },
 };
 
 use crate::{error::LabError, host::Host};
 
-/// Kilobytes that `tcpdump` may fall behind before the kernel drops frames.
-const BUFFER_KIB: &str = "16384";
+/// How far the reader may fall behind before the kernel drops frames, in bytes as the kernel counts them.
+const BACKLOG: usize = 64 << 20;
+/// Longer than any frame, also one whose segments are still together.
+const MAX_FRAME: usize = 1 << 18;
 
-/// A capture of whole frames that goes on until it is [stopped](Capture::stop) or dropped.
+/// A capture of whole frames, in both directions, that goes on until it is [stopped](Capture::stop) or dropped.
 #[derive(Debug)]
 pub struct Capture {
-    tcpdump: Child,
-    frames: Option<JoinHandle<std::io::Result<Vec<u8>>>>,
-    remarks: BufReader<std::process::ChildStderr>,
+    leash: Option<PipeWriter>,
+    reader: Option<JoinHandle<io::Result<Captured>>>,
 }
 
 /// What was captured.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Captured {
-    /// All frames, each after its header, in the format of libpcap's files.
-    pub bytes: Vec<u8>,
-    /// Frames that came too fast to be kept: what looks for something that must not be there wants none.
-    pub dropped: u64,
+    /// All frames, one after the other.
+    bytes: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+    dropped: u32,
 }
 
 impl Captured {
-    /// Whether `pattern` is anywhere in it.
+    /// The frames in the order in which they passed.
+    pub fn frames(&self) -> impl Iterator<Item = &[u8]> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        begins.zip(&self.ends).map(|(begin, end)| &self.bytes[begin..*end])
+    }
+
+    /// How many frames have `pattern` in them.
     #[must_use]
-    pub fn contains(&self, pattern: &[u8]) -> bool {
-        contains(&self.bytes, pattern)
+    pub fn count(&self, pattern: &[u8]) -> usize {
+        self.frames().filter(|frame| contains(frame, pattern)).count()
+    }
+
+    /// How many frames came too fast to be kept: whoever looks for what must not be there wants none.
+    #[must_use]
+    pub fn dropped(&self) -> u32 {
+        self.dropped
+    }
+
+    /// Bytes of all frames together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 }
 
@@ -59,87 +86,131 @@ impl Capture {
     /// Begins to capture on an interface of `host`; frames sent after this has returned are in it.
     ///
     /// # Errors
-    /// [`LabError::NotInstalled`] without `tcpdump`; [`LabError::Refused`] with its words if it does not begin.
+    /// [`LabError::System`] if there is no such interface, or the kernel refuses.
     pub fn start(host: &Host, interface: &str) -> Result<Self, LabError> {
-        let what = || format!("capture on {interface} of {}", host.name());
-        let failed = |error: std::io::Error| LabError::system(what(), error);
-        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/bin:/usr/sbin:/sbin";
-        // As root it would become a user that a user namespace may not have.
-        let arguments =
-            ["-Z", "root", "-n", "--immediate-mode", "-U", "-s", "0", "-B", BUFFER_KIB, "-w", "-"];
-        let mut tcpdump = host
-            .command("tcpdump")?
-            .args(arguments)
-            .args(["-i", interface])
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| LabError::starting("tcpdump", "tcpdump", error))?;
-        let (Some(frames), Some(remarks)) = (tcpdump.stdout.take(), tcpdump.stderr.take()) else {
-            return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
-        };
-        let mut capture = Self {
-            tcpdump,
-            frames: Some(std::thread::spawn(move || read(frames))),
-            remarks: BufReader::new(remarks),
-        };
-        let mut said = String::new();
-        while !said.contains("listening on") {
-            if capture.remarks.read_line(&mut said).map_err(failed)? == 0 {
-                return Err(LabError::Refused { what: what(), said: said.trim().to_owned() });
-            }
-        }
-        Ok(capture)
+        let what = format!("capture on {interface} of {}", host.name());
+        let started = host.enter(|| -> io::Result<Self> {
+            let index = if_nametoindex(interface)? as usize;
+            let (held, leash) = io::pipe()?;
+            let ear = listen(BACKLOG)?;
+            let name = "capture".to_owned();
+            let reader = thread::Builder::new().name(name).spawn(move || read(&ear, index, &held))?;
+            Ok(Self { leash: Some(leash), reader: Some(reader) })
+        })?;
+        started.map_err(|error| LabError::system(what, error))
     }
 
-    /// Ends the capture.
-    ///
-    /// # Errors
-    /// [`LabError::Refused`] if `tcpdump` does not say how many frames it lost.
+    /// Ends the capture, with all frames in it that were sent before.
     pub fn stop(mut self) -> Result<Captured, LabError> {
-        let failed = |error: std::io::Error| LabError::system("end a capture", error);
-        let pid =
-            i32::try_from(self.tcpdump.id()).map_err(|_| failed(std::io::ErrorKind::NotFound.into()))?;
-        kill(Pid::from_raw(pid), Signal::SIGINT).map_err(|error| failed(error.into()))?;
-        let mut said = String::new();
-        self.remarks.read_to_string(&mut said).map_err(failed)?;
-        self.tcpdump.wait().map_err(failed)?;
-        let bytes = match self.frames.take().map(JoinHandle::join) {
-            Some(Ok(read)) => read.map_err(failed)?,
-            Some(Err(_)) | None => Vec::new(),
-        };
-        let dropped = said
-            .lines()
-            .find_map(|line| line.strip_suffix(" dropped by kernel"))
-            .and_then(|words| words.split_whitespace().next()?.parse().ok());
-        match dropped {
-            Some(dropped) => Ok(Captured { bytes, dropped }),
-            None => Err(LabError::Refused { what: "end a capture".to_owned(), said: said.trim().to_owned() }),
-        }
+        drop(self.leash.take());
+        let read = self.reader.take().map_or_else(|| Ok(Captured::default()), join);
+        read.map_err(|error| LabError::system("capture", error))
     }
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        let _ = self.tcpdump.kill();
-        let _ = self.tcpdump.wait();
-        if let Some(frames) = self.frames.take() {
-            let _ = frames.join();
+        drop(self.leash.take());
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
         }
     }
 }
 
-fn read(mut frames: ChildStdout) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    frames.read_to_end(&mut bytes)?;
-    Ok(bytes)
+fn join(reader: JoinHandle<io::Result<Captured>>) -> io::Result<Captured> {
+    reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A socket that hears all frames of the calling thread's network namespace: it is not bound to an interface.
+fn listen(backlog: usize) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let ear = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+    // Only root may have as much as it likes; without, the kernel's limit has to do.
+    if setsockopt(&ear, sockopt::RcvBufForce, &backlog).is_err() {
+        setsockopt(&ear, sockopt::RcvBuf, &backlog)?;
+    }
+    Ok(ear)
+}
+
+/// Keeps the frames of interface `index` until the leash is let go of.
+fn read(ear: &OwnedFd, index: usize, leash: &PipeReader) -> io::Result<Captured> {
+    let mut captured = Captured::default();
+    let mut frame = vec![0; MAX_FRAME];
+    loop {
+        let mut fds =
+            [PollFd::new(leash.as_fd(), PollFlags::empty()), PollFd::new(ear.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ended = fds[0].any().unwrap_or(true);
+        loop {
+            match recvfrom::<LinkAddr>(ear.as_raw_fd(), &mut frame) {
+                Ok((length, from)) if from.is_some_and(|from| from.ifindex() == index) => {
+                    captured.bytes.extend_from_slice(&frame[..length]);
+                    captured.ends.push(captured.bytes.len());
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                // The interface is gone, or down: others may come.
+                Err(Errno::ENETDOWN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if ended {
+            captured.dropped = dropped(ear)?;
+            return Ok(captured);
+        }
+    }
+}
+
+/// How many frames a packet socket had no room for (packet(7), `PACKET_STATISTICS`).
+fn dropped(ear: &OwnedFd) -> nix::Result<u32> {
+    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut length = size_of_val(&statistics) as libc::socklen_t;
+    // SAFETY: both pointers are to locals that live through the call, and `length` says how long the first of them is.
+    let result = unsafe {
+        libc::getsockopt(
+            ear.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).map(|_| statistics.tp_drops)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::contains;
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::{Lab, in_sandbox};
+
+    #[test]
+    fn frames_for_which_there_was_no_room_are_counted() {
+        in_sandbox(|| {
+            let lab = Lab::new().unwrap();
+            let host = lab.host("alice").unwrap();
+            let (heard, dropped) = host
+                .enter(|| {
+                    let ear = listen(0).unwrap();
+                    let mouth = UdpSocket::bind("127.0.0.1:0").unwrap();
+                    for _ in 0..100 {
+                        mouth.send_to(&[0; 1_000], mouth.local_addr().unwrap()).unwrap();
+                    }
+                    let dropped = dropped(&ear).unwrap();
+                    let mut frame = [0; 2_000];
+                    let heard = std::iter::from_fn(|| recvfrom::<LinkAddr>(ear.as_raw_fd(), &mut frame).ok());
+                    (heard.count(), dropped)
+                })
+                .unwrap();
+            assert!(dropped > 0);
+            // On a loopback each frame is seen twice: as it leaves and as it comes.
+            assert_eq!(heard + dropped as usize, 200);
+        });
+    }
 
     #[test]
     fn a_pattern_is_found_wherever_it_is() {

@@ -25,6 +25,7 @@
 
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code, reason = "the kernel tells by getsockopt how many frames it dropped")]
 mod capture;
 mod error;
 mod firewall;
