@@ -6,7 +6,7 @@ pub(crate) mod convert;
 pub(crate) mod enroll;
 mod report;
 pub(crate) mod sync;
-mod tls;
+pub(crate) mod tls;
 
 /// What we say we are.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

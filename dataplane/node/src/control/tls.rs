@@ -61,7 +61,7 @@ pub(crate) async fn dial(address: &str) -> Result<Dialled, Failure> {
     };
     // Heartbeats and acknowledgements are small and wanted at once; failing only costs latency.
     let _ = tcp.set_nodelay(true);
-    let connector = TlsConnector::from(Arc::new(client_config()?));
+    let connector = TlsConnector::from(Arc::new(client_config(b"h2")?));
     let stream = match timeout(STEP_TIMEOUT, connector.connect(name.clone(), tcp)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(unreachable(address, &format!("TLS failed: {error}"))),
@@ -118,7 +118,11 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-fn client_config() -> Result<ClientConfig, Failure> {
+/// TLS 1.3 that judges no certificate and speaks `alpn`.
+///
+/// # Errors
+/// The library has no cipher suite to offer.
+pub(crate) fn client_config(alpn: &[u8]) -> Result<ClientConfig, Failure> {
     let provider = provider();
     let verifier = Arc::new(HoldsItsKey { provider: Arc::clone(&provider) });
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -127,7 +131,7 @@ fn client_config() -> Result<ClientConfig, Failure> {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     // Each connection is judged anew, by a certificate that it shows itself.
     config.resumption = Resumption::disabled();
     Ok(config)

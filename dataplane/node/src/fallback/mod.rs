@@ -10,4 +10,10 @@
 //! Whoever opens a stream, or accepts one, is nobody: only the session inside says who it is.
 
 mod frame;
+mod link;
 mod queue;
+mod stream;
+mod tcp;
+mod websocket;
+
+pub(crate) use self::queue::{Arrival, Batch, DialOpen, Hub, Links, SendError, links};
