@@ -14,14 +14,19 @@ const MAX_ADVERTISED: usize = COORDINATORS_MAX;
 /// Addresses of an overlay (in `pools`) are left out: a coordinator that is also a node cannot be reached there by those
 /// who are still to join. A machine with no other address than its loopback advertises that.
 pub(crate) fn endpoints(configured: &[Endpoint], bound: SocketAddr, pools: &[Prefix]) -> Vec<String> {
+    let hosts = hosts(configured, bound.ip(), pools);
+    hosts.iter().map(|endpoint| endpoint.with_port(bound.port())).collect()
+}
+
+/// The same, with the ports as they are configured.
+pub(crate) fn hosts(configured: &[Endpoint], bound: IpAddr, pools: &[Prefix]) -> Vec<Endpoint> {
     let addresses =
         || nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|found| host_address(&found));
-    let endpoints = match (configured, bound.ip()) {
-        ([], ip) if ip.is_unspecified() => choose(addresses().collect(), ip.is_ipv4(), pools),
-        ([], ip) => vec![ip.into()],
-        (configured, _) => configured.to_vec(),
-    };
-    endpoints.iter().map(|endpoint| endpoint.with_port(bound.port())).collect()
+    match configured {
+        [] if bound.is_unspecified() => choose(addresses().collect(), bound.is_ipv4(), pools),
+        [] => vec![bound.into()],
+        configured => configured.to_vec(),
+    }
 }
 
 fn host_address(found: &nix::ifaddrs::InterfaceAddress) -> Option<IpAddr> {

@@ -6,8 +6,17 @@ use std::{
     str::FromStr,
 };
 
-use ringmesh_tunnel::{enroll::COORDINATORS_MAX, ip::Prefix};
+use ringmesh_tunnel::{
+    enroll::COORDINATORS_MAX,
+    ip::Prefix,
+    netmap::{URL_MAX, WEBSOCKETS_MAX},
+};
 use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// The longest base path: with the longest host name before it, a URL still fits into a record.
+const MAX_BASE_PATH: usize = 64;
+/// The most addresses of the relay that can be named.
+const MAX_RELAY_ENDPOINTS: usize = 8;
 
 /// What a coordinator is told at start. Every field has a default, and an unknown one is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -30,6 +39,32 @@ pub struct Config {
     pub restored: bool,
     /// The network that is made at the first start. Later changes of it are not taken over.
     pub network: NetworkConfig,
+    /// The relay for nodes that cannot reach each other.
+    pub relay: RelayConfig,
+}
+
+/// The relay that the coordinator runs: over UDP, and over WebSockets on the coordinator's own port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RelayConfig {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// The UDP address and port. Not set: those on which the coordinator itself listens, which are TCP's.
+    pub listen: Option<SocketAddr>,
+    /// Where nodes send to: host names or IP addresses, with the port if it is another one outside. Empty: what `advertise` says.
+    pub endpoints: Vec<Endpoint>,
+    /// The WebSocket's URLs as nodes see them, `wss://mesh.example.com/base/relay/v1`; at most 4. Empty: made of what `advertise`
+    /// says and `base_path`.
+    pub websockets: Vec<String>,
+    /// What stands before `/relay/v1` in the path of requests, `/base`: where a reverse proxy serves other things too.
+    pub base_path: String,
+    /// Reverse proxies, whose word on where a connection comes from (`X-Forwarded-For`, `Forwarded`) is taken.
+    #[serde(deserialize_with = "from_strs")]
+    pub trusted_proxies: Vec<Prefix>,
+    /// What one node may have relayed, in Mbit/s; 0: no bound of its own.
+    pub client_rate_mbit: u32,
+    /// What all together may have relayed, in Mbit/s, shared fairly; 0: no bound.
+    pub total_rate_mbit: u32,
 }
 
 /// What is fixed when a network is made.
@@ -55,6 +90,22 @@ impl Default for Config {
             heartbeat_seconds: 20,
             restored: false,
             network: NetworkConfig::default(),
+            relay: RelayConfig::default(),
+        }
+    }
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            listen: None,
+            endpoints: Vec::new(),
+            websockets: Vec::new(),
+            base_path: String::new(),
+            trusted_proxies: Vec::new(),
+            client_rate_mbit: 0,
+            total_rate_mbit: 0,
         }
     }
 }
@@ -125,7 +176,48 @@ impl Config {
         if self.advertise.len() > COORDINATORS_MAX {
             return wrong("advertise", "at most 8 addresses: the join token carries them all");
         }
+        self.relay.check()?;
         self.network.check()
+    }
+}
+
+impl RelayConfig {
+    /// Checks path and URLs.
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |field, reason: String| Err(ConfigError::Value { field, reason });
+        let path = &self.base_path;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
+        let segments = path
+            .strip_prefix('/')
+            .is_some_and(|rest| rest.split('/').all(|part| !part.is_empty() && part != "." && part != ".."));
+        if !path.is_empty() && (!segments || !path.chars().all(plain) || path.len() > MAX_BASE_PATH) {
+            return wrong(
+                "relay.base_path",
+                format!(
+                    "{path:?} does not fit: write /base, with / before and not behind, of letters, digits and -._~, at most \
+                     {MAX_BASE_PATH} characters"
+                ),
+            );
+        }
+        if self.endpoints.len() > MAX_RELAY_ENDPOINTS {
+            return wrong("relay.endpoints", format!("at most {MAX_RELAY_ENDPOINTS}"));
+        }
+        if self.websockets.len() > WEBSOCKETS_MAX {
+            return wrong("relay.websockets", format!("at most {WEBSOCKETS_MAX}"));
+        }
+        let fits = |url: &&String| {
+            let host = url.strip_prefix("wss://").filter(|rest| !rest.is_empty() && !rest.starts_with('/'));
+            host.is_some() && url.len() <= URL_MAX && url.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        match self.websockets.iter().find(|url| !fits(url)) {
+            Some(url) => wrong(
+                "relay.websockets",
+                format!(
+                    "{url:?} does not fit: write wss://mesh.example.com/relay/v1, at most {URL_MAX} characters"
+                ),
+            ),
+            None => Ok(()),
+        }
     }
 }
 
@@ -243,6 +335,14 @@ impl<'de> Deserialize<'de> for Endpoint {
     }
 }
 
+/// Reads values from their texts.
+fn from_strs<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
+}
+
 /// Reads a value from its text.
 fn from_str<'de, D: Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
     deserializer: D,
@@ -272,18 +372,35 @@ mod tests {
         let config = parse(
             "listen = \"127.0.0.1:8443\"\nadvertise = [\"Mesh.example.org\", \"[2001:db8::1]:444\"]\n\
              state_dir = \"/a\"\nadmin_socket = \"/b\"\nheartbeat_seconds = 5\n\
-             [network]\nname = \"home\"\nipv4_pool = \"10.42.0.0/16\"\nzone = \"home.arpa\"\n",
+             [network]\nname = \"home\"\nipv4_pool = \"10.42.0.0/16\"\nzone = \"home.arpa\"\n\
+             [relay]\nenabled = false\nlisten = \"[::]:3478\"\nendpoints = [\"relay.example.org:3479\"]\n\
+             websockets = [\"wss://mesh.example.org/base/relay/v1\"]\nbase_path = \"/base\"\n\
+             trusted_proxies = [\"192.0.2.0/24\", \"::1/128\"]\nclient_rate_mbit = 50\ntotal_rate_mbit = 400\n",
         )
         .unwrap();
         let advertised: Vec<String> =
             config.advertise.iter().map(|endpoint| endpoint.with_port(8443)).collect();
         assert_eq!(advertised, ["mesh.example.org:8443", "[2001:db8::1]:444"]);
         assert_eq!(config.network.zone, "home.arpa");
+        assert_eq!(
+            config.relay,
+            RelayConfig {
+                enabled: false,
+                listen: Some("[::]:3478".parse().unwrap()),
+                endpoints: vec![Endpoint { host: "relay.example.org".into(), port: Some(3479) }],
+                websockets: vec!["wss://mesh.example.org/base/relay/v1".into()],
+                base_path: "/base".into(),
+                trusted_proxies: vec!["192.0.2.0/24".parse().unwrap(), "::1/128".parse().unwrap()],
+                client_rate_mbit: 50,
+                total_rate_mbit: 400,
+            }
+        );
     }
 
     #[test]
     fn an_unknown_field_is_named() {
         assert!(parse("lisen = \"[::]:1\"").unwrap_err().contains("unknown field `lisen`"));
+        assert!(parse("[relay]\nport = 1").unwrap_err().contains("unknown field `port`"));
         assert!(parse("[network]\npool = \"10.0.0.0/8\"").unwrap_err().contains("unknown field `pool`"));
     }
 
@@ -305,6 +422,23 @@ mod tests {
             ("advertise = [\"http://x\"]", "is not an address"),
             ("advertise = [\"x:port\"]", "is not an address"),
             ("listen = \"443\"", "invalid socket address"),
+            ("relay.listen = \"443\"", "invalid socket address"),
+            ("relay.base_path = \"base\"", "write /base"),
+            ("relay.base_path = \"/base/\"", "write /base"),
+            ("relay.base_path = \"/\"", "write /base"),
+            ("relay.base_path = \"/a//b\"", "write /base"),
+            ("relay.base_path = \"/a/../b\"", "write /base"),
+            ("relay.base_path = \"/a?b\"", "write /base"),
+            ("relay.websockets = [\"https://x/relay/v1\"]", "write wss://"),
+            ("relay.websockets = [\"wss://\"]", "write wss://"),
+            ("relay.websockets = [\"wss://a b/\"]", "write wss://"),
+            (
+                "relay.websockets = [\"wss://a\", \"wss://a\", \"wss://a\", \"wss://a\", \"wss://a\"]",
+                "at most 4",
+            ),
+            ("relay.endpoints = [\"http://x\"]", "is not an address"),
+            ("relay.trusted_proxies = [\"10.1.2.3/8\"]", "did you mean 10.0.0.0/8?"),
+            ("relay.client_rate_mbit = -1", "relay"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

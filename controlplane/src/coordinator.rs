@@ -6,6 +6,7 @@
 mod maintenance;
 mod operations;
 mod presence;
+mod relay;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +33,7 @@ use crate::{
     auth::{Failures, NodeOf, Nonces},
     clock::Clock,
     error::Refused,
-    network::{Damage, NetworkState, Plan, Registry, Signed, map::Place},
+    network::{Damage, NetworkState, Plan, Registry, Signed, map::Place, relay::Places},
     server::Connection,
     store::{Outcome, Revision, Store, StoreError, Watch},
     vault::Vault,
@@ -72,6 +73,8 @@ pub struct Options {
     pub endpoints: Vec<String>,
     /// SHA-256 of the SubjectPublicKeyInfo of the TLS key.
     pub tls_key: [u8; 32],
+    /// Whether this process runs a relay: then every network has a member for it.
+    pub relay: bool,
 }
 
 /// A running coordinator; clones are the same one.
@@ -95,6 +98,8 @@ struct Inner {
     presences: Presences,
     nonces: Nonces,
     failures: Mutex<Failures>,
+    /// Where the relay can be reached, once that is known.
+    relay_places: Mutex<Option<Places>>,
 }
 
 impl Coordinator {
@@ -119,6 +124,7 @@ impl Coordinator {
             presences: Presences::default(),
             nonces: Nonces::new(),
             failures: Mutex::default(),
+            relay_places: Mutex::default(),
         };
         let lease = inner.register().await?;
         let coordinator = Self(Arc::new(inner));

@@ -46,6 +46,11 @@ pub(crate) enum Refused {
     NodeRemoved,
     #[error("the session is not that of an open map stream; open one first")]
     NoSession,
+    #[error(
+        "this is the relay that the coordinator itself runs, and it cannot be removed while it does; to go without a relay, set \
+         enabled = false in [relay] of coordinator.toml and restart the coordinator"
+    )]
+    RelayInUse,
     #[error("this is not permitted here")]
     NotPermitted,
     #[error("user {uid} may not give orders to this coordinator: only root and its own user may (use sudo)")]
@@ -115,6 +120,7 @@ impl Refused {
             Self::Barred | Self::TooManyChallenges | Self::Contended | Self::ShuttingDown => {
                 (Unavailable, Reason::Busy)
             }
+            Self::RelayInUse => (FailedPrecondition, Reason::Conflict),
             Self::TakenOver => (Aborted, Reason::Conflict),
             Self::Silent => (Code::DeadlineExceeded, Reason::NoReply),
             Self::NodeRecord(_) => (InvalidArgument, Reason::ProofInvalid),

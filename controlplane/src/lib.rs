@@ -19,6 +19,7 @@ pub mod config;
 pub mod coordinator;
 mod error;
 pub mod network;
+mod relay;
 mod run;
 pub mod server;
 pub mod state_dir;

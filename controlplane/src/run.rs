@@ -130,9 +130,11 @@ async fn serve(
         heartbeat: Duration::from_secs(config.heartbeat_seconds.into()),
         endpoints: endpoints.clone(),
         tls_key: *identity.key_hash(),
+        relay: config.relay.enabled,
     };
     let coordinator = Coordinator::open(store, vault, options).await?;
     coordinator.ensure_network(&config.network).await?;
+    coordinator.ensure_relays().await?;
     check_keys(&coordinator)?;
     if config.restored {
         coordinator.heal_restored().await?;

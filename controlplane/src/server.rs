@@ -1,21 +1,28 @@
-//! The two listeners: TLS over TCP for nodes, a unix socket for operators. Both hand their connections to tonic.
+//! The two listeners: TLS over TCP for nodes, a unix socket for operators. Both hand their connections to tonic, but those on which a
+//! WebSocket begins to the relay.
 //!
 //! What a stranger can make us hold is bounded here: connections, handshakes, streams, headers and messages.
 
 mod accept;
 mod connection;
+mod protocol;
 mod socket;
 
 use std::{future::Future, io, path::Path, time::Duration};
 
+use futures_util::Stream;
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::Server};
 
-pub(crate) use self::connection::{Admission, Source};
 pub use self::{
     accept::Limits,
     connection::{Caller, Connection},
     socket::{AdminSocket, SocketError},
+};
+pub(crate) use self::{
+    accept::{TlsNodeStream, WebSockets},
+    connection::{Admission, Source},
+    protocol::HTTP_1_1,
 };
 use crate::tls::Identity;
 
@@ -56,7 +63,7 @@ fn builder(streams: u32) -> Server {
         .timeout(REQUEST_TIMEOUT)
 }
 
-/// Serves `routes` to nodes over TLS until `shutdown`, then lets requests end.
+/// Serves `routes` to nodes over TLS until `shutdown`, then lets requests end. Without a relay: see [`serve_nodes_and_relay`].
 ///
 /// # Errors
 /// Only if the HTTP server cannot be set up: what one connection does wrong ends that connection.
@@ -67,7 +74,28 @@ pub async fn serve_nodes(
     routes: Routes,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let connections = accept::accept_tls(listener, identity.config(), limits);
+    serve_accepted(accept::accept_tls(listener, identity.config(), limits, None), routes, shutdown).await
+}
+
+/// Serves `routes` to nodes, and hands the connections on which a WebSocket begins to `websockets`.
+pub(crate) async fn serve_nodes_and_relay(
+    listener: TcpListener,
+    identity: &Identity,
+    limits: Limits,
+    routes: Routes,
+    websockets: WebSockets,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    let config = identity.config_with_http1();
+    let connections = accept::accept_tls(listener, config, limits, Some(websockets));
+    serve_accepted(connections, routes, shutdown).await
+}
+
+async fn serve_accepted(
+    connections: impl Stream<Item = io::Result<TlsNodeStream>>,
+    routes: Routes,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
     builder(MAX_NODE_STREAMS)
         .initial_stream_window_size(NODE_WINDOW)
         .initial_connection_window_size(NODE_WINDOW)

@@ -75,6 +75,13 @@ impl Identity {
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
+
+    /// For a port that serves the relay's WebSocket too. Who offers both protocols gets HTTP/2, as nodes do.
+    pub(crate) fn config_with_http1(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.config);
+        config.alpn_protocols.push(crate::server::HTTP_1_1.to_vec());
+        Arc::new(config)
+    }
 }
 
 /// Reads the certificate of a coordinator's state directory as PEM, whether or not the coordinator runs.

@@ -71,7 +71,9 @@ impl Admin {
         let presence = self.coordinator.presence().get(&who);
         self.coordinator
             .with_network(who.network, |state| {
-                state.nodes.get(&who.node).map(|node| convert::node(node, state, presence.as_ref()))
+                state.nodes.get(&who.node).map(|node| {
+                    convert::node(node, state, presence.as_ref(), self.coordinator.runs(state, who.node))
+                })
             })?
             .ok_or_else(|| members::Refusal::Unknown(who.node.to_string()).into())
     }
@@ -130,7 +132,8 @@ impl NodeService for Admin {
         let presences = self.coordinator.presence();
         let response = self.coordinator.with_place(network, |state, place| {
             let nodes = state.nodes.iter().map(|(id, node)| {
-                convert::node(node, state, presences.get(&NodeOf { network, node: *id }).as_ref())
+                let presence = presences.get(&NodeOf { network, node: *id });
+                convert::node(node, state, presence.as_ref(), self.coordinator.runs(state, *id))
             });
             proto::ListNodesResponse { nodes: nodes.collect(), revision: place.durable }
         })?;
@@ -193,6 +196,7 @@ impl TokenService for Admin {
             max_uses: if request.reusable || request.max_uses != 0 { request.max_uses } else { 1 },
             tags: request.tags,
             ephemeral: request.ephemeral,
+            relay: request.relay,
         };
         let token = self.coordinator.create_token(&operator, network, &wish).await?;
         let secret = token.text.as_str().to_owned();

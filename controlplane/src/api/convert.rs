@@ -116,8 +116,13 @@ pub(super) fn network(network: &NetworkState, revision: u64) -> admin::Network {
     }
 }
 
-/// A node as operators see it.
-pub(super) fn node(node: &Node, network: &NetworkState, presence: Option<&Presence>) -> admin::Node {
+/// A node as operators see it; `runs_here` says that it is the relay of this process.
+pub(super) fn node(
+    node: &Node,
+    network: &NetworkState,
+    presence: Option<&Presence>,
+    runs_here: bool,
+) -> admin::Node {
     let member = &node.member.record;
     let kind = match member.kind {
         MemberKind::Mesh => admin::NodeKind::Mesh,
@@ -134,7 +139,7 @@ pub(super) fn node(node: &Node, network: &NetworkState, presence: Option<&Presen
         noise_key: member.noise_key.to_string(),
         identity_fingerprint: member.identity_key.map(|key| key.fingerprint()).unwrap_or_default(),
         tags: member.tags.clone(),
-        online: presence.is_some_and(|presence| presence.stream != 0),
+        online: runs_here || presence.is_some_and(|presence| presence.stream != 0),
         installed_revision: presence.map(Presence::installed).unwrap_or_default(),
         enrolled_ms: node.row.enrolled_ms,
         expires_ms: member.not_after.as_millis(),
@@ -158,7 +163,7 @@ pub(super) fn token(id: TokenId, row: &TokenRow) -> admin::Token {
         tags: row.tags.clone(),
         ephemeral: row.ephemeral,
         revoked: row.revoked,
-        relay: false,
+        relay: row.relay,
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
         create,
         enroll::{self, Enrollment},
         members,
+        relay::Newcomer,
         tokens::{self, Wish},
     },
     store::Revision,
@@ -77,7 +78,8 @@ impl Coordinator {
             let mut reach = Reach::default();
             for (node, held) in &state.nodes {
                 let member = &held.member.record;
-                if member.kind != MemberKind::Mesh {
+                // The relay of a coordinator has no stream to acknowledge on, and is told here.
+                if member.kind != MemberKind::Mesh || state.relays.contains_key(node) {
                     continue;
                 }
                 let name = member.name.clone();
@@ -124,6 +126,9 @@ impl Coordinator {
         }
         let plan = |registry: &Registry, now| {
             let state = registry.network(network).ok_or(Refused::NetworkUnknown)?;
+            if self.runs(state, node) {
+                return Err(Refused::RelayInUse);
+            }
             Ok::<_, Refused>(((), members::plan_removal(state, node, &self.0.vault, now)?))
         };
         let ((), revision) = self.transact(plan).await?;
@@ -194,13 +199,15 @@ impl Coordinator {
     ) -> Result<NetworkId, Refused> {
         config.check().map_err(Refused::field("network"))?;
         let authority = Authority::generate();
+        let relay = self.0.options.relay.then(Newcomer::generate);
         let plan = |registry: &Registry, now| {
             if registry.names.contains_key(&config.name) {
                 return Err(Refused::NetworkExists(config.name.clone()));
             }
-            Ok(create::plan(config, &authority, &self.0.vault, now)?)
+            Ok(create::plan(config, &authority, relay.as_ref(), &self.0.vault, now)?)
         };
         let (id, _) = self.transact(plan).await?;
+        self.tell_relay();
         tracing::info!(network = %id, name = config.name, pool = %config.ipv4_pool, "a network was made");
         Ok(id)
     }

@@ -30,6 +30,7 @@ async fn coordinator(directory: &std::path::Path) -> Coordinator {
         heartbeat: std::time::Duration::from_secs(20),
         endpoints: vec!["192.0.2.1:443".into()],
         tls_key: [0; 32],
+        relay: false,
     };
     let store = Arc::new(SqliteStore::open(directory).unwrap());
     let coordinator = Coordinator::open(store, Vault::open(directory, true).unwrap(), options).await.unwrap();
@@ -41,7 +42,13 @@ async fn member(coordinator: &Coordinator, identity: &IdentitySecret) -> NodeOf 
     let network = coordinator.with_registry(|registry| registry.networks().next().unwrap().id());
     let (token, secret) =
         (ringmesh_tunnel::key::TokenId::generate(), ringmesh_tunnel::enroll::TokenSecret::generate());
-    let wish = Wish { life: std::time::Duration::ZERO, max_uses: 1, tags: Vec::new(), ephemeral: false };
+    let wish = Wish {
+        life: std::time::Duration::ZERO,
+        max_uses: 1,
+        tags: Vec::new(),
+        ephemeral: false,
+        relay: false,
+    };
     let create = |registry: &Registry, now| {
         tokens::plan_create(registry.network(network).unwrap(), token, &secret, &wish, now)
             .map(|plan| ((), plan))

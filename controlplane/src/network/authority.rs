@@ -23,6 +23,9 @@ pub enum CannotSign {
     /// This coordinator does not hold the key.
     #[error("this coordinator does not hold the {0} key of the network")]
     NoKey(Signer),
+    /// The network has no relay of a coordinator's.
+    #[error("no coordinator runs a relay for this network")]
+    NoRelay,
     /// The record breaks one of its own rules.
     #[error("the record cannot be signed: {0}")]
     Record(#[from] RecordError),

@@ -10,6 +10,7 @@ use super::{
     Plan,
     authority::{Authority, CannotSign, RECORD_LIFE, Signer},
     key::{Key, Part},
+    relay,
     row::{self, Blob, NetworkRow, PolicyRow},
 };
 use crate::{
@@ -18,10 +19,12 @@ use crate::{
     vault::Vault,
 };
 
-/// Plans a network with new keys, a first secret, and a policy that lets its members reach each other.
+/// Plans a network with new keys, a first secret, a policy that lets its members reach each other, and its relay, if there is to be
+/// one.
 pub(crate) fn plan(
     config: &NetworkConfig,
     authority: &Authority,
+    relay: Option<&relay::Newcomer>,
     vault: &Vault,
     now: UnixTime,
 ) -> Result<(NetworkId, Plan), CannotSign> {
@@ -36,7 +39,7 @@ pub(crate) fn plan(
     };
     let name = Key::NetworkName(config.name.clone()).to_string();
     let place = Key::Network(id).to_string();
-    let compare = vec![Compare::absent(&name), Compare::absent(&place)];
+    let mut compare = vec![Compare::absent(&name), Compare::absent(&place)];
     // The network first: what follows belongs to it.
     let mut ops = vec![Op::put(place, row::emit(&network)), Op::put(name, id.to_string().into_bytes())];
     for (signer, key) in authority.iter() {
@@ -49,6 +52,11 @@ pub(crate) fn plan(
     }
     ops.push(epoch(id, 1, &NetworkSecret::generate(), vault));
     ops.push(policy(id, &[members_reach_each_other()], 1, authority, now)?);
+    if let Some(newcomer) = relay {
+        let member = relay::plan_named(id, authority, relay::NAME.into(), newcomer, vault, now)?;
+        compare.extend(member.compare);
+        ops.extend(member.ops);
+    }
     Ok((id, Plan { compare, ops }))
 }
 

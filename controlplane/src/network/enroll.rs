@@ -89,7 +89,7 @@ pub(crate) fn plan(
         id,
         name: name.clone(),
         kind: MemberKind::Mesh,
-        relay: false,
+        relay: token.row.relay,
         noise_key,
         identity_key: Some(joiner.identity_key),
         ipv4: Some(ipv4),
@@ -112,15 +112,15 @@ pub(crate) fn plan(
     let token_place = Part::Token(joiner.token).of(state.id);
     let mut used = token.row.clone();
     used.uses = used.uses.saturating_add(1);
-    let mut plan = admit(state, &member, &node, former);
+    let mut plan = admit(&member, &node, former);
     plan.compare.push(Compare::unchanged(&token_place, token.revision));
     plan.ops.push(Op::put(token_place, row::emit(&used)));
     Ok(Enrollment::New(id, plan))
 }
 
 /// Writes a new member and takes its name, key and address, each of which must be nobody's.
-pub(super) fn admit(state: &NetworkState, member: &Member, row: &NodeRow, former: u64) -> Plan {
-    let at = |part: Part| part.of(state.id);
+pub(super) fn admit(member: &Member, row: &NodeRow, former: u64) -> Plan {
+    let at = |part: Part| part.of(member.network);
     let (node, name, key) = (
         at(Part::Node(member.id)),
         at(Part::Name(member.name.clone())),
@@ -169,10 +169,15 @@ fn choose_name(state: &NetworkState, joiner: &Joiner, id: NodeId) -> Result<Stri
         Some(label) => label,
         None => format!("node-{}", &id.to_string()[..6]),
     };
+    free_name(state, &base)
+}
+
+/// `base`, or `base` with the lowest number behind it that makes it free.
+pub(super) fn free_name(state: &NetworkState, base: &str) -> Result<String, Refusal> {
     // With n nodes, one of n + 1 names is free.
     let numbered = (2_u32..).map(|number| format!("{base}-{number}"));
-    let mut names = std::iter::once(base.clone()).chain(numbered).take(state.nodes.len() + 1);
-    names.find(|name| !state.names.contains_key(name)).ok_or(Refusal::NameTaken(base))
+    let mut names = std::iter::once(base.to_owned()).chain(numbered).take(state.nodes.len() + 1);
+    names.find(|name| !state.names.contains_key(name)).ok_or_else(|| Refusal::NameTaken(base.into()))
 }
 
 /// Checks a name that somebody asks for.

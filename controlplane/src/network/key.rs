@@ -48,6 +48,8 @@ pub(crate) enum Part {
     Ipv4(Ipv4Addr),
     /// A join token.
     Token(TokenId),
+    /// The wrapped seed of the identity key of a relay that coordinators run themselves; its record is that of a [`Part::Node`].
+    Relay(NodeId),
 }
 
 /// The owner of a signing key of a network.
@@ -118,6 +120,7 @@ impl Part {
             ["key", hex] => Self::NoiseKey(super::row::key_of_hex(hex)?),
             ["ipv4", address] => Self::Ipv4(address.parse().ok()?),
             ["token", id] => Self::Token(id.parse().ok()?),
+            ["relay", id] => Self::Relay(id.parse().ok()?),
             _ => return None,
         })
     }
@@ -154,6 +157,7 @@ impl std::fmt::Display for Part {
             Self::NoiseKey(key) => write!(f, "key/{}", super::row::hex_of_key(key)),
             Self::Ipv4(address) => write!(f, "ipv4/{address}"),
             Self::Token(id) => write!(f, "token/{id}"),
+            Self::Relay(id) => write!(f, "relay/{id}"),
         }
     }
 }
@@ -181,6 +185,7 @@ mod tests {
             Part::NoiseKey(PublicKey::from_bytes([0xab; 32])),
             Part::Ipv4([100, 64, 0, 1].into()),
             Part::Token(TokenId::from_bytes([2; 8])),
+            Part::Relay(node),
         ];
         for signer in Signer::ALL {
             parts.push(Part::Seed(signer));

@@ -1,6 +1,7 @@
 //! What a node is told: the whole map it may see, or what changed in it since a number.
 //!
-//! A node sees itself and every member that a rule connects with it, in either direction. It gets their records, what they
+//! A node sees itself and every member that a rule connects with it, in either direction. Besides, relays and the other mesh nodes
+//! see each other, whatever the rules: there is no session without the other's key. It gets their records, what they
 //! say of themselves, the leaves that touch it with their proofs, and the certificates that signed all this; the head names
 //! the digest of exactly that.
 
@@ -319,7 +320,10 @@ impl NetworkState {
 
     /// Whether a map of `me` has `peer` in it.
     fn sees(&self, me: &Member, peer: &Member) -> bool {
-        me.id == peer.id || self.rules().any(|rule| connects(rule, me, peer) || connects(rule, peer, me))
+        let relayed = (me.relay || peer.relay) && is_mesh(me) && is_mesh(peer);
+        me.id == peer.id
+            || relayed
+            || self.rules().any(|rule| connects(rule, me, peer) || connects(rule, peer, me))
     }
 
     fn visible(&self, me: &Member) -> impl Iterator<Item = &Node> {

@@ -86,7 +86,7 @@ pub(crate) fn plan_stock(
         ephemeral: false,
         psk: Some(Blob(wrapped)),
     };
-    Ok(enroll::admit(state, &member, &row, former))
+    Ok(enroll::admit(&member, &row, former))
 }
 
 /// Plans a removal: the name becomes free, the address rests, the key never comes back, and what the member knew of the
@@ -117,6 +117,9 @@ pub(crate) fn plan_removal(
     if let Some(ipv4) = member.ipv4 {
         let row = AddressRow { node: id.to_string(), released_ms: Some(now.as_millis()) };
         plan.ops.push(Op::put(at(Part::Ipv4(ipv4)), row::emit(&row)));
+    }
+    if state.relays.contains_key(&id) {
+        plan.ops.push(Op::delete(at(Part::Relay(id))));
     }
     // A stock device never knew the network's secret.
     if is_mesh(member) {

@@ -17,6 +17,7 @@ pub mod map;
 pub(crate) mod members;
 pub mod pool;
 mod registry;
+pub(crate) mod relay;
 pub(crate) mod renew;
 pub(crate) mod row;
 mod state;

@@ -96,6 +96,9 @@ pub(crate) struct TokenRow {
     pub(crate) ephemeral: bool,
     #[serde(default)]
     pub(crate) revoked: bool,
+    /// Makes relays of the nodes that join with it.
+    #[serde(default)]
+    pub(crate) relay: bool,
 }
 
 /// The policy with its leaves.

@@ -98,6 +98,8 @@ pub struct NetworkState {
     pub(crate) noise_keys: BTreeMap<PublicKey, NodeId>,
     pub(crate) addresses: BTreeMap<Ipv4Addr, Taken>,
     pub(crate) tokens: BTreeMap<TokenId, Token>,
+    /// The keys of the members that are relays of coordinators.
+    pub(crate) relays: BTreeMap<NodeId, IdentitySecret>,
     /// What nodes say of themselves; never stored.
     pub(crate) node_records: BTreeMap<NodeId, Signed<NodeRecord>>,
     pub(crate) changes: Changes,
@@ -129,6 +131,7 @@ impl NetworkState {
             noise_keys: BTreeMap::new(),
             addresses: BTreeMap::new(),
             tokens: BTreeMap::new(),
+            relays: BTreeMap::new(),
             node_records: BTreeMap::new(),
             changes: Changes::default(),
             common_digest: OnceLock::new(),
@@ -180,6 +183,13 @@ impl NetworkState {
                     self.authority.insert(signer, IdentitySecret::from_seed(*seed));
                 }
             }
+            Part::Relay(id) => match value {
+                Some(value) => {
+                    let seed = vault.open_32(&key, value).map_err(|error| Damage::at(&key, error))?;
+                    self.relays.insert(id, IdentitySecret::from_seed(*seed));
+                }
+                None => drop(self.relays.remove(&id)),
+            },
             Part::Epoch(number) => {
                 match value {
                     Some(value) => {
@@ -278,6 +288,11 @@ impl NetworkState {
         }
         self.secrets.last_key_value().ok_or_else(|| missing("secret"))?;
         self.policy.as_ref().ok_or_else(|| missing("policy"))?;
+        for (id, key) in &self.relays {
+            if self.member(*id).and_then(|member| member.identity_key) != Some(key.public_key()) {
+                return Err(Damage::at(Part::Relay(*id).of(self.id), "no member has this key"));
+            }
+        }
         Ok(())
     }
 
@@ -342,9 +357,10 @@ impl NetworkState {
     }
 }
 
-/// What rules select a member by.
+/// What rules select a member by, and whether everybody sees it.
 fn standing(member: &Member) -> impl PartialEq + use<> {
-    (member.tags.clone(), member.groups.clone(), member.ipv4, member.ipv6, member.routes.clone())
+    let Member { tags, groups, ipv4, ipv6, routes, relay, .. } = member;
+    (tags.clone(), groups.clone(), *ipv4, *ipv6, routes.clone(), *relay)
 }
 
 fn parse_address(key: &str, value: &[u8], revision: Revision) -> Result<Taken, Damage> {

@@ -23,7 +23,7 @@ use super::{
     create, enroll,
     key::Part,
     map::{Delta, Outgoing, Place},
-    members, renew,
+    members, relay, renew,
     row::{self, Blob, NodeRow},
     tokens,
 };
@@ -34,7 +34,7 @@ const TAGS: [&str; 3] = ["web", "db", "ops"];
 /// Something that happens.
 #[derive(Debug, Clone)]
 enum Event {
-    Join { tags: Vec<usize> },
+    Join { tags: Vec<usize>, relay: bool },
     AddStock,
     Remove { node: usize },
     Retag { node: usize, tags: Vec<usize> },
@@ -71,7 +71,7 @@ fn tags() -> impl Strategy<Value = Vec<usize>> {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        4 => tags().prop_map(|tags| Event::Join { tags }),
+        4 => (tags(), proptest::bool::weighted(0.2)).prop_map(|(tags, relay)| Event::Join { tags, relay }),
         1 => Just(Event::AddStock),
         2 => any::<usize>().prop_map(|node| Event::Remove { node }),
         2 => (any::<usize>(), tags()).prop_map(|(node, tags)| Event::Retag { node, tags }),
@@ -108,8 +108,10 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let vault = Vault::open(directory.path(), true).unwrap();
         let now = UnixTime::from_secs(1_800_000_000);
+        let relay = relay::Newcomer::generate();
         let (network, plan) =
-            create::plan(&NetworkConfig::default(), &Authority::generate(), &vault, now).unwrap();
+            create::plan(&NetworkConfig::default(), &Authority::generate(), Some(&relay), &vault, now)
+                .unwrap();
         let registry = Registry::default();
         let mut world = Self {
             registry,
@@ -149,7 +151,7 @@ impl World {
 
     fn happen(&mut self, event: Event) {
         match event {
-            Event::Join { tags } => self.join(&tags),
+            Event::Join { tags, relay } => self.join(&tags, relay),
             Event::AddStock => {
                 self.joined += 1;
                 let (name, key) =
@@ -184,11 +186,11 @@ impl World {
         }
     }
 
-    fn join(&mut self, tags: &[usize]) {
+    fn join(&mut self, tags: &[usize], relay: bool) {
         self.joined += 1;
         let (token, secret) = (TokenId::generate(), TokenSecret::generate());
         let tags = tags.iter().map(|tag| TAGS[*tag].to_owned()).collect();
-        let wish = tokens::Wish { life: Duration::ZERO, max_uses: 1, tags, ephemeral: false };
+        let wish = tokens::Wish { life: Duration::ZERO, max_uses: 1, tags, ephemeral: false, relay };
         self.commit(tokens::plan_create(self.state(), token, &secret, &wish, self.now).unwrap());
         let identity = IdentitySecret::generate();
         let joiner = enroll::Joiner {
@@ -221,6 +223,12 @@ impl World {
 
     fn tell(&mut self, node: usize, port: u16) {
         let Some(id) = self.nth(node) else { return };
+        if self.state().own_relay().is_some_and(|(relay, _)| relay == id) {
+            let places =
+                relay::Places { endpoints: vec![([192, 0, 2, 2], port).into()], websockets: Vec::new() };
+            let record = self.state().relay_record(&places, self.now).unwrap();
+            return self.registry.networks.get_mut(&self.network).unwrap().put_node_record(record);
+        }
         let Some(follower) = self.followers.get(&id) else { return };
         let endpoints = vec![([192, 0, 2, 1], port).into()];
         let serial = self.state().changes.newest() + self.now.as_millis();
@@ -331,7 +339,10 @@ impl World {
             .values()
             .map(|node| &node.member.record)
             .filter(|peer| {
-                peer.id == id || rules.iter().any(|rule| joins(rule, me, peer) || joins(rule, peer, me))
+                let mesh = peer.kind == MemberKind::Mesh && me.kind == MemberKind::Mesh;
+                peer.id == id
+                    || (mesh && (peer.relay || me.relay))
+                    || rules.iter().any(|rule| joins(rule, me, peer) || joins(rule, peer, me))
             })
             .collect();
         assert_eq!(map.members().collect::<Vec<_>>(), expected);
@@ -400,9 +411,9 @@ proptest! {
 fn a_change_is_told_only_to_those_whose_map_it_changes() {
     let mut world = World::new();
     world.set_policy(&[(Pick::Tag(0), Pick::Tag(1))], false);
-    world.join(&[0]);
-    world.join(&[1]);
-    world.join(&[2]);
+    world.join(&[0], false);
+    world.join(&[1], false);
+    world.join(&[2], false);
     let ids: Vec<NodeId> = (1..=3).map(|i| world.state().names[&format!("n{i}")]).collect();
     for id in &ids {
         world.follow(*id);
@@ -415,7 +426,7 @@ fn a_change_is_told_only_to_those_whose_map_it_changes() {
     let web = world.state().node_ids().position(|id| id == ids[0]).unwrap();
     world.tell(web, 1);
     assert_eq!(touched(&world), [true, true, false]);
-    world.join(&[2]);
+    world.join(&[2], false);
     assert_eq!(touched(&world), [true, true, false], "a stranger to all");
     let other = world.state().names["n4"];
     let plan = members::plan_removal(world.state(), other, &world.vault, world.now).unwrap();
@@ -428,7 +439,7 @@ fn a_change_is_told_only_to_those_whose_map_it_changes() {
 #[test]
 fn only_members_have_a_map() {
     let mut world = World::new();
-    world.join(&[]);
+    world.join(&[], false);
     let id = world.state().names["n1"];
     assert!(world.state().full(id, world.place(), world.now).is_ok());
     let plan = members::plan_removal(world.state(), id, &world.vault, world.now).unwrap();
@@ -443,7 +454,7 @@ fn only_members_have_a_map() {
 #[test]
 fn a_stock_device_sees_nothing_of_the_networks_secret() {
     let mut world = World::new();
-    world.join(&[]);
+    world.join(&[], false);
     world.happen(Event::AddStock);
     let stock = world.state().names["s2"];
     assert_eq!(world.state().member(stock).unwrap().kind, MemberKind::Stock);
@@ -451,4 +462,97 @@ fn a_stock_device_sees_nothing_of_the_networks_secret() {
     let outgoing = world.state().full(id, world.place(), world.now).unwrap();
     assert_eq!(outgoing.peer_secrets.iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), [stock]);
     assert_eq!(outgoing.secrets.len(), 1);
+}
+
+#[test]
+fn a_relay_and_the_nodes_see_each_other_whatever_the_rules() {
+    let mut world = World::new();
+    world.set_policy(&[], false);
+    world.join(&[], false);
+    world.join(&[], true);
+    world.happen(Event::AddStock);
+    let [node, relay, stock] = ["n1", "n2", "s3"].map(|name| world.state().names[name]);
+    let (own, _) = world.state().own_relay().unwrap();
+    let seen = |id: NodeId| {
+        let outgoing = world.state().full(id, world.place(), world.now).unwrap();
+        let empty = NetworkMap::empty(world.network, world.state().root, id);
+        let map = empty.verify(outgoing.update, world.now).unwrap();
+        map.members().map(|member| member.id).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(seen(node), [node, relay, own].into());
+    assert_eq!(seen(relay), [node, relay, own].into());
+    assert!(!seen(node).contains(&stock), "a stock device has no use for a relay");
+}
+
+#[test]
+fn the_relay_has_a_place_of_its_own_in_the_network() {
+    let mut world = World::new();
+    let (id, key) = world.state().own_relay().map(|(id, key)| (id, key.public_key())).unwrap();
+    let member = world.state().member(id).unwrap().clone();
+    assert_eq!((member.name.as_str(), member.kind, member.relay), ("relay", MemberKind::Mesh, true));
+    assert_eq!((member.ipv4, Some(member.ipv6)), (None, id.ipv6_in(world.state().ipv6_pool())));
+    assert_eq!((member.identity_key, member.noise_key), (Some(key), key.noise_key()));
+    // It is renewed like everybody.
+    world.happen(Event::Days { days: 16 });
+    let renewed = world.state().member(id).unwrap();
+    assert!(renewed.serial > member.serial && renewed.not_after > member.not_after);
+    // A removed one is gone with its key, and the next is another one.
+    let plan = members::plan_removal(world.state(), id, &world.vault, world.now).unwrap();
+    world.commit(plan);
+    assert!(world.state().own_relay().is_none());
+    assert!(world.state().relay_record(&relay::Places::default(), world.now).is_err());
+    let newcomer = relay::Newcomer::generate();
+    world.commit(relay::plan(world.state(), &newcomer, &world.vault, world.now).unwrap());
+    assert_ne!(world.state().own_relay().unwrap().0, id);
+}
+
+#[test]
+fn a_relay_is_named_after_those_that_were_there_before() {
+    let mut world = World::new();
+    let (id, _) = world.state().own_relay().unwrap();
+    for expected in ["relay-2", "relay-3"] {
+        let newcomer = relay::Newcomer::generate();
+        world.commit(relay::plan(world.state(), &newcomer, &world.vault, world.now).unwrap());
+        assert!(world.state().names.contains_key(expected));
+    }
+    assert!(world.state().relays.len() == 3 && world.state().relays.contains_key(&id));
+    // All coordinators of a store run the same one.
+    assert_eq!(world.state().own_relay().unwrap().0, *world.state().relays.keys().next().unwrap());
+}
+
+#[test]
+fn a_relays_clients_are_the_other_mesh_nodes_with_the_keys_of_both_epochs() {
+    let mut world = World::new();
+    world.join(&[], false);
+    world.join(&[], true);
+    world.happen(Event::AddStock);
+    let key = world.state().own_relay().unwrap().1.noise_secret();
+    let mut clients = relay::Clients::default();
+    let mut told = |world: &World| clients.of(world.state(), &key, world.now);
+    let ids = |configs: &[ringmesh_tunnel::PeerConfig]| {
+        configs.iter().map(|config| config.id).collect::<std::collections::BTreeSet<_>>()
+    };
+    let [node, relay] = ["n1", "n2"].map(|name| world.state().names[name]);
+    let first = told(&world);
+    assert_eq!(ids(&first), [node, relay].into());
+    assert!(first.iter().all(|config| config.mesh && config.allowed_ips.is_empty()));
+    // The key is the one that the node derives, of the newest epoch and the one before.
+    let psk = |world: &World, epoch: u64| {
+        let peer = world.state().member(node).unwrap().noise_key;
+        world.state().secrets[&epoch].0.derive_psk(world.network, epoch, &peer, &key.public_key())
+    };
+    let config = |configs: &[ringmesh_tunnel::PeerConfig]| {
+        configs.iter().find(|config| config.id == node).unwrap().psk.clone()
+    };
+    let epochs = |current, previous| ringmesh_tunnel::Psk::Epochs { current, previous };
+    assert_eq!(config(&first), epochs(psk(&world, 1), None));
+    assert_eq!(config(&told(&world)), config(&first));
+    let plan = members::plan_removal(world.state(), relay, &world.vault, world.now).unwrap();
+    world.commit(plan);
+    let second = told(&world);
+    assert_eq!(ids(&second), [node].into());
+    assert_eq!(config(&second), epochs(psk(&world, 2), Some(psk(&world, 1))));
+    // Whose membership has ended is a stranger, whether or not somebody renews it.
+    world.now = world.now.saturating_add(Duration::from_secs(31 * 24 * 3600));
+    assert!(told(&world).is_empty());
 }

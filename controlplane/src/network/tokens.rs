@@ -30,6 +30,8 @@ pub(crate) struct Wish {
     pub(crate) max_uses: u32,
     pub(crate) tags: Vec<String>,
     pub(crate) ephemeral: bool,
+    /// Whether the nodes that join with it are relays.
+    pub(crate) relay: bool,
 }
 
 /// Why there is no such token.
@@ -76,6 +78,7 @@ pub(crate) fn plan_create(
         tags: wish.tags.clone(),
         ephemeral: wish.ephemeral,
         revoked: false,
+        relay: wish.relay,
     };
     let place = Part::Token(id).of(state.id);
     Ok(Plan { compare: vec![Compare::absent(&place)], ops: vec![Op::put(place, row::emit(&row))] })

@@ -1,7 +1,7 @@
 //! The accept loops. They survive what ends a naive one: no file descriptors left, a connection gone before it was taken,
 //! a peer that opens many connections or lingers in its handshake.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use ringmesh_tunnel::enroll::transcript::EXPORTER_LABEL;
@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
     connection::{Caller, Connection, LocalStream, NodeStream, Place, Source, Unproven},
+    protocol::{Protocol, Rewound},
     socket::AdminSocket,
 };
 
@@ -50,23 +51,29 @@ const BACKLOG: usize = 64;
 
 type Accepted<S> = ReceiverStream<io::Result<S>>;
 
-/// Accepts until the returned stream is dropped; what it yields has finished its TLS handshake.
+/// A decrypted stream that counts against the bounds above until it ends, or somebody on it proves to be a member.
+pub(crate) type TlsNodeStream = NodeStream<Rewound<TlsStream<TcpStream>>>;
+
+/// Where connections go on which a WebSocket is to begin.
+pub(crate) type WebSockets = mpsc::Sender<TlsNodeStream>;
+
+/// Accepts until the returned stream is dropped; what it yields has finished its TLS handshake. With `websockets`, connections that
+/// speak HTTP/1.1 go there; without, they are refused by whoever serves HTTP/2.
 pub(super) fn accept_tls(
     listener: TcpListener,
     config: Arc<ServerConfig>,
     limits: Limits,
-) -> impl Stream<Item = io::Result<NodeStream<TlsStream<TcpStream>>>> {
+    websockets: Option<WebSockets>,
+) -> impl Stream<Item = io::Result<TlsNodeStream>> {
     let (ready, accepted) = mpsc::channel(BACKLOG);
     tokio::spawn(async move {
         let acceptor = Acceptor {
-            tls: TlsAcceptor::from(config),
-            limits,
             slots: Arc::new(Semaphore::new(limits.connections)),
             unproven: Arc::new(Unproven::new(limits.unproven_per_source)),
-            ready,
+            door: Door { tls: TlsAcceptor::from(config), limits, ready, websockets },
         };
         tokio::select! {
-            () = acceptor.ready.closed() => {}
+            () = acceptor.door.ready.closed() => {}
             () = acceptor.run(&listener) => {}
         }
     });
@@ -74,11 +81,9 @@ pub(super) fn accept_tls(
 }
 
 struct Acceptor {
-    tls: TlsAcceptor,
-    limits: Limits,
     slots: Arc<Semaphore>,
     unproven: Arc<Unproven>,
-    ready: mpsc::Sender<io::Result<NodeStream<TlsStream<TcpStream>>>>,
+    door: Door,
 }
 
 impl Acceptor {
@@ -89,7 +94,11 @@ impl Acceptor {
                     let slot = self.slots.clone().try_acquire_owned();
                     let place = self.unproven.enter(Source::of(peer.ip()));
                     match (slot, place) {
-                        (Ok(slot), Some(place)) => self.handshake(stream, peer, slot, place),
+                        (Ok(slot), Some(place)) => {
+                            let door = self.door.clone();
+                            // On a task of its own, so that a slow peer delays nobody.
+                            tokio::spawn(async move { door.pass(stream, peer, slot, place).await });
+                        }
                         // Dropping it resets the connection: the peer sees at once that it shall come back later.
                         _ => tracing::debug!(%peer, "refused a connection above the bounds"),
                     }
@@ -98,36 +107,51 @@ impl Acceptor {
             }
         }
     }
+}
 
-    /// Runs the handshake on a task of its own, so that a slow peer delays nobody.
-    fn handshake(
-        &self,
-        stream: TcpStream,
-        peer: std::net::SocketAddr,
-        slot: OwnedSemaphorePermit,
-        place: Place,
-    ) {
-        let (tls, ready, limits) = (self.tls.clone(), self.ready.clone(), self.limits);
-        tokio::spawn(async move {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
-            }
-            let stream = match tokio::time::timeout(limits.handshake, tls.accept(stream)).await {
-                Ok(Ok(stream)) => stream,
+/// What a connection goes through before somebody serves it.
+#[derive(Clone)]
+struct Door {
+    tls: TlsAcceptor,
+    limits: Limits,
+    ready: mpsc::Sender<io::Result<TlsNodeStream>>,
+    websockets: Option<WebSockets>,
+}
+
+impl Door {
+    async fn pass(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit, place: Place) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+        }
+        let (protocol, stream, exporter) =
+            match tokio::time::timeout(self.limits.handshake, self.open(stream)).await {
+                Ok(Ok(opened)) => opened,
                 Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
             };
-            let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
-            match exporter {
-                Ok(exporter) => {
-                    let connection = Connection::new(peer, exporter, place, limits.time_to_prove);
-                    let stream = NodeStream::new(stream, connection, slot);
-                    // The server is shutting down if nobody takes it.
-                    drop(ready.send(Ok(stream)).await);
-                }
-                Err(error) => tracing::debug!(%peer, %error, "no TLS exporter"),
-            }
-        });
+        let connection = Connection::new(peer, exporter, place, self.limits.time_to_prove);
+        let stream = NodeStream::new(stream, connection, slot);
+        // The server is shutting down if nobody takes it.
+        match (protocol, &self.websockets) {
+            (Protocol::WebSocket, Some(websockets)) => drop(websockets.send(stream).await),
+            (Protocol::Grpc | Protocol::WebSocket, _) => drop(self.ready.send(Ok(stream)).await),
+        }
+    }
+
+    /// Runs the handshake, and finds out what the connection is for.
+    async fn open(
+        &self,
+        stream: TcpStream,
+    ) -> io::Result<(Protocol, Rewound<TlsStream<TcpStream>>, [u8; 32])> {
+        let stream = self.tls.accept(stream).await?;
+        let tls = stream.get_ref().1;
+        let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(io::Error::other)?;
+        let agreed = tls.alpn_protocol().map(<[u8]>::to_vec);
+        let (protocol, stream) = match self.websockets {
+            Some(_) => Protocol::tell(stream, agreed.as_deref()).await?,
+            None => (Protocol::Grpc, Rewound::untouched(stream)),
+        };
+        Ok((protocol, stream, exporter))
     }
 }
 

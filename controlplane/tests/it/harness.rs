@@ -12,7 +12,7 @@ use std::{
 use ringmesh_controlplane::{
     Config, Coordinator, Ready, StartError, api,
     clock::Clock,
-    config::NetworkConfig,
+    config::{NetworkConfig, RelayConfig},
     coordinator::Options,
     run,
     server::{self, Limits},
@@ -40,6 +40,8 @@ pub fn config(directory: &Path) -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         state_dir: directory.join("state"),
         admin_socket: directory.join("run/coordinator.sock"),
+        // Where it is not the subject, a network has no member that no test made.
+        relay: RelayConfig { enabled: false, ..RelayConfig::default() },
         ..Config::default()
     }
 }
@@ -176,6 +178,7 @@ impl Assembled {
             heartbeat: Duration::from_secs(20),
             endpoints,
             tls_key: *identity.key_hash(),
+            relay: false,
         };
         let vault = Vault::open(directory.path(), true).unwrap();
         let coordinator = Coordinator::open(store, vault, options).await.unwrap();

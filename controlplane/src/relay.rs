@@ -1,0 +1,3 @@
+//! The relay that this coordinator runs.
+mod floors;
+mod places;
