@@ -1,23 +1,31 @@
 //! A seeded virtual internet for the core of Ringmesh.
 //!
-//! A [`World`] holds nodes, each with the whole sans-IO core, and a [`Network`] that loses, duplicates, delays and thereby
-//! reorders what they send each other. Time is virtual: a day passes as fast as its events can be worked through. All
-//! chance comes from one seed, so a run that fails is run again, and again, by naming its seed.
+//! A [`World`] holds nodes and relays, each with the whole sans-IO core; a [`Network`] of NATs and firewalls that loses,
+//! duplicates, delays and thereby reorders what they send each other; and [`streams`] for where UDP does not pass. Time is
+//! virtual: a day passes as fast as its events can be worked through. All chance comes from one seed, so a run that fails is
+//! run again, and again, by naming its seed.
 //!
 //! The world keeps a ledger of every packet and panics the moment one is delivered twice, changed, or to the wrong node;
-//! what else a test wants to hold, it asserts itself. [`seeds::check`] runs a scenario over many seeds and names those that
-//! fail.
+//! what else a test wants to hold, it asserts itself.
+//! [`seeds::check`] runs a scenario over many seeds and names those that fail.
 #![forbid(unsafe_code)]
 
+mod agenda;
 pub mod ledger;
+pub mod nat;
 pub mod network;
 pub mod node;
+mod relay;
 pub mod rng;
 pub mod seeds;
+pub mod streams;
 pub mod trace;
+pub mod weather;
 pub mod world;
 
-pub use network::{Network, Weather};
-pub use node::Node;
+pub use nat::NatKind;
+pub use network::{Network, Place, Realm};
+pub use node::{Fault, Node};
 pub use rng::Rng;
+pub use weather::Weather;
 pub use world::{NodeIndex, World};

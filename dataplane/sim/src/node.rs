@@ -1,60 +1,107 @@
 //! A node of the virtual internet: the whole core, driven as a daemon would drive it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringmesh_tunnel::handshake::Floors;
-use ringmesh_tunnel::key::SecretKey;
+use ringmesh_tunnel::key::{NodeId, SecretKey};
 use ringmesh_tunnel::message::MAX_OVERHEAD;
 use ringmesh_tunnel::tunnel::DEFAULT_MTU;
 use ringmesh_tunnel::{
-    DropReason, Event, Handshaker, Hop, Inbound, Now, Outbound, PeerConfig, Random, Tunnel,
+    Dial, DropReason, Event, Handshaker, Hop, Inbound, Link, Now, Outbound, PeerConfig, PeerStatus, Random,
+    Tunnel, relayed,
 };
 
-use crate::network::Datagram;
-use crate::world::NodeIndex;
+use crate::relay::Channels;
+use crate::world::{NodeIndex, pool};
 
 const BUFFER_LEN: usize = DEFAULT_MTU as usize + MAX_OVERHEAD;
+/// Turns of work after one input that are more than any honest node takes.
+const MAX_TURNS: u32 = 1000;
 
-/// One machine: its tunnel and handshaker, its address, and what happened to it.
+/// What a node wants done.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    pub(crate) sent: Vec<(Hop, Vec<u8>)>,
+    pub(crate) dials: Vec<Dial>,
+}
+
+/// A fault built into a node, to show that the checks find it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Fault {
+    /// It is sound.
+    #[default]
+    None,
+    /// What its timers ask for is not done: nothing is tried twice.
+    NeverRetries,
+    /// Its streams are never opened.
+    NeverDials,
+}
+
+/// One machine: its tunnel and handshaker, and what happened to it.
 #[derive(Debug)]
 pub struct Node {
     index: NodeIndex,
     tunnel: Tunnel,
     handshaker: Handshaker,
     peers: Vec<PeerConfig>,
-    address: SocketAddr,
+    own_candidates: Vec<SocketAddr>,
+    channels: Option<Channels>,
+    /// Its address as others see it, by who told.
+    seen_from: BTreeMap<NodeId, SocketAddr>,
+    running: bool,
     /// How far its wall clock is from the world's: positive is ahead.
     pub(crate) wall_offset_ms: i64,
+    /// What is wrong with it.
+    pub fault: Fault,
     /// What the core reported, with its time.
     pub events: Vec<(Duration, Event)>,
 }
 
 impl Node {
-    pub(crate) fn new(index: NodeIndex, address: SocketAddr, seed: u64) -> Self {
+    pub(crate) fn new(index: NodeIndex, relay: bool, seed: u64) -> Self {
         let secret = secret(index);
         let tunnel = Tunnel::new(0, secret.public_key(), Random::seeded(seed));
+        let mut tunnel = tunnel.expect("invariant: a seed always has random bytes");
+        tunnel.set_pools(&[pool()]);
         Self {
             index,
-            tunnel: tunnel.expect("invariant: a seed always has random bytes"),
+            tunnel,
             handshaker: Handshaker::new(&secret, Random::seeded(!seed)),
             peers: Vec::new(),
-            address,
+            own_candidates: Vec::new(),
+            channels: relay.then(Channels::default),
+            seen_from: BTreeMap::new(),
+            running: true,
             wall_offset_ms: 0,
+            fault: Fault::None,
             events: Vec::new(),
         }
-    }
-
-    /// Its address on the virtual internet.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// Its core, to look at.
     #[must_use]
     pub const fn tunnel(&self) -> &Tunnel {
         &self.tunnel
+    }
+
+    /// Whether it is a relay.
+    #[must_use]
+    pub const fn is_relay(&self) -> bool {
+        self.channels.is_some()
+    }
+
+    /// Whether its process runs.
+    #[must_use]
+    pub const fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// What the core says of a peer.
+    #[must_use]
+    pub fn peer(&self, peer: NodeIndex, now: Now) -> Option<PeerStatus> {
+        self.tunnel.peers(now).find(|status| status.id == peer.id())
     }
 
     /// Sessions that came up, as initiator and as responder.
@@ -68,24 +115,38 @@ impl Node {
         (with(true), with(false))
     }
 
+    /// When sessions with `peer` came up.
+    pub fn sessions_with(&self, peer: NodeIndex) -> impl Iterator<Item = Duration> + '_ {
+        let id = peer.id();
+        let is = move |event: &Event| matches!(event, Event::Established { peer, .. } if *peer == id);
+        self.events.iter().filter(move |(_, event)| is(event)).map(|(at, _)| *at)
+    }
+
     /// How often it dropped something for `reason`.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.tunnel.drops().get(reason)
     }
 
-    pub(crate) fn move_to(&mut self, address: SocketAddr) {
-        self.address = address;
+    /// Its addresses as others told it.
+    pub(crate) fn reflexive(&self) -> Vec<SocketAddr> {
+        self.seen_from.values().copied().collect()
     }
 
-    /// Forgets all but its key, its peers and what a daemon writes to disk.
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+    }
+
+    /// Begins anew with its key, its peers and what a daemon writes to disk.
     pub(crate) fn restart(&mut self, seed: u64, now: Now) {
         let floors = Floors::parse(&self.handshaker.floors().emit()).expect("invariant: floors read back");
-        let (peers, offset) = (std::mem::take(&mut self.peers), self.wall_offset_ms);
-        *self = Self::new(self.index, self.address, seed);
-        self.wall_offset_ms = offset;
+        let old = std::mem::replace(self, Self::new(self.index, self.channels.is_some(), seed));
+        self.wall_offset_ms = old.wall_offset_ms;
+        self.fault = old.fault;
+        self.events = old.events;
         self.handshaker.restore(floors);
-        self.apply(peers, now);
+        self.set_own_candidates(old.own_candidates);
+        self.apply(old.peers, now);
     }
 
     pub(crate) fn apply(&mut self, peers: Vec<PeerConfig>, now: Now) {
@@ -94,17 +155,41 @@ impl Node {
         self.peers = peers;
     }
 
-    pub(crate) fn outbound(&mut self, packet: &[u8], now: Now, sent: &mut Vec<Datagram>) {
+    pub(crate) fn set_own_candidates(&mut self, candidates: Vec<SocketAddr>) {
+        self.tunnel.set_own_candidates(&candidates);
+        self.own_candidates = candidates;
+    }
+
+    /// The machine's addresses changed, and its daemon heard of it.
+    pub(crate) fn network_changed(&mut self, candidates: Vec<SocketAddr>, now: Now) {
+        self.seen_from.clear();
+        self.set_own_candidates(candidates);
+        self.tunnel.network_changed(now);
+    }
+
+    pub(crate) fn outbound(&mut self, packet: &[u8], now: Now, output: &mut Output) {
         let mut buffer = [0; BUFFER_LEN];
         if let Ok(Outbound::Send { len, to }) = self.tunnel.outbound(packet, &mut buffer, now) {
-            sent.extend(self.datagram(&buffer[..len], to));
+            output.sent.push((to, buffer[..len].to_vec()));
         }
     }
 
     /// Takes a datagram; returns the packet that was in it and whose it is.
-    pub(crate) fn inbound(&mut self, datagram: Datagram, now: Now) -> Option<(Vec<u8>, Option<NodeIndex>)> {
-        let mut bytes = datagram.payload;
-        match self.tunnel.inbound(&mut bytes, Hop::Udp(datagram.from), now) {
+    pub(crate) fn inbound(
+        &mut self,
+        mut bytes: Vec<u8>,
+        from: Hop,
+        now: Now,
+        output: &mut Output,
+    ) -> Option<(Vec<u8>, Option<NodeIndex>)> {
+        if let Some(channels) = &mut self.channels
+            && relayed::parse(&bytes).is_some()
+        {
+            let to = channels.pass_on(&self.tunnel, &mut bytes, from);
+            output.sent.extend(to.map(|to| (to, bytes)));
+            return None;
+        }
+        match self.tunnel.inbound(&mut bytes, from, now) {
             Ok(Inbound::Packet { range, peer }) => Some((bytes[range].to_vec(), NodeIndex::from_id(peer))),
             Ok(Inbound::Consumed) | Err(_) => None,
         }
@@ -114,40 +199,73 @@ impl Node {
         self.tunnel.ping(peer.id(), token, now).is_ok()
     }
 
-    pub(crate) fn next_deadline(&self) -> Option<std::time::Instant> {
-        self.tunnel.poll_deadline()
+    pub(crate) fn link_opened(&mut self, peer: NodeId, candidate: u32, link: Link, now: Now) {
+        self.tunnel.link_opened(peer, candidate, link, now);
     }
 
-    /// Does what is due and all that follows.
-    pub(crate) fn work(&mut self, now: Now, at: Duration, sent: &mut Vec<Datagram>) {
-        if self.tunnel.poll_deadline().is_some_and(|deadline| deadline <= now.monotonic) {
+    pub(crate) fn link_failed(&mut self, peer: NodeId, candidate: u32, now: Now) {
+        self.tunnel.link_failed(peer, candidate, now);
+    }
+
+    pub(crate) fn link_closed(&mut self, link: Link, now: Now) {
+        self.tunnel.link_closed(link, now);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let works = self.running && self.fault != Fault::NeverRetries;
+        self.tunnel.poll_deadline().filter(|_| works)
+    }
+
+    /// Does what is due and all that follows. Tells whether others may see it from another address now.
+    pub(crate) fn work(&mut self, now: Now, at: Duration, output: &mut Output) -> bool {
+        if self.next_deadline().is_some_and(|deadline| deadline <= now.monotonic) {
             self.tunnel.handle_deadline(now);
         }
-        loop {
+        let mut seen_elsewhere = false;
+        for turn in 0.. {
+            assert!(turn < MAX_TURNS, "{:?} works without end at {at:?}", self.index);
             let mut idle = true;
             while let Some(job) = self.tunnel.poll_job() {
                 let done = self.handshaker.run(job, 0, now);
                 self.tunnel.handle_job(done, now);
                 idle = false;
             }
-            let mut buffer = [0; BUFFER_LEN];
-            while let Some(transmit) = self.tunnel.poll_transmit(&mut buffer, now) {
-                sent.extend(self.datagram(&buffer[..transmit.len], transmit.to));
+            while let Some(event) = self.tunnel.poll_event() {
+                seen_elsewhere |= self.react(event);
+                self.events.push((at, event));
                 idle = false;
             }
+            let mut buffer = [0; BUFFER_LEN];
+            while let Some(transmit) = self.tunnel.poll_transmit(&mut buffer, now) {
+                output.sent.push((transmit.to, buffer[..transmit.len].to_vec()));
+                idle = false;
+            }
+            let dials = std::iter::from_fn(|| self.tunnel.poll_dial());
+            output.dials.extend(dials.filter(|_| self.fault != Fault::NeverDials));
             if idle {
                 break;
             }
         }
-        while let Some(event) = self.tunnel.poll_event() {
-            self.events.push((at, event));
-        }
+        seen_elsewhere
     }
 
-    fn datagram(&self, bytes: &[u8], to: Hop) -> Option<Datagram> {
-        match to {
-            Hop::Udp(to) => Some(Datagram { from: self.address, to, payload: bytes.to_vec() }),
-            Hop::Link(_) => None,
+    fn react(&mut self, event: Event) -> bool {
+        match event {
+            Event::SeenFrom { peer, address } => self.seen_from.insert(peer, address) != Some(address),
+            Event::BindRequested { client, target } => {
+                let members: Vec<NodeId> = self.peers.iter().map(|peer| peer.id).collect();
+                if let Some(channels) = &mut self.channels {
+                    channels.bind(&mut self.tunnel, client, target, &members);
+                }
+                false
+            }
+            Event::Established { .. } | Event::Unreachable { .. } | Event::Expired { .. } => {
+                if let Some(channels) = &mut self.channels {
+                    channels.tell_changes(&mut self.tunnel);
+                }
+                false
+            }
+            Event::PathSelected { .. } | Event::Pong { .. } => false,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringmesh_sim::{NodeIndex, Weather, World, seeds};
+use ringmesh_sim::{NodeIndex, Place, Weather, World, seeds};
 use ringmesh_tunnel::DropReason;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -147,8 +147,8 @@ fn roaming_node_is_found_again_by_what_it_sends() {
         chatter(&mut world, 20 * SECOND);
         for place in 0..5u16 {
             let sessions = world.node(b).sessions();
-            let address: SocketAddr = ([198, 51, 100, 7], 4000 + place).into();
-            world.roam(a, address);
+            let address = SocketAddr::from(([0x2001, 0xdb8, 7, 0, 0, 0, 0, 7], 4000 + place));
+            world.roam_unnoticed(a, Place::public(address));
             until_connected(&mut world, a, b, 10 * SECOND);
             assert_eq!(world.node(b).sessions(), sessions, "without a handshake");
             world.run(SECOND);
@@ -161,10 +161,9 @@ fn partition_heals_within_a_retry() {
     seeds::check(0..30, |seed| {
         let (mut world, a, b) = pair(seed, Weather::fine());
         until_connected(&mut world, a, b, SECOND);
-        let (at_a, at_b) = (world.node(a).address(), world.node(b).address());
-        world.network.cut(at_a, at_b);
+        world.network.cut(a, b);
         if seed % 2 == 0 {
-            world.network.cut(at_b, at_a);
+            world.network.cut(b, a);
         }
         let outage = world.rng.duration(&(SECOND..=20 * MINUTE));
         chatter(&mut world, outage);
