@@ -223,7 +223,7 @@ impl Way {
             Direction::There => state.roads.there,
             Direction::Back => state.roads.back,
         };
-        let fate = self.fates.next(&road);
+        let fate = self.fates.next(&road.for_datagram(datagram));
         let queued = self.queue.push(client, datagram, fate, now);
         let counters = &mut state.counters[self.direction as usize];
         counters.received += 1;

@@ -29,6 +29,8 @@ pub struct Road {
     pub corrupt: f64,
     /// Nothing passes: set on one of two directions it makes the road one-way.
     pub closed: bool,
+    /// Only datagrams that begin with this byte are concerned; all others pass as on the best of roads.
+    pub only: Option<u8>,
 }
 
 impl Road {
@@ -42,6 +44,15 @@ impl Road {
     #[must_use]
     pub fn lossy(share: f64) -> Self {
         Self { loss: share, ..Self::default() }
+    }
+
+    /// The road as `datagram` finds it.
+    #[must_use]
+    pub fn for_datagram(self, datagram: &[u8]) -> Self {
+        match self.only {
+            Some(first) if datagram.first() != Some(&first) => Self::default(),
+            Some(_) | None => self,
+        }
     }
 
     /// A road that nothing passes.
@@ -133,7 +144,7 @@ mod tests {
                 reorder_by: MS * back,
                 duplicate,
                 corrupt,
-                closed: false,
+                ..Road::default()
             },
         )
     }
@@ -204,6 +215,16 @@ mod tests {
                 prop_assert_eq!(plain.after.is_none(), more.after.is_none());
             }
         }
+    }
+
+    #[test]
+    fn a_road_for_some_is_the_best_for_all_others() {
+        let road = Road { only: Some(16), ..Road::closed() };
+        assert_eq!(road.for_datagram(&[16, 0]), road);
+        for other in [&[4, 16][..], &[]] {
+            assert_eq!(road.for_datagram(other), Road::default());
+        }
+        assert_eq!(Road::closed().for_datagram(&[4]), Road::closed());
     }
 
     #[test]

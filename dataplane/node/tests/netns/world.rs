@@ -37,11 +37,15 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(switch: &Switch, name: &str) -> Self {
-        Self { host: switch.host(name).unwrap(), runtime: None }
+        Self::of(switch.host(name).unwrap())
+    }
+
+    pub fn of(host: Host) -> Self {
+        Self { host, runtime: None }
     }
 
     /// Threads inherit the namespaces of the thread that starts them.
-    fn handle(&mut self) -> Handle {
+    pub fn handle(&mut self) -> Handle {
         let host = &self.host;
         let runtime = self.runtime.get_or_insert_with(|| {
             host.enter(|| Builder::new_multi_thread().worker_threads(2).enable_all().build())
@@ -106,30 +110,45 @@ pub struct World {
     pub switch: Switch,
     directory: TempDir,
     pub address: SocketAddr,
-    _lab: Lab,
+    config: ringmesh_controlplane::Config,
+    pub lab: Lab,
 }
 
 impl World {
     pub async fn new() -> Self {
+        Self::with(|_, _| {}).await
+    }
+
+    /// A world whose coordinator is configured by `adjust`, which may look at its host.
+    pub async fn with(adjust: impl FnOnce(&mut ringmesh_controlplane::Config, &World)) -> Self {
+        let mut world = Self::without_coordinator(adjust);
+        world.start_coordinator().await;
+        world
+    }
+
+    /// The same, with the coordinator not yet started.
+    pub fn without_coordinator(adjust: impl FnOnce(&mut ringmesh_controlplane::Config, &World)) -> Self {
         let lab = Lab::new().unwrap();
         let switch = lab.switch().unwrap();
         let head = Machine::new(&switch, "head");
         let address = SocketAddr::new(head.host.ipv4().into(), 443);
         let directory = tempfile::tempdir().unwrap();
-        let mut world = Self { head, switch, directory, address, _lab: lab };
-        world.start_coordinator().await;
+        let mut config = ringmesh_controlplane::Config {
+            listen: address,
+            state_dir: directory.path().join("coordinator"),
+            admin_socket: directory.path().join("coordinator.sock"),
+            heartbeat_seconds: 2,
+            ..Default::default()
+        };
+        let mut world = Self { head, switch, directory, address, config: config.clone(), lab };
+        adjust(&mut config, &world);
+        world.config = config;
         world
     }
 
     /// Starts the coordinator, again if need be, on the state it had.
     pub async fn start_coordinator(&mut self) {
-        let config = ringmesh_controlplane::Config {
-            listen: self.address,
-            state_dir: self.directory.path().join("coordinator"),
-            admin_socket: self.admin_socket(),
-            heartbeat_seconds: 2,
-            ..Default::default()
-        };
+        let config = self.config.clone();
         let (ready, is_ready) = oneshot::channel();
         let daemon = self.head.handle().spawn(async move {
             let run = ringmesh_controlplane::run(config, std::future::pending(), |serving| {
@@ -148,7 +167,12 @@ impl World {
     }
 
     fn admin_socket(&self) -> PathBuf {
-        self.directory.path().join("coordinator.sock")
+        self.config.admin_socket.clone()
+    }
+
+    /// A folder of the test's own.
+    pub fn folder(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     async fn admin(&self) -> Channel {
@@ -198,9 +222,13 @@ impl World {
 
     /// A host with a daemon on it, in this process, that has joined.
     pub async fn node(&self, name: &str, io: Choice) -> Member {
-        let mut machine = Machine::new(&self.switch, name);
         let mut place = Place::new();
         place.config.io = io;
+        self.member(Machine::new(&self.switch, name), place, name).await
+    }
+
+    /// A daemon on `machine`, in this process, that has joined.
+    pub async fn member(&self, mut machine: Machine, place: Place, name: &str) -> Member {
         let place = Arc::new(place);
         let (token, wish, start) = (self.token().await, name.to_owned(), Arc::clone(&place));
         let (node, status) = machine
