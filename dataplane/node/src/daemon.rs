@@ -26,7 +26,7 @@ use crate::{
     error::Failure,
     join::JoinKey,
     local::{LocalSocket, serve},
-    mesh::{Mesh, Stage, endpoint_text},
+    mesh::{Mesh, Route, Stage},
     plane::Prepared,
     state::{Identity, StateDir, StateFile},
 };
@@ -180,9 +180,8 @@ impl Daemon {
     /// There is no such peer.
     pub(crate) async fn why(&self, text: &str) -> Result<local::WhyResponse, Failure> {
         let member = self.find_peer(text)?;
-        let status = self.status().await;
-        let peer = status.peers.into_iter().find(|peer| peer.id == member.id.to_string());
-        Ok(local::WhyResponse { peer, relays: status.relays, ..Default::default() })
+        let mesh = self.mesh().ok_or_else(not_joined)?;
+        Ok(mesh.why(&member).await)
     }
 
     pub(crate) async fn status(&self) -> local::StatusResponse {
@@ -368,7 +367,7 @@ impl Daemon {
         };
         let mesh = self.mesh();
         let plane = mesh.as_ref().and_then(|mesh| mesh.plane());
-        let unreachable = mesh.and_then(|mesh| mesh.why_unreachable(target));
+        let unreachable = mesh.as_ref().and_then(|mesh| mesh.why_unreachable(target));
         let result = match plane {
             _ if target.kind == MemberKind::Stock => Err(format!(
                 "{} is a stock WireGuard device, which answers no echo of ours; use the system's ping",
@@ -381,12 +380,20 @@ impl Daemon {
             None => Err("the data plane does not run; see `meshctl status`".to_owned()),
         };
         match result {
-            Ok(pong) => local::PingResponse {
-                path: "direct".to_owned(),
-                endpoint: endpoint_text(pong.path),
-                rtt_us: u32::try_from(pong.rtt.as_micros()).unwrap_or(u32::MAX),
-                ..answer
-            },
+            Ok(pong) => {
+                let route = match &mesh {
+                    Some(mesh) => mesh.route_of(pong.path, target.id).await,
+                    None => Route::default(),
+                };
+                local::PingResponse {
+                    path: route.path,
+                    endpoint: route.endpoint,
+                    via: route.via,
+                    loss_percent: route.loss_percent,
+                    rtt_us: u32::try_from(pong.rtt.as_micros()).unwrap_or(u32::MAX),
+                    ..answer
+                }
+            }
             Err(error) => local::PingResponse { error, ..answer },
         }
     }

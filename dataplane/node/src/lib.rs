@@ -12,6 +12,7 @@
 //! `ringmesh-io` and `host/`; what is trusted is decided in `ringmesh_tunnel::netmap`.
 #![forbid(unsafe_code)]
 
+mod candidates;
 mod clock;
 pub mod config;
 mod control;
@@ -21,11 +22,13 @@ mod fallback;
 mod handshaker;
 mod host;
 mod join;
+mod links;
 mod local;
 mod mesh;
 mod peers;
 mod pipeline;
 mod plane;
+mod roads;
 mod state;
 mod worker;
 

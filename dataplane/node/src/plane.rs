@@ -4,7 +4,8 @@
 //! Two bounded channels and a waker lead to the worker; its answers come back as [`Event`]s.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,6 +18,7 @@ use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, Ud
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
     DropReason, Event, Floors, Path, PeerConfig, PeerStatus, PingError,
+    ip::Prefix,
     key::{NodeId, SecretKey},
 };
 use tokio::{
@@ -28,6 +30,7 @@ use tracing::{debug, info, warn};
 use crate::{
     config::{Config, DEFAULT_PORT},
     error::Failure,
+    fallback::{self, DialOpen, Hub},
     handshaker, worker,
 };
 
@@ -51,6 +54,12 @@ pub(crate) enum Command {
     Ping(NodeId, u64, oneshot::Sender<Result<(), PingError>>),
     /// Erases all session keys: the machine slept, or its memory was copied.
     ExpireSessions,
+    /// This machine's addresses or ways out changed.
+    NetworkChanged,
+    /// Where this node may be reached, best first, besides what its relays see.
+    OwnCandidates(Vec<SocketAddr>),
+    /// The network's own ranges, in which no candidate lies.
+    Pools(Vec<Prefix>),
     /// Copies out all counters.
     Report(oneshot::Sender<WorkerReport>),
     /// Ends the worker's loop.
@@ -63,6 +72,7 @@ pub(crate) struct WorkerReport {
     pub(crate) io: Counters,
     pub(crate) traffic: Traffic,
     pub(crate) drops: BTreeMap<DropReason, u64>,
+    pub(crate) link_drops: LinkDrops,
     pub(crate) peers: Vec<PeerStatus>,
 }
 
@@ -73,6 +83,17 @@ pub(crate) struct Traffic {
     pub(crate) sent_bytes: u64,
     pub(crate) received_packets: u64,
     pub(crate) received_bytes: u64,
+}
+
+/// Datagrams and packets that links were too slow, too short-lived or too narrow for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LinkDrops {
+    /// The stream takes less than is sent.
+    pub(crate) full: u64,
+    /// The stream ended, and the tunnel had not heard yet.
+    pub(crate) gone: u64,
+    /// Longer than a frame or, inwards, than the MTU.
+    pub(crate) unfit: u64,
 }
 
 /// The answer to an echo.
@@ -152,6 +173,9 @@ pub(crate) struct DataPlane {
     requests: crossbeam::channel::Sender<handshaker::Request>,
     waker: Waker,
     heard: Arc<Heard>,
+    hub: Hub,
+    /// What the tunnel wants dialled, until somebody takes it upon himself.
+    dials: Mutex<Option<mpsc::Receiver<DialOpen>>>,
     failed: watch::Receiver<Option<String>>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
@@ -164,6 +188,10 @@ struct Heard {
     pings: Mutex<BTreeMap<u64, oneshot::Sender<Pong>>>,
     /// How many sessions each peer had.
     sessions: Mutex<BTreeMap<NodeId, u64>>,
+    /// The relays: whom this node believes about its own address.
+    relays: Mutex<BTreeSet<NodeId>>,
+    /// This node's address as each relay sees it.
+    seen: watch::Sender<BTreeMap<NodeId, SocketAddr>>,
 }
 
 impl Heard {
@@ -173,6 +201,28 @@ impl Heard {
 
     fn sessions(&self) -> MutexGuard<'_, BTreeMap<NodeId, u64>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn relays(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes which peers are relays, and forgets what others said.
+    fn set_relays(&self, peers: &[PeerConfig]) {
+        let relays: BTreeSet<_> = peers.iter().filter(|peer| peer.relay).map(|peer| peer.id).collect();
+        self.seen.send_if_modified(|seen| {
+            let before = seen.len();
+            seen.retain(|relay, _| relays.contains(relay));
+            seen.len() != before
+        });
+        *self.relays() = relays;
+    }
+
+    fn set_seen(&self, peer: NodeId, address: SocketAddr) {
+        // Anybody could make us tell others to send to a third party; a relay has the network's trust.
+        if self.relays().contains(&peer) {
+            self.seen.send_if_modified(|seen| seen.insert(peer, address) != Some(address));
+        }
     }
 }
 
@@ -195,6 +245,7 @@ impl DataPlane {
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (events_out, events) = mpsc::channel(EVENTS);
         let (failed_out, failed) = watch::channel(None);
+        let (links, hub, dials) = fallback::links(waker.clone());
         let (handshakes, requests, handshake_thread) = handshaker::start(key, floors, waker.clone())
             .map_err(|error| Failure::host("starting the handshake thread", &error))?;
         let (started_out, started) = oneshot::channel();
@@ -206,6 +257,7 @@ impl DataPlane {
             commands: commands_in,
             events: events_out,
             handshakes,
+            links,
         };
         let worker_thread = thread::Builder::new()
             .name("mesh-worker-0".to_owned())
@@ -231,6 +283,8 @@ impl DataPlane {
             requests,
             waker,
             heard,
+            hub,
+            dials: Mutex::new(Some(dials)),
             failed,
             threads,
         })
@@ -246,6 +300,7 @@ impl DataPlane {
         let (known, wait) = oneshot::channel();
         self.ask_handshaker(handshaker::Request::Apply(peers.clone(), known)).await?;
         answer(wait).await?;
+        self.heard.set_relays(&peers);
         let (installed, wait) = oneshot::channel();
         self.command(Command::Apply(peers, installed)).await?;
         answer(wait).await
@@ -314,6 +369,47 @@ impl DataPlane {
     /// The worker is gone.
     pub(crate) async fn expire_sessions(&self) -> Result<(), Failure> {
         self.command(Command::ExpireSessions).await
+    }
+
+    /// Has every path doubted and tried at once: addresses or ways out of this machine changed. What relays said of this
+    /// node's address is forgotten.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) async fn network_changed(&self) -> Result<(), Failure> {
+        self.heard.seen.send_replace(BTreeMap::new());
+        self.command(Command::NetworkChanged).await
+    }
+
+    /// Tells where this node may be reached, best first, besides what its relays see.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) async fn set_own_candidates(&self, candidates: Vec<SocketAddr>) -> Result<(), Failure> {
+        self.command(Command::OwnCandidates(candidates)).await
+    }
+
+    /// Tells the network's own ranges.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub(crate) async fn set_pools(&self, pools: Vec<Prefix>) -> Result<(), Failure> {
+        self.command(Command::Pools(pools)).await
+    }
+
+    /// This node's address as each relay sees it.
+    pub(crate) fn seen(&self) -> watch::Receiver<BTreeMap<NodeId, SocketAddr>> {
+        self.heard.seen.subscribe()
+    }
+
+    /// Where links are made.
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// What the tunnel wants dialled; once.
+    pub(crate) fn take_dials(&self) -> Option<mpsc::Receiver<DialOpen>> {
+        self.dials.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Copies out what the worker counted.
@@ -413,7 +509,10 @@ async fn dispatch(mut events: mpsc::Receiver<Event>, heard: Arc<Heard>) {
             Event::PathSelected { peer, path } => {
                 debug!(%peer, %path, "a peer is reached by another path")
             }
-            Event::SeenFrom { peer, address } => debug!(%peer, %address, "a peer sees this node"),
+            Event::SeenFrom { peer, address } => {
+                debug!(%peer, %address, "a peer sees this node");
+                heard.set_seen(peer, address);
+            }
             // A node that is no relay gives no channels.
             Event::BindRequested { .. } => {}
         }

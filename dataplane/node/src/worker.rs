@@ -6,7 +6,7 @@ use ringmesh_tunnel::{Event, Random, Tunnel, key::PublicKey};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
-use crate::{error::Failure, handshaker::Handshakes, pipeline::Pipeline, plane::Command};
+use crate::{error::Failure, fallback::Links, handshaker::Handshakes, pipeline::Pipeline, plane::Command};
 
 /// Everything a worker thread begins with.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub(crate) struct Worker {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) handshakes: Handshakes,
+    pub(crate) links: Links,
 }
 
 impl Worker {
@@ -45,7 +46,7 @@ impl Worker {
         };
         tunnel.set_mtu(mtu);
         let _ = started.send(Ok(chosen));
-        let mut pipeline = Pipeline::new(tunnel, self.handshakes, self.commands, self.events);
+        let mut pipeline = Pipeline::new(tunnel, self.handshakes, self.links, self.commands, self.events);
         while !pipeline.is_stopping() {
             io.turn(pipeline.deadline(), &mut pipeline)
                 .map_err(|error| format!("packet I/O failed: {error}"))?;

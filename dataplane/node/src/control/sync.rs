@@ -26,6 +26,7 @@ use super::{
     convert, report,
 };
 use crate::{
+    candidates::OwnRecord,
     error::Failure,
     mesh::{Held, Link, Live, Mesh},
 };
@@ -175,9 +176,9 @@ impl Attempt {
 
     /// Serves the stream until it fails.
     async fn follow(&mut self, mesh: &Arc<Mesh>, mut stream: Stream) -> Result<Infallible, Failure> {
-        let mut endpoints = mesh.watch_own_endpoints();
-        // Tells the endpoints known now, too.
-        endpoints.mark_changed();
+        let mut own = mesh.watch_own_record();
+        // Tells what is known now, too.
+        own.mark_changed();
         let mut beat = interval(stream.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reports = interval(REPORT_INTERVAL);
@@ -211,7 +212,7 @@ impl Attempt {
                     let (mesh, live) = (Arc::clone(mesh), stream.live.clone());
                     tokio::spawn(async move { report::send(&mesh, live).await });
                 }
-                record = own_record(mesh, &mut endpoints) => {
+                record = own_record(mesh, &mut own) => {
                     send(&stream.requests, Out::NodeRecord(record?))?;
                 }
             }
@@ -242,17 +243,14 @@ impl Attempt {
     }
 }
 
-/// Waits for endpoints that the coordinator has not heard of, and signs them.
-async fn own_record(
-    mesh: &Mesh,
-    endpoints: &mut watch::Receiver<Option<Vec<std::net::SocketAddr>>>,
-) -> Result<Envelope, Failure> {
+/// Waits for something to say of this node that the coordinator has not heard of, and signs it.
+async fn own_record(mesh: &Mesh, own: &mut watch::Receiver<Option<OwnRecord>>) -> Result<Envelope, Failure> {
     loop {
-        if endpoints.changed().await.is_err() {
+        if own.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
         // Before the data plane runs there is nothing to tell.
-        let known = endpoints.borrow_and_update().clone();
+        let known = own.borrow_and_update().clone();
         if let Some(known) = known {
             return mesh.node_record(known).map(|record| convert::envelope_to_wire(&record));
         }

@@ -17,3 +17,5 @@ mod tcp;
 mod websocket;
 
 pub(crate) use self::queue::{Arrival, Batch, DialOpen, Hub, Links, SendError, links};
+#[cfg(test)]
+pub(crate) use self::queue::{LinkEnd, OUTGOING_BYTES};

@@ -8,6 +8,6 @@ mod collision;
 mod interface;
 mod netlink;
 
-pub(crate) use self::addresses::{AddressWatch, local_endpoints};
+pub(crate) use self::addresses::{AddressWatch, Surroundings};
 pub(crate) use self::interface::{Plan, await_predecessor, bring_up, preflight};
 pub(crate) use self::netlink::Netlink;

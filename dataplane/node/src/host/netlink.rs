@@ -6,7 +6,7 @@
 )]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -16,8 +16,9 @@ use ringmesh_tunnel::ip::Prefix;
 use rtnetlink::{
     Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
-        link::LinkAttribute,
+        link::{LinkAttribute, LinkFlags},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
 };
@@ -50,6 +51,18 @@ pub(crate) struct Route {
     /// The interface's index, if it leaves through one.
     pub(crate) interface: Option<u32>,
     pub(crate) table: u32,
+}
+
+/// A default route of the machine: the way out, as far as a change of it matters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WayOut {
+    pub(crate) ipv6: bool,
+    pub(crate) table: u32,
+    /// Smaller goes first.
+    pub(crate) metric: u32,
+    pub(crate) gateway: Option<IpAddr>,
+    /// The interface's index, if it leaves through one.
+    pub(crate) interface: Option<u32>,
 }
 
 /// The kernel's `local` table only mirrors the addresses.
@@ -109,8 +122,32 @@ impl Netlink {
         Ok(found.iter().filter_map(address_of).collect())
     }
 
-    /// All unicast routes of all tables but `local`.
+    /// The indices of all interfaces that are up and have somebody at the other end.
+    pub(crate) async fn running(&self) -> Result<BTreeSet<u32>, Failure> {
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("listing interfaces", &e))?;
+        let running =
+            links.iter().filter(|link| link.header.flags.contains(LinkFlags::Up | LinkFlags::Running));
+        Ok(running.map(|link| link.header.index).collect())
+    }
+
+    /// All unicast routes of all tables but `local`, default routes not among them.
     pub(crate) async fn routes(&self) -> Result<Vec<Route>, Failure> {
+        Ok(self.route_messages().await?.iter().filter_map(route_of).collect())
+    }
+
+    /// The default routes of all tables.
+    pub(crate) async fn ways_out(&self) -> Result<BTreeSet<WayOut>, Failure> {
+        Ok(self.route_messages().await?.iter().filter_map(way_out_of).collect())
+    }
+
+    async fn route_messages(&self) -> Result<Vec<RouteMessage>, Failure> {
         let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
         let mut routes = Vec::new();
@@ -123,7 +160,7 @@ impl Netlink {
                 .try_collect()
                 .await
                 .map_err(|e| failed("listing routes", &e))?;
-            routes.extend(found.iter().filter_map(route_of));
+            routes.extend(found);
         }
         Ok(routes)
     }
@@ -182,7 +219,7 @@ fn address_of(message: &AddressMessage) -> Option<Address> {
     let mut address = None;
     let mut local = None;
     let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
-    let temporary = message.header.family == rtnetlink::packet_route::AddressFamily::Inet6
+    let temporary = message.header.family == AddressFamily::Inet6
         && message.header.flags.contains(AddressHeaderFlags::Secondary);
     let mut lasting = message.header.scope == AddressScope::Universe && !temporary;
     for attribute in &message.attributes {
@@ -228,4 +265,25 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     // No destination: a default route.
     let destination = Prefix::new(destination?, header.destination_prefix_length).ok()?;
     Some(Route { destination, interface, table })
+}
+
+fn way_out_of(message: &RouteMessage) -> Option<WayOut> {
+    let header = &message.header;
+    if header.kind != RouteType::Unicast || header.destination_prefix_length != 0 {
+        return None;
+    }
+    let ipv6 = header.address_family == AddressFamily::Inet6;
+    let table = u32::from(header.table);
+    let mut way = WayOut { ipv6, table, metric: 0, gateway: None, interface: None };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => way.gateway = Some((*address).into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => way.gateway = Some((*address).into()),
+            RouteAttribute::Oif(index) => way.interface = Some(*index),
+            RouteAttribute::Priority(metric) => way.metric = *metric,
+            RouteAttribute::Table(number) => way.table = *number,
+            _ => {}
+        }
+    }
+    Some(way)
 }

@@ -4,13 +4,13 @@
 //! the way changes nothing.
 
 mod link;
+mod reach;
 mod status;
 mod tasks;
 mod update;
 
 use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -29,16 +29,19 @@ use tracing::{error, info, warn};
 use self::update::{check_secrets, refused};
 pub(crate) use self::{
     link::{Link, Live},
-    status::endpoint_text,
+    reach::Route,
 };
 use crate::{
+    candidates::OwnRecord,
     clock,
     config::Config,
     control::{connect::Pin, sync},
     error::Failure,
     host::{self, Netlink, Plan},
+    links::LinkBook,
     peers,
     plane::{DataPlane, Prepared},
+    roads::Roads,
     state::{Identity, Membership, Secrets, Standing, StateDir, StateFile, Timestamps},
 };
 
@@ -104,7 +107,11 @@ pub(crate) struct Mesh {
     /// The last thing refused, until something is taken.
     refusal: Mutex<Option<Failure>>,
     /// Unknown until the data plane runs.
-    endpoints: watch::Sender<Option<Vec<SocketAddr>>>,
+    own_record: watch::Sender<Option<OwnRecord>>,
+    /// What it takes to open each link that the data plane may ask for.
+    roads: Mutex<Roads>,
+    /// What is known of links.
+    book: Arc<LinkBook>,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -145,7 +152,9 @@ impl Mesh {
             link: watch::Sender::new(Link::default()),
             live: Mutex::new(None),
             refusal: Mutex::new(None),
-            endpoints: watch::Sender::new(None),
+            own_record: watch::Sender::new(None),
+            roads: Mutex::default(),
+            book: Arc::default(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         })
     }
@@ -201,7 +210,7 @@ impl Mesh {
         tasks.spawn(async move { match sync::keep_in_step(mesh).await {} });
         tasks.spawn(Arc::clone(self).keep());
         tasks.spawn(Arc::clone(self).save_what_was_put_off());
-        tasks.spawn(Arc::clone(self).watch_endpoints());
+        tasks.spawn(Arc::clone(self).watch_surroundings());
         tasks.spawn(Arc::clone(self).watch_sleep());
     }
 
@@ -278,7 +287,9 @@ impl Mesh {
         };
         let now = clock::wall();
         let pools: Vec<_> = self.membership().pools().collect();
-        current.apply(peers::of_map(map, secrets, &self.own_key, &pools, now)).await?;
+        let known = peers::Known { secrets, own: &self.own_key, pools: &pools, ssh: &self.config.ssh };
+        let peers = peers::of_map(map, &known, &mut self.roads(), now);
+        current.apply(peers).await?;
         self.plane.send_if_modified(|known| {
             let same = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &current));
             *known = Some(current);
@@ -299,7 +310,9 @@ impl Mesh {
         };
         host::bring_up(&self.netlink, plan).await?;
         let floors = self.timestamps.lock().unwrap_or_else(PoisonError::into_inner).floors();
-        DataPlane::start(prepared, &self.config, &self.identity.noise_secret(), floors).await
+        let plane = DataPlane::start(prepared, &self.config, &self.identity.noise_secret(), floors).await?;
+        plane.set_pools(plan.pools.clone()).await?;
+        Ok(plane)
     }
 
     fn plan(&self, map: &NetworkMap) -> Result<Plan, Failure> {
@@ -388,9 +401,13 @@ impl Mesh {
         self.plane.subscribe()
     }
 
-    /// Follows the endpoints to tell peers.
-    pub(crate) fn watch_own_endpoints(&self) -> watch::Receiver<Option<Vec<SocketAddr>>> {
-        self.endpoints.subscribe()
+    /// Follows what this node has to say of itself.
+    pub(crate) fn watch_own_record(&self) -> watch::Receiver<Option<OwnRecord>> {
+        self.own_record.subscribe()
+    }
+
+    fn roads(&self) -> MutexGuard<'_, Roads> {
+        self.roads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows how far the mesh has come.

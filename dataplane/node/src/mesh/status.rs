@@ -1,7 +1,7 @@
 //! What `meshctl status` shows, from what is held, installed and counted.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     net::IpAddr,
     sync::PoisonError,
     time::{Duration, Instant},
@@ -16,12 +16,17 @@ use ringmesh_tunnel::{
     time::UnixTime,
 };
 
-use super::{Held, Mesh, durable, link::LinkState};
+use super::{
+    Held, Mesh, durable,
+    link::LinkState,
+    reach::{Route, View, rtt_of, selected},
+};
 use crate::{
     clock,
     control::VERSION,
-    peers,
-    plane::{DataPlane, WorkerReport},
+    peers::{self, is_relay},
+    plane::{DataPlane, LinkDrops, WorkerReport},
+    roads::Roads,
 };
 
 /// A session with traffic in this time is `active` (as long as a handshake may stay unanswered, whitepaper section 6.4).
@@ -41,15 +46,84 @@ impl Mesh {
             None => "starting",
             Some(_) => state_of(&held, clock::wall()),
         };
+        let roads = self.roads();
+        let view = self.view(&held, &roads, plane.as_deref(), report.as_ref());
+        let now = clock::wall();
         local::StatusResponse {
             version: VERSION.to_owned(),
             state: state.to_owned(),
             network: Some(self.network_status(&held)),
             data_plane: plane.as_ref().map(|plane| data_plane_status(plane, report.as_ref())),
-            peers: peers_status(&held, plane.as_deref(), report.as_ref()),
+            peers: peers_status(&held, &view, plane.as_deref()),
             coordinator: Some(self.link_status()),
-            relays: Vec::new(),
+            relays: held
+                .map
+                .peers(now)
+                .filter(|member| is_relay(member))
+                .map(|relay| view.relay(relay))
+                .collect(),
         }
+    }
+
+    fn view<'a>(
+        &'a self,
+        held: &'a Held,
+        roads: &'a Roads,
+        plane: Option<&DataPlane>,
+        report: Option<&'a WorkerReport>,
+    ) -> View<'a> {
+        let peers = report.map(|report| report.peers.as_slice()).unwrap_or_default();
+        View {
+            map: &held.map,
+            roads,
+            book: &self.book,
+            peers: peers.iter().map(|peer| (peer.id, peer)).collect(),
+            seen: plane.map(|plane| plane.seen().borrow().clone()).unwrap_or_default(),
+            now: Instant::now(),
+        }
+    }
+
+    /// How a member is reached, by what else it could be, and why it is not.
+    pub(crate) async fn why(&self, member: &Member) -> local::WhyResponse {
+        let held = self.held();
+        let plane = self.plane();
+        let report = match &plane {
+            Some(plane) => plane.report().await.ok(),
+            None => None,
+        };
+        let roads = self.roads();
+        let view = self.view(&held, &roads, plane.as_deref(), report.as_ref());
+        let counted = view.peers.get(&member.id).copied();
+        let sessions = plane.as_ref().map(|plane| plane.sessions()).unwrap_or_default();
+        let sessions = sessions.get(&member.id).copied().unwrap_or_default();
+        let has_key = peers::has_key(&held.secrets, member);
+        let now = clock::wall();
+        let relays = held.map.peers(now).filter(|member| is_relay(member));
+        let verdict = match self.why_unreachable(member) {
+            _ if plane.is_none() => "the data plane does not run; see `meshctl status`".to_owned(),
+            Some(why) => format!("{} is not reached: {why}", member.name),
+            None => view.verdict(member),
+        };
+        local::WhyResponse {
+            peer: Some(peer_status(&view, member, has_key, counted, sessions)),
+            paths: counted.map(|peer| view.reports(peer)).unwrap_or_default(),
+            relays: relays.map(|relay| view.relay(relay)).collect(),
+            verdict,
+        }
+    }
+
+    /// A path in words.
+    pub(crate) async fn route_of(&self, path: Path, peer: NodeId) -> Route {
+        let held = self.held();
+        let plane = self.plane();
+        let report = match &plane {
+            Some(plane) => plane.report().await.ok(),
+            None => None,
+        };
+        let roads = self.roads();
+        let view = self.view(&held, &roads, plane.as_deref(), report.as_ref());
+        let selected = view.peers.get(&peer).filter(|peer| peer.endpoint == Some(path));
+        selected.map_or_else(|| view.route_of(path), |peer| view.route(peer))
     }
 
     fn network_status(&self, held: &Held) -> local::Network {
@@ -142,11 +216,7 @@ fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local:
         back_end: chosen.back_end.to_string(),
         back_end_reason: chosen.reason.clone(),
         workers: 1,
-        drops: report
-            .map(|report| {
-                report.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
-            })
-            .unwrap_or_default(),
+        drops: report.map(drops_of).unwrap_or_default(),
         sent_packets: traffic.sent_packets,
         sent_bytes: traffic.sent_bytes,
         received_packets: traffic.received_packets,
@@ -155,23 +225,39 @@ fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local:
     }
 }
 
-fn peers_status(held: &Held, plane: Option<&DataPlane>, report: Option<&WorkerReport>) -> Vec<local::Peer> {
-    let counted: BTreeMap<_, _> =
-        report.map(|report| report.peers.iter().map(|peer| (peer.id, peer)).collect()).unwrap_or_default();
+/// Every drop that happened, by name.
+fn drops_of(report: &WorkerReport) -> HashMap<String, u64> {
+    let counted = report.drops.iter().map(|(reason, count)| (reason.as_str(), *count));
+    let LinkDrops { full, gone, .. } = report.link_drops;
+    let links = [("link_full", full), ("link_gone", gone)];
+    counted
+        .chain(links.into_iter().filter(|(_, count)| *count > 0))
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect()
+}
+
+fn peers_status(held: &Held, view: &View<'_>, plane: Option<&DataPlane>) -> Vec<local::Peer> {
     let sessions = plane.map(DataPlane::sessions).unwrap_or_default();
     held.map
         .peers(clock::wall())
+        .filter(|member| !is_relay(member))
         .map(|member| {
             let sessions = sessions.get(&member.id).copied().unwrap_or_default();
             let has_key = peers::has_key(&held.secrets, member);
-            peer_status(member, has_key, counted.get(&member.id).copied(), sessions)
+            peer_status(view, member, has_key, view.peers.get(&member.id).copied(), sessions)
         })
         .collect()
 }
 
-fn peer_status(member: &Member, has_key: bool, counted: Option<&PeerStatus>, sessions: u64) -> local::Peer {
+fn peer_status(
+    view: &View<'_>,
+    member: &Member,
+    has_key: bool,
+    counted: Option<&PeerStatus>,
+    sessions: u64,
+) -> local::Peer {
     let established = counted.filter(|peer| peer.state == PeerState::Established);
-    let endpoint = established.and_then(|peer| peer.endpoint);
+    let route = established.map(|peer| view.route(peer)).unwrap_or_default();
     let recent = |peer: &PeerStatus| peer.last_received.is_some_and(|at| at.elapsed() < ACTIVE);
     let state = match established {
         Some(peer) if recent(peer) => "active",
@@ -190,30 +276,27 @@ fn peer_status(member: &Member, has_key: bool, counted: Option<&PeerStatus>, ses
         ipv4: member.ipv4.map(|address| address.to_string()).unwrap_or_default(),
         ipv6: member.ipv6.to_string(),
         state: state.to_owned(),
-        path: if endpoint.is_some() { "direct".to_owned() } else { String::new() },
-        endpoint: endpoint.map(endpoint_text).unwrap_or_default(),
+        path: route.path,
+        endpoint: route.endpoint,
         handshake_age_ms: counted
             .and_then(|peer| peer.last_handshake)
             .map(|at| millis(clock::wall().saturating_since(at))),
         sent_bytes: counted.map_or(0, |peer| peer.sent_bytes),
         received_bytes: counted.map_or(0, |peer| peer.received_bytes),
-        rtt_us: counted
-            .and_then(|peer| peer.rtt)
-            .map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX)),
+        rtt_us: counted.and_then(rtt_of).map(micros),
         noise_key: member.noise_key.to_string(),
         allowed_ips: member.allowed_ips().map(|prefix| prefix.to_string()).collect(),
         sessions,
-        via: String::new(),
-        loss_percent: None,
-        path_mtu: 0,
+        via: route.via,
+        loss_percent: route.loss_percent,
+        path_mtu: established.and_then(selected).map_or(0, |path| path.mtu.into()),
     }
 }
 
-/// A path's address, as people know it.
-pub(crate) fn endpoint_text(path: Path) -> String {
-    path.address().map(|address| address.to_string()).unwrap_or_default()
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+pub(super) fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }

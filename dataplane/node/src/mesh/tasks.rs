@@ -1,8 +1,7 @@
 //! What a mesh does by itself: notices what ends, where the machine is, and that it slept.
 
 use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
+    convert::Infallible,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,14 +11,16 @@ use ringmesh_tunnel::{
     netmap::{Envelope, NodeRecord},
     time::UnixTime,
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::Mesh;
 use crate::{
+    candidates::{OwnAddresses, OwnRecord, Pace},
     clock::{self, SleepWatch},
     error::Failure,
-    host::{self, AddressWatch},
+    host::{AddressWatch, Surroundings},
+    plane::DataPlane,
     state::TIMESTAMP_RENEWAL,
 };
 
@@ -88,47 +89,91 @@ impl Mesh {
         }
     }
 
-    /// Keeps [`endpoints`](Self::endpoints) true.
-    pub(super) async fn watch_endpoints(self: Arc<Self>) {
+    /// Follows this machine's addresses and ways out and what relays say of them: tells the data plane and, through
+    /// [`own_record`](Self::own_record), the network. Nothing is ever torn down by a change: paths are only doubted.
+    pub(super) async fn watch_surroundings(self: Arc<Self>) {
         let mut changes = AddressWatch::open();
-        let mut plane = self.plane.subscribe();
+        let mut planes = self.plane.subscribe();
         loop {
-            let port = plane.borrow_and_update().as_ref().map(|plane| plane.port());
-            if let Some(port) = port {
-                match self.look_for_endpoints(port).await {
-                    Ok(found) => {
-                        let found = Some(found);
-                        self.endpoints.send_if_modified(|known| {
-                            let changed = *known != found;
-                            *known = found;
-                            changed
-                        });
-                    }
-                    Err(failure) => warn!(%failure, "cannot list this machine's addresses"),
+            let Some(plane) = planes.borrow_and_update().clone() else {
+                if planes.changed().await.is_err() {
+                    return;
                 }
-            }
+                continue;
+            };
             tokio::select! {
-                () = changes.changed() => {}
-                changed = plane.changed() => if changed.is_err() { return },
+                Err(_) = self.follow_surroundings(&plane, &mut changes) => {
+                    // The worker is gone, and another one will come, or the daemon ends.
+                    if planes.changed().await.is_err() {
+                        return;
+                    }
+                }
+                changed = planes.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    async fn look_for_endpoints(&self, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    /// For as long as this data plane lives.
+    async fn follow_surroundings(
+        &self,
+        plane: &DataPlane,
+        changes: &mut AddressWatch,
+    ) -> Result<Infallible, Failure> {
         let pools: Vec<_> = self.membership().pools().collect();
-        let mut found = self.config.endpoints.clone();
-        found.extend(host::local_endpoints(&self.netlink, &self.config.interface, &pools, port).await?);
-        let mut seen = BTreeSet::new();
-        found.retain(|endpoint| seen.insert(*endpoint));
-        found.truncate(ringmesh_tunnel::netmap::ENDPOINTS_MAX);
-        Ok(found)
+        let mut seen = plane.seen();
+        let mut pace = Pace::default();
+        let mut around: Option<Surroundings> = None;
+        loop {
+            match Surroundings::look(&self.netlink, &self.config.interface, &pools).await {
+                Ok(now) if around.as_ref() == Some(&now) => {}
+                Ok(now) => {
+                    if around.replace(now).is_some() {
+                        info!("this machine's addresses or routes changed; all paths are tried anew");
+                        plane.network_changed().await?;
+                    }
+                }
+                Err(failure) => warn!(%failure, "cannot list this machine's addresses and routes"),
+            }
+            // Until something changes that only the kernel can tell.
+            loop {
+                let own = OwnAddresses {
+                    configured: self.config.endpoints.clone(),
+                    host: around.as_ref().map(|around| around.addresses.clone()).unwrap_or_default(),
+                    seen: seen.borrow_and_update().clone(),
+                    port: plane.port(),
+                    ssh_port: self.config.ssh_port,
+                    pools: pools.clone(),
+                };
+                plane.set_own_candidates(own.offered()).await?;
+                let due = self.tell_record(own.record(), &mut pace);
+                tokio::select! {
+                    () = changes.changed() => break,
+                    changed = seen.changed() => if changed.is_err() { std::future::pending().await },
+                    () = sleep_until_or_never(due) => {}
+                }
+            }
+        }
     }
 
-    /// What the node says of itself, signed, for `endpoints`.
+    /// Tells the network if there is something new and it was not told too lately; else gives when to come again.
+    fn tell_record(&self, record: OwnRecord, pace: &mut Pace) -> Option<Instant> {
+        if self.own_record.borrow().as_ref() == Some(&record) {
+            return None;
+        }
+        let now = Instant::now();
+        if let Some(due) = pace.next().filter(|due| *due > now) {
+            return Some(due);
+        }
+        pace.told(now);
+        self.own_record.send_replace(Some(record));
+        None
+    }
+
+    /// What the node says of itself, signed.
     ///
     /// # Errors
     /// The record is beyond its bounds.
-    pub(crate) fn node_record(&self, endpoints: Vec<SocketAddr>) -> Result<Envelope, Failure> {
+    pub(crate) fn node_record(&self, own: OwnRecord) -> Result<Envelope, Failure> {
         let now = clock::wall();
         let signed = self.held().map.head().map_or(UnixTime::EPOCH, |head| head.time);
         let serial = {
@@ -136,15 +181,9 @@ impl Mesh {
             timestamps.next_serial(&self.state, now.max(signed))
         };
         let membership = self.membership();
-        let record = NodeRecord {
-            network: membership.network,
-            id: membership.node,
-            serial,
-            endpoints,
-            time: now,
-            websockets: Vec::new(),
-            ssh: Vec::new(),
-        };
+        let OwnRecord { endpoints, websockets, ssh } = own;
+        let (network, id) = (membership.network, membership.node);
+        let record = NodeRecord { network, id, serial, endpoints, time: now, websockets, ssh };
         Envelope::sign(&record, self.identity.secret())
             .map_err(|error| Failure::new(Reason::Host, format!("signing this node's record: {error}")))
     }
@@ -158,5 +197,12 @@ impl Mesh {
         if let Err(failure) = timestamps.note(&self.state, used) {
             error!(%failure, "handshake timestamps are not kept");
         }
+    }
+}
+
+async fn sleep_until_or_never(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }

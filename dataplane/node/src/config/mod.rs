@@ -2,7 +2,11 @@
 //!
 //! Flags and `MESH_*` variables of `meshctl` are laid over the file by the caller; this module only knows the result.
 
+mod relay;
+mod road;
+
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -11,6 +15,10 @@ use std::{
 use ringmesh_io::Choice;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+pub use self::{
+    relay::RelayMode,
+    road::{HostPort, SSH_ROADS_MAX, SshRoad},
+};
 use crate::error::Failure;
 
 /// Where the configuration is looked for if no other file is named.
@@ -19,6 +27,8 @@ pub const DEFAULT_CONFIG: &str = "/etc/mesh/node.toml";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh";
 /// Where the local API listens by default.
 pub const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
+/// Where links of other programs are accepted by default.
+pub const DEFAULT_LINK_SOCKET: &str = "/run/mesh/link.sock";
 /// The UDP port tried first when none is fixed.
 pub const DEFAULT_PORT: u16 = 51820;
 /// The TUN device's name by default.
@@ -32,6 +42,8 @@ const MAX_FILE: u64 = 1 << 20;
 const MIN_MTU: u16 = 1280;
 /// The largest packet that, sealed and in IPv6, fits a 9000-byte link.
 const MAX_MTU: u16 = 8912;
+/// Roads to one peer; the core takes no more links.
+const ROADS_TO_ONE_PEER: usize = 6;
 /// `IFNAMSIZ` without its terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
 
@@ -59,8 +71,29 @@ pub struct Config {
     pub cpu: Option<usize>,
     /// Endpoints to tell peers besides the addresses found on the machine (a forwarded port, say).
     pub endpoints: Vec<SocketAddr>,
+    /// The TCP port of the node's own SSH endpoint, by which peers reach it where UDP does not pass; not given: none.
+    pub ssh_port: Option<u16>,
+    /// The socket to which a peer that logs in to this machine's OpenSSH server has its stream forwarded: a path, or `false`.
+    #[serde(deserialize_with = "link_socket")]
+    pub link_socket: LinkSocket,
+    /// Roads to peers through OpenSSH servers, at most [`SSH_ROADS_MAX`].
+    pub ssh: Vec<SshRoad>,
+    /// The daemon is a relay, and nothing else.
+    pub relay: Option<RelayMode>,
     /// Log filter (`info`, `ringmesh_node=debug`); `MESH_LOG` goes before it.
     pub log: Option<String>,
+}
+
+/// Where streams that an SSH server forwards are accepted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum LinkSocket {
+    /// Beside the local API's socket, as `link.sock`; if another daemon listens there, nowhere.
+    #[default]
+    Beside,
+    /// There.
+    At(PathBuf),
+    /// Nowhere.
+    Off,
 }
 
 impl Default for Config {
@@ -75,6 +108,10 @@ impl Default for Config {
             mtu: DEFAULT_MTU,
             cpu: None,
             endpoints: Vec::new(),
+            ssh_port: None,
+            link_socket: LinkSocket::Beside,
+            ssh: Vec::new(),
+            relay: None,
             log: None,
         }
     }
@@ -151,7 +188,61 @@ impl Config {
                 return Err(Failure::invalid(format!("{key} is empty: give a path, or leave the key out")));
             }
         }
+        if self.ssh_port == Some(0) {
+            return Err(Failure::invalid(
+                "ssh_port = 0: give a port, or leave the key out for no SSH endpoint",
+            ));
+        }
+        self.check_roads()?;
+        self.relay.as_ref().map_or(Ok(()), RelayMode::check)
+    }
+
+    fn check_roads(&self) -> Result<(), Failure> {
+        if self.ssh.len() > SSH_ROADS_MAX {
+            return Err(Failure::invalid(format!("[[ssh]]: at most {SSH_ROADS_MAX} roads")));
+        }
+        let mut to: BTreeMap<&str, usize> = BTreeMap::new();
+        for road in &self.ssh {
+            road.check()?;
+            let count = to.entry(&road.peer).or_default();
+            *count += 1;
+            if *count > ROADS_TO_ONE_PEER {
+                return Err(Failure::invalid(format!(
+                    "[[ssh]] to `{}`: at most {ROADS_TO_ONE_PEER} roads to one peer",
+                    road.peer
+                )));
+            }
+        }
+        if self.relay.is_some() && (self.ssh_port.is_some() || !self.ssh.is_empty()) {
+            return Err(Failure::invalid(
+                "[relay]: a relay has neither ssh_port nor [[ssh]] roads; leave them out",
+            ));
+        }
         Ok(())
+    }
+
+    /// The path of the link socket, if there is to be one.
+    pub(crate) fn link_socket_path(&self) -> Option<PathBuf> {
+        match &self.link_socket {
+            LinkSocket::Beside => Some(self.socket.with_file_name("link.sock")),
+            LinkSocket::At(path) => Some(path.clone()),
+            LinkSocket::Off => None,
+        }
+    }
+}
+
+fn link_socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LinkSocket, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "link_socket must be a path, or false for none")]
+    enum Value {
+        Path(PathBuf),
+        Switch(bool),
+    }
+    match Value::deserialize(deserializer)? {
+        Value::Path(path) if path.is_absolute() => Ok(LinkSocket::At(path)),
+        Value::Path(_) => Err(D::Error::custom("link_socket must be an absolute path, or false for none")),
+        Value::Switch(false) => Ok(LinkSocket::Off),
+        Value::Switch(true) => Ok(LinkSocket::Beside),
     }
 }
 
@@ -198,11 +289,74 @@ mod tests {
             ("io = \"epoll\"", "uring"),
             ("listen_port = 70000", "line 1"),
             ("state_dir = \"\"", "state_dir"),
+            ("ssh_port = 0", "ssh_port"),
+            ("link_socket = 7", "or false for none"),
+            ("link_socket = \"run/link.sock\"", "absolute"),
+            ("[relay]\nwebsocket_urls = [\"ws://a/relay/v1\"]", "wss://"),
+            ("[relay]\ntrusted_proxies = [\"proxy\"]", "192.0.2.0/24"),
+            ("ssh_port = 22\n[relay]", "neither ssh_port"),
+            ("relay = true", "relay"),
         ] {
             let error = Config::parse(text, "node.toml").unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
             assert!(error.contains("node.toml"), "{text}: {error}");
         }
+    }
+
+    const ROAD: &str = "[[ssh]]\npeer = \"gate\"\nhost = \"gate.example:2222\"\nuser = \"mesh\"\nkey = \"/k\"\n\
+                        known_hosts = \"/h\"\n";
+
+    #[test]
+    fn a_road_is_read_and_leads_to_the_usual_link_socket() {
+        let config = Config::parse(ROAD, "node.toml").unwrap();
+        let [road] = config.ssh.as_slice() else { panic!("{:?}", config.ssh) };
+        assert_eq!((road.peer.as_str(), road.user.as_str()), ("gate", "mesh"));
+        assert_eq!(road.host, HostPort { host: "gate.example".to_owned(), port: 2222 });
+        assert_eq!(road.socket, Path::new(DEFAULT_LINK_SOCKET));
+    }
+
+    #[test]
+    fn roads_that_could_not_be_taken_or_not_be_trusted_are_refused() {
+        for (from, to, word) in [
+            ("key = \"/k\"", "", "agent"),
+            ("key = \"/k\"", "key = \"/k\"\nagent = \"/a\"", "not both"),
+            ("key = \"/k\"", "key = \"~/.ssh/id\"", "absolute"),
+            ("known_hosts = \"/h\"", "", "must be pinned"),
+            ("known_hosts = \"/h\"", "known_hosts = \"/h\"\nhost_key = \"SHA256:x\"", "not both"),
+            ("known_hosts = \"/h\"", "host_key = \"any\"", "ssh-keygen -lf"),
+            ("user = \"mesh\"", "user = \"\"", "user is empty"),
+            ("user = \"mesh\"", "", "user"),
+            ("peer = \"gate\"", "peer = \"\"", "peer is empty"),
+            ("gate.example:2222", "gate.example:0", "write a host"),
+            ("user = \"mesh\"", "user = \"mesh\"\nsocket = \"link.sock\"", "absolute"),
+            ("user = \"mesh\"", "user = \"mesh\"\npassword = \"x\"", "password"),
+        ] {
+            assert!(ROAD.contains(from), "{from}");
+            let text = ROAD.replace(from, to);
+            let error = Config::parse(&text, "node.toml").unwrap_err().to_string();
+            assert!(error.contains(word), "{to}: {error}");
+        }
+        let error = Config::parse(&ROAD.repeat(7), "node.toml").unwrap_err().to_string();
+        assert!(error.contains("at most 6 roads to one peer"), "{error}");
+    }
+
+    #[test]
+    fn the_link_socket_lies_beside_the_other_one_unless_told_otherwise() {
+        let path = |text: &str| Config::parse(text, "node.toml").unwrap().link_socket_path();
+        assert_eq!(path(""), Some(DEFAULT_LINK_SOCKET.into()));
+        assert_eq!(path("socket = \"/r/x.sock\""), Some("/r/link.sock".into()));
+        assert_eq!(path("link_socket = \"/l/y.sock\""), Some("/l/y.sock".into()));
+        assert_eq!(path("link_socket = false"), None);
+    }
+
+    #[test]
+    fn a_relay_is_a_table() {
+        let text = "[relay]\nwebsocket_listen = \"[::]:443\"\nwebsocket_urls = [\"wss://r.example/relay/v1\"]\n\
+                    trusted_proxies = [\"10.0.0.0/8\"]\n";
+        let relay = Config::parse(text, "node.toml").unwrap().relay.unwrap();
+        assert_eq!(relay.websocket_listen, Some("[::]:443".parse().unwrap()));
+        assert_eq!(relay.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(Config::parse("[relay]", "node.toml").unwrap().relay, Some(RelayMode::default()));
     }
 
     #[test]

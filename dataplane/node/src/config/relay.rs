@@ -1,0 +1,51 @@
+//! `[relay]`: this daemon is a relay and nothing else.
+
+use std::net::SocketAddr;
+
+use ringmesh_tunnel::{
+    ip::Prefix,
+    netmap::{URL_MAX, WEBSOCKETS_MAX},
+};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use crate::error::Failure;
+
+/// Makes the daemon a relay: it joins with a relay's token, has no TUN device and changes nothing on the machine, and passes
+/// on what the network's nodes seal for each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelayMode {
+    /// Where nodes whose UDP is blocked connect by WebSocket over TLS; not given: nowhere.
+    pub websocket_listen: Option<SocketAddr>,
+    /// URLs (`wss://host:port/relay/v1`) to tell nodes instead of this machine's addresses: what a reverse proxy shows.
+    pub websocket_urls: Vec<String>,
+    /// Ranges of reverse proxies whose word on a client's address is believed.
+    #[serde(deserialize_with = "prefixes")]
+    pub trusted_proxies: Vec<Prefix>,
+}
+
+impl RelayMode {
+    /// Checks what types cannot say.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.websocket_urls.len() > WEBSOCKETS_MAX {
+            return Err(Failure::invalid(format!("relay.websocket_urls: at most {WEBSOCKETS_MAX} URLs")));
+        }
+        for url in &self.websocket_urls {
+            if !url.starts_with("wss://") || url.len() > URL_MAX || url.contains(char::is_whitespace) {
+                return Err(Failure::invalid(format!(
+                    "relay.websocket_urls: `{url}` must be `wss://host:port/path` of at most {URL_MAX} bytes"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Prefix>, D::Error> {
+    let parse = |text: &String| {
+        let parsed: Result<Prefix, _> = text.parse();
+        parsed
+            .map_err(|error| D::Error::custom(format!("`{text}`: {error}; write a range like 192.0.2.0/24")))
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(parse).collect()
+}

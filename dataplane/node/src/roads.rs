@@ -1,0 +1,150 @@
+//! What it takes to open each link that the core may ask for, under the number by which the core knows it.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr};
+
+use ringmesh_tunnel::{
+    Carrier, LinkCandidate,
+    key::{IdentityKey, NodeId},
+};
+
+use crate::config::SshRoad;
+
+/// Links that the core keeps for one peer.
+const LINKS_MAX: usize = 8;
+
+/// A stream that can be opened.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Road {
+    /// Through an SSH server that the user has, as configured.
+    Server(SshRoad),
+    /// To the peer's own SSH endpoint, whose host key is the peer's identity key.
+    Endpoint {
+        /// Where it is.
+        address: SocketAddr,
+        /// The peer's identity key.
+        host_key: IdentityKey,
+    },
+    /// To a relay's WebSocket.
+    WebSocket {
+        /// `wss://host:port/path`.
+        url: String,
+    },
+}
+
+impl Road {
+    /// What the stream is made of.
+    pub(crate) const fn carrier(&self) -> Carrier {
+        match self {
+            Self::Server(_) | Self::Endpoint { .. } => Carrier::Ssh,
+            Self::WebSocket { .. } => Carrier::WebSocket,
+        }
+    }
+}
+
+impl fmt::Display for Road {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(road) => write!(f, "ssh {}@{}", road.user, road.host),
+            Self::Endpoint { address, .. } => write!(f, "ssh {address}"),
+            Self::WebSocket { url } => f.write_str(url),
+        }
+    }
+}
+
+/// The roads there are. A road keeps its number while it is there, and no number is ever given to another.
+#[derive(Debug, Default)]
+pub(crate) struct Roads {
+    numbers: BTreeMap<(NodeId, Road), u32>,
+    last: u32,
+}
+
+impl Roads {
+    /// Makes exactly `wanted` the roads, best first for each peer, and gives the candidates of each peer.
+    pub(crate) fn replace(
+        &mut self,
+        wanted: impl IntoIterator<Item = (NodeId, Road)>,
+    ) -> BTreeMap<NodeId, Vec<LinkCandidate>> {
+        let before = std::mem::take(&mut self.numbers);
+        let mut candidates: BTreeMap<NodeId, Vec<LinkCandidate>> = BTreeMap::new();
+        for (peer, road) in wanted {
+            let links = candidates.entry(peer).or_default();
+            let carrier = road.carrier();
+            let at = (peer, road);
+            if links.len() >= LINKS_MAX || self.numbers.contains_key(&at) {
+                continue;
+            }
+            let number = before.get(&at).copied().unwrap_or_else(|| {
+                // More roads than that no daemon lives to see.
+                self.last = self.last.wrapping_add(1);
+                self.last
+            });
+            links.push(LinkCandidate { number, carrier });
+            self.numbers.insert(at, number);
+        }
+        candidates
+    }
+
+    /// The road that the core means.
+    pub(crate) fn find(&self, peer: NodeId, number: u32) -> Option<&Road> {
+        self.numbers
+            .iter()
+            .find(|((of, _), known)| *of == peer && **known == number)
+            .map(|((_, road), _)| road)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: NodeId = NodeId::from_bytes([1; 8]);
+    const TWO: NodeId = NodeId::from_bytes([2; 8]);
+
+    fn web(url: &str) -> Road {
+        Road::WebSocket { url: url.to_owned() }
+    }
+
+    #[test]
+    fn a_road_keeps_its_number_as_others_come_and_go() {
+        let mut roads = Roads::default();
+        let first = roads.replace([(ONE, web("wss://a")), (ONE, web("wss://b")), (TWO, web("wss://a"))]);
+        let (a, b, other) = (first[&ONE][0], first[&ONE][1], first[&TWO][0]);
+        assert!(a.number != b.number && a.number != other.number && b.number != other.number);
+
+        let second = roads.replace([(ONE, web("wss://c")), (ONE, web("wss://b"))]);
+        assert_eq!(second[&ONE][1], b);
+        assert_eq!(roads.find(ONE, b.number), Some(&web("wss://b")));
+        assert_eq!(roads.find(TWO, b.number), None, "a number is one peer's");
+        assert_eq!(roads.find(ONE, a.number), None, "a road that is gone is not dialled");
+
+        let third = roads.replace([(ONE, web("wss://a"))]);
+        assert!(third[&ONE][0].number > other.number, "a number means one road for ever");
+    }
+
+    #[test]
+    fn a_peer_has_no_more_roads_than_the_core_keeps_and_each_once() {
+        let mut roads = Roads::default();
+        let many = (0..20).map(|number| (ONE, web(&format!("wss://{}", number / 2))));
+        let links = &roads.replace(many)[&ONE];
+        assert_eq!(links.len(), LINKS_MAX);
+        assert!(roads.find(ONE, links[7].number).is_some());
+        assert_eq!(roads.numbers.len(), LINKS_MAX);
+    }
+
+    #[test]
+    fn a_road_is_named_as_its_user_knows_it() {
+        let host_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+        let road = SshRoad {
+            peer: "gate".to_owned(),
+            host: "gate.example".parse().unwrap(),
+            user: "mesh".to_owned(),
+            key: Some("/k".into()),
+            agent: None,
+            host_key: Some(host_key.to_owned()),
+            known_hosts: None,
+            socket: "/run/mesh/link.sock".into(),
+        };
+        assert_eq!(Road::Server(road).to_string(), "ssh mesh@gate.example:22");
+        assert_eq!(web("wss://r.example/relay/v1").to_string(), "wss://r.example/relay/v1");
+    }
+}
