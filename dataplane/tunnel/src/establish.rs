@@ -42,7 +42,12 @@ impl Tunnel {
         let mut message = message::initiation(index, noise);
         let cookie = peer.fresh_cookie(now.monotonic, COOKIE_LIFETIME).copied();
         peer.last_mac1 = Some(peer.stamp.seal(&mut message, cookie.as_ref()));
-        let paths = peer.initiation_paths();
+        let relays = self.relay_views(now.monotonic);
+        let Some(peer) = self.peers.get_mut(slot) else { return Ok(()) };
+        if let Some(pending) = peer.handshake.as_mut() {
+            pending.message = Some(Box::new(message));
+        }
+        let paths = peer.initiation_paths(&relays, now.monotonic);
         for path in paths.iter() {
             peer.sent_bytes += message.len() as u64;
             push_message(&mut self.messages, &message, path);
@@ -99,6 +104,7 @@ impl Tunnel {
         let pending = peer.handshake.take_if(|pending| pending.id == id);
         let index = pending.and_then(|pending| pending.index).ok_or(DropReason::SupersededHandshake)?;
         let session = Session::new(index, sender, true, keys, now.monotonic);
+        let fresh = peer.sessions.current().is_none();
         let ended = peer.sessions.initiated(session.ok_or(DropReason::BadHandshake)?, now.monotonic);
         peer.received_bytes += RESPONSE_LEN as u64;
         peer.last_received = Some(now.monotonic);
@@ -110,23 +116,30 @@ impl Tunnel {
         peer.owes_keepalive = true;
         let id = peer.id;
         self.release(ended.into_iter().flatten());
-        self.set_endpoint(slot, from);
+        self.proved(slot, from, now);
         self.push_event(Event::Established { peer: id, initiator: true });
         self.list(slot);
-        self.reschedule(slot);
+        self.session_begun(slot, fresh, now);
         Ok(())
     }
 
     /// The initiator of the session we answered has used it: so shall we (W17).
-    pub(crate) fn confirm(&mut self, slot: Slot, now: Now) {
+    pub(crate) fn confirm(&mut self, slot: Slot, from: Path, now: Now) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
+        let fresh = peer.sessions.current().is_none();
+        let answered_there = peer.heard_at == Some(from);
         let ended = peer.sessions.confirm();
         peer.last_handshake = Some(now.wall);
         peer.timers.completed();
         let id = peer.id;
         self.release(ended.into_iter().flatten());
+        // What we answered by this path came, or it would not be used.
+        if answered_there {
+            self.proved(slot, from, now);
+        }
         self.push_event(Event::Established { peer: id, initiator: false });
         self.list(slot);
+        self.session_begun(slot, fresh, now);
     }
 
     /// When two of our nodes begin at once, the one with the greater key gives way, so that one session comes of it and not
@@ -157,7 +170,7 @@ impl Tunnel {
             let old = peer.handshake.take();
             let insisted = why == Begin::Retry && old.as_ref().is_some_and(|old| old.insist);
             let insist = why == Begin::Insist || insisted;
-            peer.handshake = Some(PendingHandshake { id, index: None, insist });
+            peer.handshake = Some(PendingHandshake { id, index: None, insist, message: None });
             if let Some(index) = old.and_then(|old| old.index) {
                 self.indices.remove(index);
             }

@@ -46,6 +46,7 @@ impl Tunnel {
     fn unwrap(&mut self, datagram: &mut [u8], from: Hop, now: Now) -> Result<Inbound, DropReason> {
         let Some(number) = relayed::parse(datagram) else { return self.sort(datagram, from.into(), now) };
         let relay = self.relay_at(from).ok_or(DropReason::UnknownRelay)?;
+        self.touch_relay(relay, now.monotonic);
         let inner = datagram.get_mut(relayed::HEADER_LEN..).ok_or(DropReason::UnknownMessage)?;
         let taken = self.sort(inner, Path::Relay(Channel { relay, number }), now)?;
         Ok(match taken {
@@ -118,11 +119,11 @@ impl Tunnel {
         let (id, mesh) = (peer.id, peer.mesh);
         peer.received_bytes = peer.received_bytes.saturating_add(datagram.len() as u64);
         if position == Position::Next {
-            self.confirm(slot, now);
+            self.confirm(slot, from, now);
         }
-        self.set_endpoint(slot, from);
-        self.keep_fresh_on_receive(slot, now);
         let plaintext = datagram.get(opened.clone()).ok_or(DropReason::MalformedPacket)?;
+        self.heard(slot, from, notice::leads(plaintext), now.monotonic);
+        self.keep_fresh_on_receive(slot, now);
         let is_notice = plaintext.first().is_some_and(|first| first >> 4 == notice::NIBBLE);
         if let Some(peer) = self.peers.get_mut(slot) {
             peer.last_received = Some(now.monotonic);
@@ -131,6 +132,7 @@ impl Tunnel {
             let quiet = plaintext.is_empty() || (mesh && is_notice);
             if !quiet {
                 peer.timers.data_received(now.monotonic);
+                self.touch(slot, now.monotonic);
             }
         }
         self.reschedule(slot);
@@ -164,21 +166,29 @@ impl Tunnel {
                 self.list(slot);
             }
             Notice::EchoReply { token, seen_from } => {
+                if from.address().is_some() {
+                    self.seen(slot, seen_from, now.monotonic);
+                }
+                if self.probe_answered(slot, from, token, now.monotonic) {
+                    return Ok(());
+                }
+                let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
                 let awaited = peer.pings.iter().position(|ping| ping.token == token);
                 let ping = awaited.and_then(|at| peer.pings.remove(at)).ok_or(DropReason::UnknownNotice)?;
                 let rtt = now.monotonic.saturating_duration_since(ping.sent);
                 peer.rtt = Some(rtt);
                 let peer = peer.id;
                 self.push_event(Event::Pong { peer, token, path: from, rtt });
-                if let Some(address) = seen_from {
-                    self.push_event(Event::SeenFrom { peer, address });
-                }
             }
             Notice::Bind { target } => {
                 let client = peer.id;
                 self.push_event(Event::BindRequested { client, target });
             }
-            Notice::Offer { .. } | Notice::Bound { .. } | Notice::BindRefused { .. } => {}
+            Notice::Offer { candidates, answer } => self.offered(slot, &candidates, answer, now.monotonic),
+            Notice::Bound { target, channel, present } => self.bound(slot, target, channel, present, now)?,
+            Notice::BindRefused { target, refusal } => {
+                self.bind_refused(slot, target, refusal, now.monotonic)?
+            }
         }
         Ok(())
     }

@@ -44,6 +44,7 @@ pub(crate) type Offered = heapless::Vec<SocketAddr, MAX_OFFERED>;
 
 /// One notice.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "notices are few, short-lived and never many at once")]
 pub(crate) enum Notice {
     /// Asks for a reply with the same token, by the path it came. `selected`: the sender's packets take this path, too.
     EchoRequest { token: u64, selected: bool },
@@ -141,6 +142,16 @@ impl Notice {
         let [high, low] = (len.saturating_sub(HEADER_LEN) as u16).to_be_bytes();
         bytes[..HEADER_LEN].copy_from_slice(&[FIRST_BYTE, kind, high, low]);
         (bytes, len)
+    }
+}
+
+/// Whether what was opened tells that its sender's packets take this path: a packet, a keepalive, or an echo request that says so.
+pub(crate) fn leads(plaintext: &[u8]) -> bool {
+    match plaintext.first() {
+        Some(&FIRST_BYTE) => {
+            matches!(Notice::parse(plaintext), Ok(Notice::EchoRequest { selected: true, .. }))
+        }
+        Some(_) | None => true,
     }
 }
 

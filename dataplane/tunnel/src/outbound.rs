@@ -1,5 +1,7 @@
 //! From TUN to the network: a packet is routed, sealed and given a path, or held until there is a session.
 
+use std::time::Instant;
+
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
 use crate::packet::Header;
@@ -9,6 +11,9 @@ use crate::relayed;
 use crate::session::padded_len;
 use crate::time::Now;
 use crate::tunnel::{Slot, Tunnel};
+
+/// Twins of datagrams waiting to be sent; the rest go without.
+pub(crate) const MAX_TWINS: usize = 128;
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +51,9 @@ impl Tunnel {
     fn route(&mut self, packet: &[u8], datagram: &mut [u8], now: Now) -> Result<Outbound, DropReason> {
         let header = Header::parse(packet)?;
         let slot = self.allowed_ips.lookup(header.destination).ok_or(DropReason::NoAllowedIp)?;
+        self.touch(slot, now.monotonic);
         if let Some((len, to)) = self.seal(slot, packet, None, Sent::Data, datagram, now)? {
+            self.send_twin(slot, datagram.get(..len).unwrap_or_default());
             return Ok(Outbound::Send { len, to });
         }
         self.hold(slot, packet, now)?;
@@ -64,8 +71,8 @@ impl Tunnel {
         now: Now,
     ) -> Result<Option<(usize, Hop)>, DropReason> {
         let peer = self.peers.get(slot).ok_or(DropReason::PeerRemoved)?;
-        let Some(path) = path.or(peer.endpoint) else { return Ok(None) };
-        let Some(hop) = self.hop(path) else { return Ok(None) };
+        let Some(path) = path.or_else(|| peer.paths.selected()) else { return Ok(None) };
+        let Some(hop) = self.hop(path, now.monotonic) else { return Ok(None) };
         let (header, place) = relay_header(path, datagram)?;
         let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         let Some(session) = peer.sessions.current_mut().filter(|session| session.can_seal(now.monotonic))
@@ -83,25 +90,53 @@ impl Tunnel {
         if rekey {
             self.begin_handshake(slot, Begin::Fresh, now);
         }
+        if let (Path::Relay(channel), Sent::Data) = (path, sent) {
+            self.touch_relay(channel.relay, now.monotonic);
+        }
         self.reschedule(slot);
         Ok(Some((len, hop)))
     }
 
     /// Where a datagram for `path` leaves this machine; nothing if the path leads through a relay that is not reached.
-    pub(crate) fn hop(&self, path: Path) -> Option<Hop> {
+    pub(crate) fn hop(&self, path: Path, now: Instant) -> Option<Hop> {
         match path {
             Path::Udp(address) => Some(Hop::Udp(address)),
             Path::Link(link) => Some(Hop::Link(link)),
             Path::Relay(channel) => {
-                let relay = self.peers.by_id(channel.relay).and_then(|slot| self.peers.get(slot))?;
-                match relay.endpoint? {
-                    Path::Udp(address) => Some(Hop::Udp(address)),
-                    Path::Link(link) => Some(Hop::Link(link)),
-                    // A relay is never reached through a relay.
-                    Path::Relay(_) => None,
-                }
+                let slot = self.peers.by_id(channel.relay).filter(|slot| self.relays.contains(slot))?;
+                self.relay_hop(slot, now)
             }
         }
+    }
+
+    /// Where a relay is reached; nothing without a session with it, as it would not know us.
+    pub(crate) fn relay_hop(&self, slot: Slot, now: Instant) -> Option<Hop> {
+        let relay = self.peers.get(slot)?;
+        relay.sessions.current().filter(|session| session.can_seal(now))?;
+        match relay.paths.selected()? {
+            Path::Udp(address) => Some(Hop::Udp(address)),
+            Path::Link(link) => Some(Hop::Link(link)),
+            // A relay is never reached through a relay.
+            Path::Relay(_) => None,
+        }
+    }
+
+    /// While the path in use is in doubt, what was sealed goes by the second best as well: the peer's replay window drops
+    /// whichever comes later.
+    fn send_twin(&mut self, slot: Slot, sent: &[u8]) {
+        let Some(peer) = self.peers.get(slot) else { return };
+        let Some(twin) = peer.paths.twin() else { return };
+        if self.twins.len() >= MAX_TWINS {
+            return;
+        }
+        let sealed = match peer.paths.selected() {
+            Some(Path::Relay(_)) => sent.get(relayed::HEADER_LEN..).unwrap_or_default(),
+            Some(Path::Udp(_) | Path::Link(_)) | None => sent,
+        };
+        let mut buffer = self.spare_buffers.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(sealed);
+        self.twins.push_back((twin, buffer));
     }
 
     /// Keeps a packet until there is a session, and sees to it that there will be one.

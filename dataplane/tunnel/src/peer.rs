@@ -9,8 +9,10 @@ use crate::handshake::HandshakeId;
 use crate::handshake::mac::{Stamp, Tag};
 use crate::ip::Prefix;
 use crate::key::{NodeId, PresharedKey, PublicKey};
+use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
-use crate::path::{Carrier, Hop, Path, PathStatus};
+use crate::path::set::{Paths, RelayViews};
+use crate::path::{Carrier, Hop, Link, Path, PathStatus};
 use crate::session::Sessions;
 use crate::time::UnixTime;
 use crate::timers::Timers;
@@ -21,6 +23,12 @@ pub const MAX_HELD_PACKETS: usize = 128;
 pub const MAX_CANDIDATES: usize = 32;
 /// Addresses that one initiation goes to at most.
 pub const MAX_FAN_OUT: usize = 8;
+/// Streams that can be opened to one peer.
+pub const MAX_LINKS: usize = 8;
+/// How long after a packet went or came it matters how the peer is reached.
+pub(crate) const ACTIVE_FOR: Duration = Duration::from_secs(10);
+/// How often a relay hears something at least: it must know where we are.
+const RELAY_KEEPALIVE: Duration = Duration::from_secs(25);
 /// Notices waiting for a session, and requests waiting for their answer, for one peer.
 pub const MAX_NOTICES: usize = 16;
 
@@ -140,6 +148,8 @@ pub(crate) struct PendingHandshake {
     pub(crate) index: Option<u32>,
     /// Begun because a peer did not confirm our response: it must not give way to that peer's next initiation.
     pub(crate) insist: bool,
+    /// The initiation, once made: what goes again, unchanged, when there is another path to send it by.
+    pub(crate) message: Option<Box<[u8; INITIATION_LEN]>>,
 }
 
 /// A ping whose answer is awaited.
@@ -166,8 +176,12 @@ pub(crate) struct Peer {
     candidates: Vec<SocketAddr>,
     /// Where the next fan-out goes on in the list of candidates.
     next_candidate: usize,
-    /// Where sealed packets go: where something authentic and new came from.
-    pub(crate) endpoint: Option<Path>,
+    /// Where sealed packets go, and might go.
+    pub(crate) paths: Paths,
+    /// When a packet last went or came: it matters how the peer is reached.
+    pub(crate) active: Option<Instant>,
+    /// Our address as the peer last saw it.
+    pub(crate) seen_as: Option<SocketAddr>,
     /// Where the last initiation came from. It may have been an old one, repeated from elsewhere, so it moves no endpoint;
     /// but a peer without any other address may be waiting there.
     pub(crate) heard_at: Option<Path>,
@@ -204,7 +218,9 @@ impl Peer {
             stamp: Box::new(Stamp::of(&config.key)),
             candidates: Vec::new(),
             next_candidate: 0,
-            endpoint: None,
+            paths: Paths::default(),
+            active: None,
+            seen_as: None,
             heard_at: None,
             sessions: Sessions::default(),
             handshake: None,
@@ -226,8 +242,11 @@ impl Peer {
     }
 
     /// Takes over what may change while sessions go on (W28).
-    pub(crate) fn configure(&mut self, config: &PeerConfig, now: Instant) {
+    ///
+    /// Returns the streams that are not wanted any more.
+    pub(crate) fn configure(&mut self, config: &PeerConfig, relays: &[NodeId], now: Instant) -> Vec<Link> {
         self.mesh = config.mesh;
+        self.relay = config.relay && config.mesh;
         if !self.mesh {
             self.notices.clear();
             self.pings.clear();
@@ -239,23 +258,39 @@ impl Peer {
             self.next_candidate = 0;
         }
         let interval = config.persistent_keepalive.filter(|&secs| secs > 0);
-        self.timers.set_persistent(interval.map(|secs| Duration::from_secs(secs.into())), now);
+        let interval = interval.map(|secs| Duration::from_secs(secs.into()));
+        self.timers.set_persistent(interval.or_else(|| self.relay.then_some(RELAY_KEEPALIVE)), now);
+        if !self.mesh {
+            return Vec::new();
+        }
+        let relays = if self.relay { &[] } else { relays };
+        let links = &config.links[..config.links.len().min(MAX_LINKS)];
+        self.paths.configure(&self.candidates, links, relays, now)
     }
 
-    /// Whether a handshake message has anywhere to go.
+    /// Whether a handshake message has anywhere to go, or may have soon.
     pub(crate) fn has_path(&self) -> bool {
-        self.endpoint.is_some() || self.heard_at.is_some() || !self.candidates.is_empty()
+        self.paths.any() || self.heard_at.is_some() || !self.candidates.is_empty()
     }
 
-    /// Where the next initiation goes: to the confirmed endpoint alone at first; without one, or when that did not answer,
-    /// to candidates as well, another eight of them at each try.
-    pub(crate) fn initiation_paths(&mut self) -> FanOut {
+    /// Whether it matters at the moment how the peer is reached: packets pass, or a session is sought.
+    pub(crate) fn is_wanted(&self, now: Instant) -> bool {
+        let lately = |at: Instant| now.saturating_duration_since(at) < ACTIVE_FOR;
+        self.mesh && (self.active.is_some_and(lately) || self.timers.retrying() || !self.held.is_empty())
+    }
+
+    /// Where the next initiation goes: by the selected path alone at first, if it was heard lately; otherwise, or when that did not
+    /// answer, by all others that there are and to candidates as well, another eight of them at each try.
+    pub(crate) fn initiation_paths(&mut self, relays: &RelayViews, now: Instant) -> FanOut {
         let mut paths = FanOut::default();
-        if let Some(endpoint) = self.endpoint {
-            paths.push(endpoint);
-            if self.timers.tries() <= 1 {
+        if let Some(selected) = self.paths.selected() {
+            paths.push(selected);
+            if self.timers.tries() <= 1 && (!self.mesh || self.paths.is_sure(now)) {
                 return paths;
             }
+        }
+        if self.mesh {
+            self.paths.for_handshake(relays).for_each(|path| paths.push(path));
         }
         if let Some(heard_at) = self.heard_at {
             paths.push(heard_at);
@@ -283,7 +318,7 @@ impl Peer {
         self.cookie = Some((cookie, now));
     }
 
-    pub(crate) fn status(&self, now: Instant) -> PeerStatus {
+    pub(crate) fn status(&self, relays: &RelayViews, hop: Option<Hop>, now: Instant) -> PeerStatus {
         let established = self.sessions.current().is_some_and(|session| session.can_seal(now));
         let state = match (established, self.timers.retrying()) {
             (true, _) => PeerState::Established,
@@ -296,14 +331,14 @@ impl Peer {
             mesh: self.mesh,
             state,
             relay: self.relay,
-            endpoint: self.endpoint,
-            hop: None,
-            paths: Vec::new(),
+            endpoint: self.paths.selected(),
+            hop,
+            paths: self.paths.status(relays),
             last_handshake: self.last_handshake,
             last_received: self.last_received,
             sent_bytes: self.sent_bytes,
             received_bytes: self.received_bytes,
-            rtt: self.rtt,
+            rtt: self.paths.rtt().or(self.rtt),
             held_packets: self.held.len(),
         }
     }

@@ -17,8 +17,11 @@ use crate::key::{NodeId, PublicKey};
 use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
 use crate::outbound::{Sent, relay_header};
-use crate::path::{Hop, Path};
-use crate::peer::{MAX_HELD_PACKETS, MAX_NOTICES, PeerConfig, PeerStatus, Ping, PingError, QueuedNotice};
+use crate::path::set::{Action, MAX_RELAYS};
+use crate::path::{Hop, Link, Path};
+use crate::peer::{
+    MAX_HELD_PACKETS, MAX_NOTICES, Peer, PeerConfig, PeerStatus, Ping, PingError, QueuedNotice,
+};
 use crate::peers::Peers;
 pub(crate) use crate::peers::Slot;
 use crate::random::{NoRandomness, Random};
@@ -147,6 +150,16 @@ pub struct Tunnel {
     jobs: VecDeque<Job>,
     events: VecDeque<Event>,
     pub(crate) dials: VecDeque<Dial>,
+    /// Copies of datagrams whose path is in doubt, and the path they take.
+    pub(crate) twins: VecDeque<(Path, Vec<u8>)>,
+    /// Where relays see us, one address each.
+    pub(crate) reflexive: BTreeMap<Slot, SocketAddr>,
+    /// Where else we may be reached.
+    pub(crate) own_candidates: Vec<SocketAddr>,
+    /// The network's own ranges.
+    pub(crate) pools: Vec<Prefix>,
+    /// Room for what the path engine asks for, kept from one time to the next.
+    pub(crate) actions: Vec<Action>,
     /// The peers that relay for us.
     pub(crate) relays: Vec<Slot>,
     pub(crate) drops: DropCounters,
@@ -182,6 +195,11 @@ impl Tunnel {
             jobs: VecDeque::new(),
             events: VecDeque::new(),
             dials: VecDeque::new(),
+            twins: VecDeque::new(),
+            reflexive: BTreeMap::new(),
+            own_candidates: Vec::new(),
+            pools: Vec::new(),
+            actions: Vec::new(),
             relays: Vec::new(),
             drops: DropCounters::default(),
             spare_buffers: Vec::new(),
@@ -209,14 +227,21 @@ impl Tunnel {
             .collect();
         gone.into_iter().for_each(|slot| self.remove(slot));
 
+        let is_relay = |config: &&&PeerConfig| config.relay && config.mesh;
+        let relays: Vec<NodeId> =
+            wanted.values().filter(is_relay).map(|config| config.id).take(MAX_RELAYS).collect();
         for config in wanted.values() {
             let slot = self.peers.find_or_insert(config);
             self.schedule.grow(self.peers.capacity());
-            if let Some(peer) = self.peers.get_mut(slot) {
-                peer.configure(config, now.monotonic);
-            }
+            let unwanted = match self.peers.get_mut(slot) {
+                Some(peer) => peer.configure(config, &relays, now.monotonic),
+                None => Vec::new(),
+            };
+            unwanted.into_iter().for_each(|link| self.push_dial(Dial::Close { link }));
             self.reschedule(slot);
         }
+        self.relays = relays.iter().filter_map(|&id| self.peers.by_id(id)).collect();
+        self.reflexive.retain(|slot, _| self.relays.contains(slot));
         self.route_prefixes(peers);
     }
 
@@ -239,6 +264,10 @@ impl Tunnel {
     }
 
     fn remove(&mut self, slot: Slot) {
+        let links: Vec<Link> =
+            self.peers.get(slot).map(|peer| peer.paths.links().collect()).unwrap_or_default();
+        links.into_iter().for_each(|link| self.push_dial(Dial::Close { link }));
+        self.relays.retain(|&relay| relay != slot);
         self.end_sessions(slot);
         self.end_handshake(slot);
         self.drop_held(slot, DropReason::PeerRemoved);
@@ -284,6 +313,7 @@ impl Tunnel {
         }
         peer.notices
             .push_back(QueuedNotice { notice: Notice::EchoRequest { token, selected: true }, path: None });
+        self.touch(slot, now.monotonic);
         self.flush_or_begin(slot, now);
         Ok(())
     }
@@ -313,7 +343,7 @@ impl Tunnel {
     /// Something waits to be sent to a peer: it goes now, or a handshake is begun for it.
     fn flush_or_begin(&mut self, slot: Slot, now: Now) {
         let Some(peer) = self.peers.get(slot) else { return };
-        let ready = peer.endpoint.is_some()
+        let ready = peer.paths.selected().is_some()
             && peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
         if ready {
             self.list(slot);
@@ -326,13 +356,20 @@ impl Tunnel {
     /// packets that were held. `datagram` must have room for [`crate::message::MAX_OVERHEAD`] bytes more than the MTU.
     pub fn poll_transmit(&mut self, datagram: &mut [u8], now: Now) -> Option<Transmit> {
         while let Some(message) = self.messages.pop_front() {
-            let Some(to) = self.hop(message.path) else {
+            let Some(to) = self.hop(message.path, now.monotonic) else {
                 self.drops.add(DropReason::NoPath);
                 continue;
             };
             match message.emit(datagram) {
                 Ok(len) => return Some(Transmit { len, to }),
                 Err(reason) => self.drops.add(reason),
+            }
+        }
+        while let Some((path, sealed)) = self.twins.pop_front() {
+            let sent = self.emit_twin(path, &sealed, datagram, now.monotonic);
+            self.recycle(sealed);
+            if sent.is_some() {
+                return sent;
             }
         }
         while let Some(&slot) = self.listed.front() {
@@ -359,24 +396,23 @@ impl Tunnel {
     ) -> Result<Option<(usize, Hop)>, DropReason> {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
         let can_seal = peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
-        if !can_seal || peer.endpoint.is_none() {
+        let by_its_own_path = peer.notices.front().is_some_and(|queued| queued.path.is_some());
+        if !can_seal || (peer.paths.selected().is_none() && !by_its_own_path) {
             if peer.owes_keepalive || !peer.notices.is_empty() || !peer.held.is_empty() {
                 self.begin_handshake(slot, Begin::Fresh, now);
             }
             return Ok(None);
         }
-        if let Some(QueuedNotice { notice, path }) = peer.notices.pop_front() {
-            if let Notice::EchoRequest { token, .. } = notice {
-                if peer.pings.len() >= MAX_NOTICES {
-                    peer.pings.pop_front();
-                }
-                peer.pings.push_back(Ping { token, sent: now.monotonic });
+        while let Some(QueuedNotice { notice, path }) =
+            self.peers.get_mut(slot).and_then(|peer| peer.notices.pop_front())
+        {
+            let sealed = self.seal_notice(slot, &notice, path, datagram, now)?;
+            // A notice whose path is gone by now goes nowhere.
+            if sealed.is_some() {
+                return Ok(sealed);
             }
-            peer.owes_keepalive = false;
-            let sent = if notice.is_request() { Sent::Data } else { Sent::Quiet };
-            let (bytes, len) = notice.emit();
-            return self.seal(slot, &bytes[..len], path, sent, datagram, now);
         }
+        let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
         if let Some(packet) = peer.held.pop_front() {
             peer.owes_keepalive = false;
             let sealed = self.seal(slot, &packet, None, Sent::Data, datagram, now);
@@ -387,6 +423,28 @@ impl Tunnel {
             return self.seal(slot, &[], None, Sent::Quiet, datagram, now);
         }
         Ok(None)
+    }
+
+    fn seal_notice(
+        &mut self,
+        slot: Slot,
+        notice: &Notice,
+        path: Option<Path>,
+        datagram: &mut [u8],
+        now: Now,
+    ) -> Result<Option<(usize, Hop)>, DropReason> {
+        let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
+        // The engine's own probes go by a path of their choice, and it keeps their tokens.
+        if let (Notice::EchoRequest { token, .. }, None) = (notice, path) {
+            if peer.pings.len() >= MAX_NOTICES {
+                peer.pings.pop_front();
+            }
+            peer.pings.push_back(Ping { token: *token, sent: now.monotonic });
+        }
+        peer.owes_keepalive = false;
+        let sent = if notice.is_request() { Sent::Data } else { Sent::Quiet };
+        let (bytes, len) = notice.emit();
+        self.seal(slot, &bytes[..len], path, sent, datagram, now)
     }
 
     /// Takes the next job for the handshaker.
@@ -416,6 +474,13 @@ impl Tunnel {
             while let Some(due) = self.peers.get_mut(slot).and_then(|peer| peer.timers.due(now.monotonic)) {
                 self.handle_due(slot, due, now);
             }
+            if self
+                .peers
+                .get(slot)
+                .is_some_and(|peer| peer.paths.next().is_some_and(|next| next <= now.monotonic))
+            {
+                self.drive(slot, now);
+            }
             self.reschedule(slot);
         }
     }
@@ -439,12 +504,16 @@ impl Tunnel {
                 self.flush_or_begin(slot, now);
             }
             Due::GiveUp => {
-                let id = peer.id;
+                let (id, relay) = (peer.id, peer.relay);
                 peer.notices.clear();
                 peer.owes_keepalive = false;
                 self.end_handshake(slot);
                 self.drop_held(slot, DropReason::PeerUnreachable);
                 self.push_event(Event::Unreachable { peer: id });
+                // Without its relay a node may be reached by nobody.
+                if relay {
+                    self.begin_handshake(slot, Begin::Fresh, now);
+                }
             }
             Due::Erase => {
                 let had_session = peer.sessions.current().is_some();
@@ -460,7 +529,11 @@ impl Tunnel {
 
     /// What can be said about each peer at `now`.
     pub fn peers(&self, now: Now) -> impl Iterator<Item = PeerStatus> + '_ {
-        self.peers.iter().map(move |(_, peer)| peer.status(now.monotonic))
+        let relays = self.relay_views(now.monotonic);
+        self.peers.iter().map(move |(_, peer)| {
+            let hop = peer.paths.selected().and_then(|path| self.hop(path, now.monotonic));
+            peer.status(&relays, hop, now.monotonic)
+        })
     }
 
     /// What was dropped, and why.
@@ -475,16 +548,6 @@ impl Tunnel {
         self.allowed_ips.lookup(address).and_then(|slot| self.peers.get(slot)).map(|peer| peer.id)
     }
 
-    /// The peer was heard at `path`, by something authentic and new: sealed packets go there from now on (W21).
-    pub(crate) fn set_endpoint(&mut self, slot: Slot, path: Path) {
-        let Some(peer) = self.peers.get_mut(slot) else { return };
-        if peer.endpoint != Some(path) {
-            peer.endpoint = Some(path);
-            let peer = peer.id;
-            self.push_event(Event::PathSelected { peer, path });
-        }
-    }
-
     /// Puts a peer among those that may have something to send.
     pub(crate) fn list(&mut self, slot: Slot) {
         if let Some(peer) = self.peers.get_mut(slot)
@@ -497,7 +560,8 @@ impl Tunnel {
 
     /// Makes sure that the peer's next timer is not slept through.
     pub(crate) fn reschedule(&mut self, slot: Slot) {
-        if let Some(deadline) = self.peers.get(slot).and_then(|peer| peer.timers.next()) {
+        let deadline = |peer: &Peer| [peer.timers.next(), peer.paths.next()].into_iter().flatten().min();
+        if let Some(deadline) = self.peers.get(slot).and_then(deadline) {
             self.schedule.at_latest(slot, deadline);
         }
     }
@@ -535,7 +599,7 @@ impl Tunnel {
         }
     }
 
-    fn recycle(&mut self, buffer: Vec<u8>) {
+    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
         if self.spare_buffers.len() < MAX_SPARE_BUFFERS {
             self.spare_buffers.push(buffer);
         }

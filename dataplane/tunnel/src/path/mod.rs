@@ -16,6 +16,9 @@
 //! another way, over a WebSocket instead of UDP, say, and nobody but the node itself needs to know.
 
 mod candidate;
+mod probe;
+mod score;
+pub(crate) mod set;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -572,6 +572,10 @@ fn confirmed_endpoint_is_tried_first_and_candidates_again_when_it_is_silent() {
     let elsewhere: SocketAddr = "198.51.100.1:7".parse().unwrap();
     let mut pair = Pair::with(42, |_| {}, |far| far.candidates.insert(0, elsewhere)).connect();
     pair.run(seconds(121));
+    // Something was heard lately: where the peer is is beyond doubt.
+    pair.send_far(b"here");
+    pair.settle();
+    pair.sent.clear();
     pair.send_near(b"rekey");
     pair.wire.clear();
     let to: Vec<Path> = pair.sent_by(pair.near.path, 1).iter().map(|(_, datagram)| datagram.to).collect();

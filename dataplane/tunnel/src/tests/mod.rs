@@ -228,6 +228,21 @@ impl Pair {
         self
     }
 
+    /// The same pair and the same session, but of devices that know no notices: nothing is sent but what WireGuard's own
+    /// timers ask for.
+    fn stock(mut self) -> Self {
+        self.near.config.mesh = false;
+        self.far.config.mesh = false;
+        self.introduce();
+        self
+    }
+
+    /// Tells each of the two what the other is.
+    fn introduce(&mut self) {
+        self.near.apply(std::slice::from_ref(&self.far.config), self.now);
+        self.far.apply(std::slice::from_ref(&self.near.config), self.now);
+    }
+
     fn near_packet(payload: &[u8]) -> Vec<u8> {
         packet("10.0.0.1", "10.0.0.2", payload)
     }

@@ -11,7 +11,7 @@ fn within_jitter(at: Duration, due: Duration) -> bool {
 
 /// Data a session of this age, both ways, without anything being due on the way.
 fn aged(seed: u64, age: Duration) -> Pair {
-    let mut pair = Pair::connected(seed);
+    let mut pair = Pair::connected(seed).stock();
     pair.run(age);
     pair.sent.clear();
     pair
@@ -171,14 +171,14 @@ fn silence_after_data_begins_a_handshake_after_fifteen_seconds() {
 
 #[test]
 fn keepalives_alone_do_not_make_a_silent_peer_dead() {
-    let mut pair = Pair::with(11, |_| {}, |far| far.persistent_keepalive = Some(3)).connect();
+    let mut pair = Pair::with(11, |_| {}, |far| far.persistent_keepalive = Some(3)).connect().stock();
     pair.cut(seconds(100));
     assert!(pair.near_initiations().is_empty());
 }
 
 #[test]
 fn persistent_keepalive_counts_from_the_last_traffic_either_way() {
-    let mut pair = Pair::with(12, |_| {}, |far| far.persistent_keepalive = Some(25)).connect();
+    let mut pair = Pair::with(12, |_| {}, |far| far.persistent_keepalive = Some(25)).connect().stock();
     pair.run(seconds(20));
     pair.send_far(b"data");
     pair.settle();
@@ -270,6 +270,9 @@ fn unconfirmed_response_makes_the_responder_begin_within_six_seconds() {
 fn unconfirmed_response_begins_nothing_while_the_peer_still_uses_its_session() {
     for (still_uses, begun) in [(true, 0), (false, 1)] {
         let mut pair = aged(20, seconds(6));
+        pair.near.config.mesh = true;
+        pair.far.config.mesh = true;
+        pair.introduce();
         // An initiation of the far side arrives, which then has no more need of it.
         pair.far.tunnel.begin_handshake(0, crate::establish::Begin::Insist, pair.now);
         pair.work();
