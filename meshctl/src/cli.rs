@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::PathBuf};
 use clap::{Arg, ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::BoolishValueParser};
 
 use crate::{
-    command::{coordinator, demo, join, network, node, nodes, ping, status, token},
+    command::{coordinator, demo, join, network, node, nodes, ping, relay, status, token, why},
     failure::{Exit, Failure},
     output::Format,
 };
@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Status(status::Args),
     /// Asks a peer for an echo: which path answered, in what time
     Ping(ping::Args),
+    /// Tells how a peer is reached, and what became of every other way to it
+    Why(why::Args),
     /// Shows what is known of each peer
     Peers(status::Args),
     /// Leaves the network and forgets its keys
@@ -53,6 +55,9 @@ pub(crate) enum Command {
     /// Lists and removes the members of a network (on the coordinator)
     #[command(subcommand)]
     Nodes(nodes::Command),
+    /// Runs a relay, and lists whom the coordinator's serves
+    #[command(subcommand)]
+    Relay(relay::Command),
     /// Makes, lists and revokes join tokens (on the coordinator)
     #[command(subcommand)]
     Token(token::Command),

@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use ringmesh_proto::{
     admin::{
         network_service_client::NetworkServiceClient, node_service_client::NodeServiceClient,
-        token_service_client::TokenServiceClient,
+        relay_service_client::RelayServiceClient, token_service_client::TokenServiceClient,
     },
     local::local_service_client::LocalServiceClient,
 };
@@ -76,6 +76,11 @@ impl Connection {
     /// `ringmesh.admin.v1`, members.
     pub(crate) fn nodes(&self) -> NodeServiceClient<Channel> {
         NodeServiceClient::new(self.channel.clone())
+    }
+
+    /// `ringmesh.admin.v1`, the coordinator's relay.
+    pub(crate) fn relay(&self) -> RelayServiceClient<Channel> {
+        RelayServiceClient::new(self.channel.clone())
     }
 
     /// `ringmesh.admin.v1`, tokens.

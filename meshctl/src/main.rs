@@ -10,6 +10,7 @@ mod command;
 mod connect;
 mod daemon;
 mod failure;
+mod flags;
 mod launch;
 mod logging;
 mod output;
@@ -83,7 +84,8 @@ fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 /// Does what was asked. Threads are only started inside the arms: some commands change the whole process first.
 fn run(cli: Cli) -> Result<(), Failure> {
     use command::{
-        block_on, coordinator, demo, join, leave, network, node, nodes, ping, status, token, version,
+        block_on, coordinator, demo, join, leave, network, node, nodes, ping, relay, status, token, version,
+        why,
     };
     let format = cli.output;
     match cli.command {
@@ -91,12 +93,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Join(args) => join::run(format, args),
         Command::Status(args) => block_on(status::run(format, args)),
         Command::Ping(args) => block_on(ping::run(format, args)),
+        Command::Why(args) => block_on(why::run(format, args)),
         Command::Peers(args) => block_on(status::peers(format, args)),
         Command::Leave(args) => block_on(leave::run(format, args)),
         Command::Node(node::Command::Run { options, daemon }) => node::run(options, daemon),
         Command::Node(node::Command::Up { options, log }) => block_on(node::up(options, log)),
         Command::Node(node::Command::Down { socket }) => block_on(node::down(socket)),
         Command::Nodes(command) => block_on(nodes::run(format, command)),
+        Command::Relay(command) => relay::run(format, command),
         Command::Token(command) => block_on(token::run(format, command)),
         Command::Network(command) => block_on(network::run(format, command)),
         Command::Demo(args) => demo::run(format, args),

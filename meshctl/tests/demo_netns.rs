@@ -67,12 +67,16 @@ fn report(output: &Output) -> Value {
     report.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
+fn conforms(report: &Value) {
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/demo.json");
+    let schema: Value = serde_json::from_slice(&fs::read(schema).unwrap()).unwrap();
+    jsonschema::validate(&schema, report).unwrap();
+}
+
 fn expect_success(output: &Output, privilege: &str) {
     let report = report(output);
     assert!(output.status.success(), "{report:#}\n{}", String::from_utf8_lossy(&output.stderr));
-    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/demo.json");
-    let schema: Value = serde_json::from_slice(&fs::read(schema).unwrap()).unwrap();
-    jsonschema::validate(&schema, &report).unwrap();
+    conforms(&report);
     assert_eq!(report["ok"], true);
     assert_eq!(report["privilege"], privilege);
     let steps: Vec<&str> =
@@ -109,6 +113,68 @@ fn the_demo_passes_for_nobody_on_the_portable_back_end() {
         report["steps"].as_array().unwrap().iter().filter_map(|step| step["facts"].get("back_end")).collect();
     assert_eq!(back_ends, ["poll", "poll"]);
     assert_eq!(copy.processes(), 0);
+}
+
+/// Runs a demo of two nodes whose packets are made to take `transport` from behind `nat`, and looks whether they did.
+#[track_caller]
+fn goes_by(transport: &str, nat: &str) {
+    let copy = Copy::new();
+    let arguments = ["--output", "json", "--nodes", "2", "--transport", transport, "--nat", nat];
+    let output = copy.demo().args(arguments).output().unwrap();
+    let report = report(&output);
+    assert!(output.status.success(), "{report:#}\n{}", String::from_utf8_lossy(&output.stderr));
+    conforms(&report);
+    assert_eq!((&report["transport"], &report["nat"]), (&transport.into(), &nat.into()));
+    let step = |name: &str| {
+        let found = report["steps"].as_array().unwrap().iter().find(|step| step["name"] == name);
+        found.unwrap_or_else(|| panic!("{name} is not in {report:#}")).clone()
+    };
+    assert_eq!(step("path")["facts"]["path"], transport);
+    let sent = step("TCP transfer");
+    assert!(sent["text"].as_str().unwrap().contains(&format!("by {transport}, SHA-256")), "{sent}");
+    assert!(sent["facts"]["bytes"].as_u64().unwrap() >= 1 << 20, "{sent}");
+    step("torn down");
+    assert_eq!(copy.processes(), 0);
+}
+
+#[test]
+fn nodes_behind_masquerading_routers_end_up_on_a_direct_path() {
+    goes_by("direct", "masquerade");
+}
+
+#[test]
+fn nodes_that_cannot_send_each_other_udp_go_by_the_relay() {
+    goes_by("relay", "none");
+}
+
+#[test]
+fn nodes_behind_masquerading_routers_that_block_each_other_go_by_the_relay() {
+    goes_by("relay", "masquerade");
+}
+
+#[test]
+fn nodes_behind_symmetric_nats_go_by_the_relay_and_never_believe_to_be_direct() {
+    goes_by("relay", "symmetric");
+}
+
+#[test]
+fn nodes_without_udp_go_by_a_websocket() {
+    goes_by("websocket", "none");
+}
+
+#[test]
+fn nodes_without_udp_behind_masquerading_routers_go_by_a_websocket() {
+    goes_by("websocket", "masquerade");
+}
+
+#[test]
+fn nodes_without_udp_behind_symmetric_nats_go_by_a_websocket() {
+    goes_by("websocket", "symmetric");
+}
+
+#[test]
+fn nodes_without_udp_go_by_ssh_where_there_is_an_endpoint() {
+    goes_by("ssh", "none");
 }
 
 /// Starts a demo that is kept, and waits until it runs on.

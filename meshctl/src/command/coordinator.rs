@@ -1,7 +1,6 @@
 //! `meshctl coordinator`: the coordinator itself, and starting and stopping it.
 
 use std::{
-    ffi::OsString,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -9,7 +8,7 @@ use std::{
 
 use ringmesh_controlplane::{
     StartError,
-    config::{Config, Endpoint},
+    config::{Config, Endpoint, RelayConfig},
     server::SocketError,
     store::sqlite::OpenError,
     tls,
@@ -22,6 +21,7 @@ use crate::{
     connect::Connection,
     daemon::Daemon,
     failure::{Exit, Failure},
+    flags::Flags,
     launch::{self, Plan},
     output::{self, Format, now_ms, tokens::Created},
     process, rights,
@@ -36,13 +36,6 @@ const DEFAULT_CONFIG: &str = "/etc/mesh/coordinator.toml";
 pub(crate) enum Command {
     /// Starts the coordinator if it is not running, and prints the command by which a machine joins
     Up {
-        /// How many nodes may join with the token printed
-        #[arg(long, env = "MESH_TOKEN_USES", value_name = "N", default_value_t = 1)]
-        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-        uses: u32,
-        /// Any number of nodes may join with it
-        #[arg(long, env = "MESH_TOKEN_REUSABLE", conflicts_with = "uses")]
-        reusable: bool,
         #[command(flatten)]
         terms: Terms,
         #[command(flatten)]
@@ -110,6 +103,8 @@ pub(crate) struct Options {
     /// At the first start: the DNS zone of the nodes' names [default: mesh]
     #[arg(long, env = "MESH_ZONE", value_name = "ZONE")]
     zone: Option<String>,
+    #[command(flatten)]
+    relay: RelayOptions,
 }
 
 impl Options {
@@ -127,6 +122,7 @@ impl Options {
         config.network.name = over.network_name.unwrap_or(config.network.name);
         config.network.ipv4_pool = over.ipv4_pool.unwrap_or(config.network.ipv4_pool);
         config.network.zone = over.zone.unwrap_or(config.network.zone);
+        over.relay.lay_over(&mut config.relay);
         config.check().map_err(|error| {
             Failure::new(Exit::Usage, "cannot use these options").cause(error.to_string())
         })?;
@@ -134,33 +130,105 @@ impl Options {
     }
 
     /// The same as flags, for a process of its own: only what was asked, paths as seen from `/`.
-    fn flags(&self) -> Result<Vec<OsString>, Failure> {
-        let mut flags: Vec<OsString> = Vec::new();
-        let mut flag = |name: &str, value: Option<OsString>| {
-            if let Some(value) = value {
-                flags.extend([name.into(), value]);
-            }
-        };
-        let path = |path: &Option<PathBuf>| {
-            path.as_deref().map(absolute).transpose().map(|path| path.map(OsString::from))
-        };
-        flag("--config", path(&self.config)?);
-        flag("--state-dir", path(&self.state_dir)?);
-        flag("--socket", path(&self.socket)?);
-        flag("--listen", self.listen.map(|listen| listen.to_string().into()));
-        for Endpoint { host, port } in &self.advertise {
-            let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-            flag(
-                "--advertise",
-                Some(port.map_or_else(|| bracketed.clone(), |port| format!("{bracketed}:{port}")).into()),
-            );
-        }
-        flag("--heartbeat", self.heartbeat.map(|seconds| seconds.to_string().into()));
-        flag("--network-name", self.network_name.clone().map(OsString::from));
-        flag("--ipv4-pool", self.ipv4_pool.map(|pool| pool.to_string().into()));
-        flag("--zone", self.zone.clone().map(OsString::from));
-        Ok(flags)
+    fn flags(&self) -> Result<Flags, Failure> {
+        let flags = Flags::default()
+            .path("--config", self.config.as_deref())?
+            .path("--state-dir", self.state_dir.as_deref())?
+            .path("--socket", self.socket.as_deref())?
+            .value("--listen", self.listen)
+            .each("--advertise", self.advertise.iter().map(written))
+            .value("--heartbeat", self.heartbeat)
+            .value("--network-name", self.network_name.as_ref())
+            .value("--ipv4-pool", self.ipv4_pool)
+            .value("--zone", self.zone.as_ref());
+        Ok(self.relay.flags(flags))
     }
+}
+
+/// What the coordinator's relay can be told: the `[relay]` section of the file.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Options of the coordinator's relay")]
+#[group(skip)]
+struct RelayOptions {
+    /// Runs no relay; nodes that cannot reach each other then need another one
+    #[arg(long = "no-relay", env = "MESH_NO_RELAY")]
+    off: bool,
+    /// Its UDP address and port [default: those on which the coordinator listens]
+    #[arg(
+        id = "relay_listen",
+        long = "relay-listen",
+        env = "MESH_RELAY_LISTEN",
+        value_name = "ADDRESS:PORT"
+    )]
+    listen: Option<SocketAddr>,
+    /// Where nodes send their datagrams, may be repeated [default: what the coordinator advertises]
+    #[arg(
+        long = "relay-endpoint",
+        env = "MESH_RELAY_ENDPOINTS",
+        value_name = "HOST[:PORT]",
+        value_delimiter = ','
+    )]
+    endpoints: Vec<Endpoint>,
+    /// The URL of its WebSocket as nodes see it, behind a reverse proxy say; may be repeated
+    #[arg(
+        long = "relay-websocket",
+        env = "MESH_RELAY_WEBSOCKETS",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    websockets: Vec<String>,
+    /// What stands before /relay/v1 in the path of requests, such as /base
+    #[arg(long = "relay-base-path", env = "MESH_RELAY_BASE_PATH", value_name = "PATH")]
+    base_path: Option<String>,
+    /// Reverse proxies whose word on a client's address is believed; may be repeated
+    #[arg(long = "trusted-proxy", env = "MESH_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
+    trusted_proxies: Vec<Prefix>,
+    /// What one node may have relayed, in Mbit/s; 0: no bound [default: 0]
+    #[arg(long = "relay-client-rate", env = "MESH_RELAY_CLIENT_RATE", value_name = "MBIT")]
+    client_rate: Option<u32>,
+    /// What all nodes together may have relayed, in Mbit/s; 0: no bound [default: 0]
+    #[arg(long = "relay-total-rate", env = "MESH_RELAY_TOTAL_RATE", value_name = "MBIT")]
+    total_rate: Option<u32>,
+}
+
+impl RelayOptions {
+    /// Lays these over the file's.
+    fn lay_over(self, config: &mut RelayConfig) {
+        if !self.endpoints.is_empty() {
+            config.endpoints = self.endpoints;
+        }
+        if !self.websockets.is_empty() {
+            config.websockets = self.websockets;
+        }
+        if !self.trusted_proxies.is_empty() {
+            config.trusted_proxies = self.trusted_proxies;
+        }
+        config.enabled &= !self.off;
+        config.listen = self.listen.or(config.listen);
+        if let Some(base_path) = self.base_path {
+            config.base_path = base_path;
+        }
+        config.client_rate_mbit = self.client_rate.unwrap_or(config.client_rate_mbit);
+        config.total_rate_mbit = self.total_rate.unwrap_or(config.total_rate_mbit);
+    }
+
+    fn flags(&self, flags: Flags) -> Flags {
+        flags
+            .switch("--no-relay", self.off)
+            .value("--relay-listen", self.listen)
+            .each("--relay-endpoint", self.endpoints.iter().map(written))
+            .each("--relay-websocket", &self.websockets)
+            .value("--relay-base-path", self.base_path.as_ref())
+            .each("--trusted-proxy", &self.trusted_proxies)
+            .value("--relay-client-rate", self.client_rate)
+            .value("--relay-total-rate", self.total_rate)
+    }
+}
+
+/// An endpoint as it is read back.
+fn written(Endpoint { host, port }: &Endpoint) -> String {
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"))
 }
 
 fn load(path: Option<&Path>) -> Result<Config, Failure> {
@@ -179,9 +247,8 @@ fn load(path: Option<&Path>) -> Result<Config, Failure> {
 /// `meshctl coordinator ...`. Called before any thread is started.
 pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Up { uses, reusable, terms, network, options, log } => {
-            let uses = (!reusable).then_some(uses);
-            super::block_on(up(format, options, &log, network.network, uses, terms))
+        Command::Up { terms, network, options, log } => {
+            super::block_on(up(format, options, &log, network.network, terms))
         }
         Command::Down { socket } => super::block_on(down(socket)),
         Command::Run { restored, options, daemon } => serve(&options, restored, &daemon),
@@ -194,7 +261,6 @@ async fn up(
     options: Options,
     log: &process::Log,
     network: String,
-    uses: Option<u32>,
     terms: Terms,
 ) -> Result<(), Failure> {
     let config = options.config()?;
@@ -204,7 +270,7 @@ async fn up(
             coordinator
         }
         Err(failure) if failure.exit() == Exit::NotRunning => {
-            let mut flags = options.flags()?;
+            let mut flags = options.flags()?.into_words();
             flags.extend(log.flags());
             let (socket, state_dir) = (config.admin_socket, config.state_dir);
             let plan = Plan { daemon: Daemon::Coordinator, socket, state_dir, flags };
@@ -214,7 +280,7 @@ async fn up(
         }
         Err(failure) => return Err(failure),
     };
-    let created = Created::new(token::create(&coordinator, network, uses, terms).await?, true);
+    let created = Created::new(token::create(&coordinator, network, terms, false).await?, true);
     output::note(created.token.terms(now_ms()));
     created.whereto().into_iter().for_each(output::note);
     output::note("run this on the machine that shall join (one more token: meshctl token create):");
@@ -251,11 +317,15 @@ fn failed(error: &StartError) -> Failure {
         StartError::PortTaken { .. }
         | StartError::Socket(SocketError::InUse { .. } | SocketError::NotASocket { .. })
         | StartError::Database(OpenError::Locked { .. }) => Exit::Conflict,
-        StartError::PortPrivileged { .. } => Exit::Permission,
+        StartError::Relay(RelayError::PortTaken { .. }) => Exit::Conflict,
+        StartError::PortPrivileged { .. } | StartError::Relay(RelayError::PortPrivileged { .. }) => {
+            Exit::Permission
+        }
         _ if is_want_of_rights(error) => Exit::Permission,
         StartError::File(_)
         | StartError::Database(_)
         | StartError::Listen { .. }
+        | StartError::Relay(_)
         | StartError::Socket(_)
         | StartError::Fault(_)
         | StartError::Server(_)
@@ -294,4 +364,56 @@ fn ca(config: Option<&Path>, state_dir: Option<PathBuf>) -> Result<(), Failure> 
         }
     })?;
     output::write_result(&pem)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command as Asked};
+
+    fn parsed(words: &[&str]) -> Command {
+        let words = ["meshctl", "coordinator"].iter().chain(words);
+        let matches = Cli::grammar().try_get_matches_from(words).unwrap();
+        let Asked::Coordinator(command) = Cli::from_arg_matches(&matches).unwrap().command else {
+            panic!("another command")
+        };
+        command
+    }
+
+    #[test]
+    fn what_up_was_told_reaches_the_daemon_that_it_starts() {
+        let words = "up --config /etc/hosts --state-dir /s --socket /r/c.sock --listen [::]:8443 --advertise [2001:db8::1]:444 \
+                     --advertise mesh.example.org --heartbeat 5 --network-name home --ipv4-pool 10.42.0.0/16 --zone home.arpa \
+                     --no-relay --relay-listen [::]:3478 --relay-endpoint relay.example.org:3479 \
+                     --relay-websocket wss://a.example.org/relay/v1 --relay-websocket wss://b.example.org/relay/v1 \
+                     --relay-base-path /base --trusted-proxy 192.0.2.0/24 --relay-client-rate 50 --relay-total-rate 400";
+        let words: Vec<&str> = words.split_whitespace().collect();
+        let Command::Up { options, .. } = parsed(&words) else { panic!("not up") };
+        let again = options.flags().unwrap().into_words();
+        let again: Vec<&str> = again.iter().map(|word| word.to_str().unwrap()).collect();
+        assert_eq!(again, words[1..]);
+    }
+
+    #[test]
+    fn flags_go_before_the_relay_section_of_the_file() {
+        let Command::Run { options, .. } =
+            parsed(&["run", "--relay-listen", "[::]:3478", "--trusted-proxy", "192.0.2.0/24"])
+        else {
+            panic!("not run")
+        };
+        let mut config =
+            RelayConfig { base_path: "/base".to_owned(), total_rate_mbit: 9, ..Default::default() };
+        options.relay.lay_over(&mut config);
+        assert_eq!(config.listen, Some("[::]:3478".parse().unwrap()));
+        assert_eq!(config.trusted_proxies, ["192.0.2.0/24".parse().unwrap()]);
+        assert!(config.enabled);
+        assert_eq!((config.base_path.as_str(), config.total_rate_mbit), ("/base", 9));
+
+        let Command::Run { options, .. } = parsed(&["run", "--no-relay"]) else { panic!("not run") };
+        options.relay.lay_over(&mut config);
+        assert!(!config.enabled);
+        assert_eq!(config.listen, Some("[::]:3478".parse().unwrap()));
+    }
 }

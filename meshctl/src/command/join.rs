@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use clap::builder::{StringValueParser, TypedValueParser as _};
 use ringmesh_node::{Config, Failure as NodeFailure};
-use ringmesh_proto::local::{JoinRequest, PingRequest, StatusResponse, join_progress::Step};
+use ringmesh_proto::local::{self, JoinRequest, PingRequest, StatusResponse, join_progress::Step};
 use tokio::{
     sync::oneshot,
     task::JoinSet,
@@ -32,6 +32,20 @@ use crate::{
 /// How to join.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    newcomer: Newcomer,
+    /// Stays, and is the node daemon itself, for containers and supervisors
+    #[arg(long, env = "MESH_FOREGROUND")]
+    foreground: bool,
+    #[command(flatten)]
+    options: node::Options,
+    #[command(flatten)]
+    log: process::Log,
+}
+
+/// Who joins, and what lets it in.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Newcomer {
     /// The join token: itself, file:PATH, or - for standard input
     #[arg(long, env = token::VARIABLE, value_name = "TOKEN", hide_env_values = true)]
     #[arg(value_parser = StringValueParser::new().map(Source::from))]
@@ -42,15 +56,10 @@ pub(crate) struct Args {
     /// An OpenSSH Ed25519 private key to be this node's identity [default: a new one]
     #[arg(long, env = "MESH_IDENTITY", value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// Stays, and is the node daemon itself, for containers and supervisors
-    #[arg(long, env = "MESH_FOREGROUND")]
-    foreground: bool,
-    #[command(flatten)]
-    options: node::Options,
-    #[command(flatten)]
-    log: process::Log,
 }
 
+/// The file that a member has in its state directory.
+const MEMBERSHIP: &str = "network.json";
 /// How long an enrolment may take, retries of the daemon included.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long the first map may take from the coordinator into the data plane.
@@ -61,27 +70,50 @@ const PING_TIMEOUT: Duration = Duration::from_secs(12);
 const MAX_ASKED: usize = 16;
 
 /// What is asked of the daemon.
-struct Wish {
+pub(crate) struct Wish {
     token: Token,
     name: String,
     identity_pem: Zeroizing<String>,
+}
+
+impl Newcomer {
+    /// What to ask of the daemon; all that can be wrong on this side is found here.
+    fn wish(&self) -> Result<Wish, Failure> {
+        let identity_pem = self.identity.as_ref().map_or_else(|| Ok(Zeroizing::default()), read_identity)?;
+        let token = Source::read(self.token.as_ref())?;
+        Ok(Wish { token, name: self.name.clone().unwrap_or_default(), identity_pem })
+    }
+
+    /// The same, for a process that stays: a token that could be read in its arguments or its environment is moved out of sight,
+    /// by which the process begins anew.
+    fn hidden_wish(&self) -> Result<Wish, Failure> {
+        let exposed = self.token.as_ref().is_some_and(Source::is_exposed) || token::is_in_environment();
+        let wish = self.wish()?;
+        if exposed {
+            return Err(token::hide(&wish.token, std::env::args_os().skip(1)));
+        }
+        Ok(wish)
+    }
+
+    /// The same, or `None` if no token is given and none is needed, because this machine has joined before.
+    pub(crate) fn wish_unless_member(&self, config: &Config) -> Result<Option<Wish>, Failure> {
+        if self.token.is_none() && config.state_dir.join(MEMBERSHIP).exists() {
+            return Ok(None);
+        }
+        self.hidden_wish().map(Some)
+    }
 }
 
 /// `meshctl join`. Called before any thread is started.
 pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
     // All that can be wrong on this side is found before anything is started.
     let config = args.options.config()?;
-    let identity_pem = args.identity.as_ref().map_or_else(|| Ok(Zeroizing::default()), read_identity)?;
-    let exposed = args.token.as_ref().is_some_and(Source::is_exposed) || token::is_in_environment();
-    let token = Source::read(args.token.as_ref())?;
-    let wish = Wish { token, name: args.name.clone().unwrap_or_default(), identity_pem };
     if args.foreground {
-        if exposed {
-            return Err(token::hide(&wish.token, std::env::args_os().skip(1)));
-        }
+        let wish = args.newcomer.hidden_wish()?;
         args.log.start(config.log.as_deref())?;
-        return super::block_on_threads(in_foreground(format, config, wish));
+        return super::block_on_threads(in_foreground(format, config, Some(wish), || ()));
     }
+    let wish = args.newcomer.wish()?;
     super::block_on(with_daemon(format, args.options, &args.log, config, wish))
 }
 
@@ -141,8 +173,15 @@ async fn undo(connection: Connection, started: Option<Started>) {
     }
 }
 
-/// Is the daemon, and joins through its own socket as anybody would.
-async fn in_foreground(format: Format, config: Config, wish: Wish) -> Result<(), Failure> {
+/// Is the daemon, and joins through its own socket as anybody would; without a wish this machine must have joined before.
+///
+/// `tell_ready` is called once the daemon answers.
+pub(crate) async fn in_foreground(
+    format: Format,
+    config: Config,
+    wish: Option<Wish>,
+    tell_ready: impl FnOnce(),
+) -> Result<(), Failure> {
     let signals = Signals::listen()?;
     let socket = config.socket.clone();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -159,8 +198,12 @@ async fn in_foreground(format: Format, config: Config, wish: Wish) -> Result<(),
         if is_ready.await.is_err() {
             return std::future::pending().await;
         }
+        tell_ready();
         let connection = Connection::open(Daemon::Node, &socket).await?;
-        let (status, enrolled) = join_with(&connection, &wish, true).await?;
+        let (status, enrolled) = match &wish {
+            Some(wish) => join_with(&connection, wish, true).await?,
+            None => (membership(&connection).await?, false),
+        };
         if let Err(failure) = finish(format, &connection, status, enrolled).await {
             // The node is in the network: a peer that does not answer yet is no reason to end.
             output::failure(&failure);
@@ -205,6 +248,17 @@ async fn join_with(
         }
     }
     Ok((ask_to_join(connection, wish).await?, true))
+}
+
+/// The status of a daemon that is in a network already.
+async fn membership(connection: &Connection) -> Result<StatusResponse, Failure> {
+    let status = status::ask(connection).await?;
+    status::not_removed(&status)?;
+    if status.network.is_none() {
+        return Err(Failure::new(Exit::NotJoined, "this machine is in no network")
+            .attempt("give a token; make one on the coordinator: meshctl token create"));
+    }
+    Ok(status)
 }
 
 /// Has the daemon join, telling its progress.
@@ -288,8 +342,10 @@ async fn wait_installed(
 
 /// Asks all peers (up to a bound) at once for an echo; tells how many, and the first that answered, or else one that did not.
 async fn first_answer(connection: &Connection, status: &StatusResponse) -> (usize, Option<FirstPing>) {
-    // Stock devices speak WireGuard only, and cannot answer an echo.
-    let peers: Vec<_> = status.peers.iter().filter(|peer| peer.kind == "mesh").take(MAX_ASKED).collect();
+    // Stock devices speak WireGuard only, and cannot answer an echo; that a relay answers says nothing of the other peers.
+    let is_node =
+        |peer: &&local::Peer| peer.kind == "mesh" && !status.relays.iter().any(|relay| relay.id == peer.id);
+    let peers: Vec<_> = status.peers.iter().filter(is_node).take(MAX_ASKED).collect();
     let mut asking = JoinSet::new();
     for peer in &peers {
         let request = PingRequest {
@@ -319,7 +375,7 @@ async fn first_answer(connection: &Connection, status: &StatusResponse) -> (usiz
     .await;
     let none = || {
         let peer = peers.first()?;
-        let reply = Reply { sequence: 0, path: None, endpoint: None, rtt_us: None, error: None };
+        let reply = Reply::default();
         Some(FirstPing { node: peer.name.clone(), ipv4: peer.ipv4.clone(), reply })
     };
     (peers.len(), answer.ok().flatten().or(silent).or_else(none))

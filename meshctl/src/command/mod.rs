@@ -8,9 +8,11 @@ pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod ping;
+pub(crate) mod relay;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod version;
+pub(crate) mod why;
 
 use crate::failure::{Exit, Failure};
 

@@ -1,8 +1,11 @@
 //! `meshctl node`: the node daemon itself, and starting and stopping it.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use ringmesh_node::Config;
+use ringmesh_node::{Config, config::LinkSocket};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -10,6 +13,7 @@ use crate::{
     connect::Connection,
     daemon::Daemon,
     failure::{Exit, Failure},
+    flags::Flags,
     launch::{self, Plan},
     output, process,
     signals::Signals,
@@ -74,6 +78,23 @@ pub(crate) struct Options {
     /// An endpoint to tell peers besides those found, such as a forwarded port; may be repeated
     #[arg(long = "endpoint", env = "MESH_ENDPOINTS", value_name = "ADDRESS:PORT", value_delimiter = ',')]
     endpoints: Vec<SocketAddr>,
+    /// The TCP port of an SSH endpoint for peers, where UDP does not pass [default: none]
+    #[arg(long, env = "MESH_SSH_PORT", value_name = "PORT")]
+    ssh_port: Option<u16>,
+    /// The socket to which peers have their streams forwarded by this machine's SSH server, or false for none
+    /// [default: link.sock beside the unix socket]
+    #[arg(long, env = "MESH_LINK_SOCKET", value_name = "PATH", value_parser = link_socket)]
+    link_socket: Option<LinkSocket>,
+}
+
+/// How the link socket is switched off, as in the file.
+const NO_SOCKET: &str = "false";
+
+fn link_socket(text: &str) -> Result<LinkSocket, String> {
+    match text {
+        NO_SOCKET => Ok(LinkSocket::Off),
+        path => Ok(LinkSocket::At(absolute(Path::new(path)).map_err(|failure| failure.error().to_owned())?)),
+    }
 }
 
 /// The packet back ends.
@@ -123,39 +144,37 @@ impl Options {
         if !over.endpoints.is_empty() {
             config.endpoints = over.endpoints;
         }
+        config.ssh_port = over.ssh_port.or(config.ssh_port);
+        config.link_socket = over.link_socket.unwrap_or(config.link_socket);
         config.check().map_err(|failure| process::node_failure("use these options", &failure))?;
         Ok(config)
     }
 
     /// The same as flags, for a process of its own: only what was asked, paths as seen from `/`.
-    fn flags(&self) -> Result<Vec<OsString>, Failure> {
-        let mut flags: Vec<OsString> = Vec::new();
-        let mut flag = |name: &str, value: Option<OsString>| {
-            if let Some(value) = value {
-                flags.extend([name.into(), value]);
-            }
+    fn flags(&self) -> Result<Flags, Failure> {
+        let flags = Flags::default()
+            .path("--config", self.config.as_deref())?
+            .path("--state-dir", self.state_dir.as_deref())?
+            .path("--socket", self.socket.as_deref())?;
+        let flags = match &self.link_socket {
+            Some(LinkSocket::At(path)) => flags.path("--link-socket", Some(path))?,
+            Some(LinkSocket::Off) => flags.value("--link-socket", Some(NO_SOCKET)),
+            Some(LinkSocket::Beside) | None => flags,
         };
-        let path = |path: &Option<PathBuf>| {
-            path.as_deref().map(absolute).transpose().map(|path| path.map(OsString::from))
-        };
-        flag("--config", path(&self.config)?);
-        flag("--state-dir", path(&self.state_dir)?);
-        flag("--socket", path(&self.socket)?);
-        flag("--socket-group", self.socket_group.clone().map(OsString::from));
-        flag("--interface", self.interface.clone().map(OsString::from));
-        flag("--listen-port", self.listen_port.map(|port| port.to_string().into()));
-        flag("--io", self.io.map(|io| io.word().into()));
-        flag("--mtu", self.mtu.map(|mtu| mtu.to_string().into()));
-        flag("--cpu", self.cpu.map(|cpu| cpu.to_string().into()));
-        for endpoint in &self.endpoints {
-            flag("--endpoint", Some(endpoint.to_string().into()));
-        }
-        Ok(flags)
+        Ok(flags
+            .value("--socket-group", self.socket_group.as_ref())
+            .value("--interface", self.interface.as_ref())
+            .value("--listen-port", self.listen_port)
+            .value("--io", self.io.map(BackEnd::word))
+            .value("--mtu", self.mtu)
+            .value("--cpu", self.cpu)
+            .each("--endpoint", &self.endpoints)
+            .value("--ssh-port", self.ssh_port))
     }
 
     /// How to start the daemon with these options.
     pub(crate) fn plan(&self, config: &Config, log: &process::Log) -> Result<Plan, Failure> {
-        let mut flags = self.flags()?;
+        let mut flags = self.flags()?.into_words();
         flags.extend(log.flags());
         Ok(Plan {
             daemon: Daemon::Node,
@@ -174,6 +193,8 @@ impl Options {
             ("--mtu", self.mtu.is_some()),
             ("--cpu", self.cpu.is_some()),
             ("--endpoint", !self.endpoints.is_empty()),
+            ("--ssh-port", self.ssh_port.is_some()),
+            ("--link-socket", self.link_socket.is_some()),
         ]
         .into_iter()
         .filter_map(|(name, given)| given.then_some(name))
@@ -224,4 +245,52 @@ pub(crate) fn run(options: Options, daemon: process::Options) -> Result<(), Fail
         let ended = ringmesh_node::run(config, end, ready).await;
         ended.map_err(|failure| process::node_failure("run the node", &failure))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command as Asked};
+
+    fn parsed(words: &[&str]) -> Command {
+        let words = ["meshctl", "node"].iter().chain(words);
+        let matches = Cli::grammar().try_get_matches_from(words).unwrap();
+        let Asked::Node(command) = Cli::from_arg_matches(&matches).unwrap().command else {
+            panic!("another command")
+        };
+        command
+    }
+
+    #[test]
+    fn what_up_was_told_reaches_the_daemon_that_it_starts() {
+        for socket in ["/r/link.sock", "false"] {
+            let words = format!(
+                "up --config /etc/hosts --state-dir /s --socket /r/m.sock --link-socket {socket} --socket-group ops \
+                 --interface mesh7 --listen-port 4000 --io poll --mtu 1400 --cpu 1 --endpoint 203.0.113.7:51820 \
+                 --endpoint [2001:db8::7]:51820 --ssh-port 2222"
+            );
+            let words: Vec<&str> = words.split_whitespace().collect();
+            let Command::Up { options, .. } = parsed(&words) else { panic!("not up") };
+            let again = options.flags().unwrap().into_words();
+            let again: Vec<&str> = again.iter().map(|word| word.to_str().unwrap()).collect();
+            assert_eq!(again, words[1..]);
+        }
+    }
+
+    #[test]
+    fn the_link_socket_is_a_path_or_nothing() {
+        let config = |words: &[&str]| {
+            let Command::Run { options, .. } = parsed(words) else { panic!("not run") };
+            options.config().unwrap()
+        };
+        assert_eq!(config(&["run"]).link_socket, LinkSocket::Beside);
+        assert_eq!(config(&["run", "--link-socket", "false"]).link_socket, LinkSocket::Off);
+        let LinkSocket::At(path) = config(&["run", "--link-socket", "link.sock"]).link_socket else {
+            panic!("no path")
+        };
+        assert!(path.is_absolute() && path.ends_with("link.sock"), "{}", path.display());
+        assert_eq!(config(&["run", "--ssh-port", "2222"]).ssh_port, Some(2222));
+    }
 }

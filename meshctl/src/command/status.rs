@@ -7,7 +7,7 @@ use crate::{
     connect::Connection,
     daemon::Daemon,
     failure::{Exit, Failure},
-    output::{self, Format, status},
+    output::{self, Format, peers::Peers, status::Status},
 };
 
 /// What is asked of the node daemon without more words.
@@ -30,7 +30,7 @@ pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
     let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
     let status = ask(&connection).await?;
     let verdict = verdict(&status);
-    output::result(format, &status::Status::from(status))?;
+    output::result(format, &Status::from(status))?;
     verdict
 }
 
@@ -39,7 +39,7 @@ pub(crate) async fn peers(format: Format, args: Args) -> Result<(), Failure> {
     let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
     let status = ask(&connection).await?;
     let verdict = verdict(&status);
-    output::result(format, &status::Peers::from(status))?;
+    output::result(format, &Peers::from(status))?;
     verdict
 }
 

@@ -18,13 +18,9 @@ use crate::{
 pub(crate) enum Command {
     /// Makes a token and prints it, this once; by default for one node within 24 hours
     Create {
-        /// How many nodes may join with it
-        #[arg(long, env = "MESH_TOKEN_USES", value_name = "N", default_value_t = 1)]
-        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-        uses: u32,
-        /// Any number of nodes may join with it
-        #[arg(long, env = "MESH_TOKEN_REUSABLE", conflicts_with = "uses")]
-        reusable: bool,
+        /// Nodes that join with it are relays: meshctl relay run
+        #[arg(long, env = "MESH_TOKEN_RELAY")]
+        relay: bool,
         #[command(flatten)]
         terms: Terms,
         #[command(flatten)]
@@ -53,27 +49,36 @@ pub(crate) enum Command {
 /// What a new token allows.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Terms {
+    /// How many nodes may join with the token
+    #[arg(long, env = "MESH_TOKEN_USES", value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    uses: u32,
+    /// Any number of nodes may join with it
+    #[arg(long, env = "MESH_TOKEN_REUSABLE", conflicts_with = "uses")]
+    reusable: bool,
     /// How long it can be used: 90s, 15m, 24h, 7d
     #[arg(long, env = "MESH_TOKEN_TTL", value_name = "TIME", default_value = "24h", value_parser = seconds)]
-    pub(crate) ttl: u64,
+    ttl: u64,
     /// A tag for the nodes that join with it; may be repeated
     #[arg(long = "tag", env = "MESH_TOKEN_TAGS", value_name = "TAG", value_delimiter = ',')]
-    pub(crate) tags: Vec<String>,
+    tags: Vec<String>,
     /// Nodes that join with it are forgotten soon after they go offline
     #[arg(long, env = "MESH_TOKEN_EPHEMERAL")]
-    pub(crate) ephemeral: bool,
+    ephemeral: bool,
 }
 
 /// `meshctl token ...`.
 pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Create { uses, reusable, terms, network, socket } => {
+        Command::Create { relay, terms, network, socket } => {
             let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
-            let uses = (!reusable).then_some(uses);
-            let created = Created::new(create(&coordinator, network.network, uses, terms).await?, false);
+            let created = Created::new(create(&coordinator, network.network, terms, relay).await?, false);
             output::note(created.token.terms(now_ms()));
             created.whereto().into_iter().for_each(output::note);
-            output::note("the token is shown this once; on the other machine: meshctl join --token TOKEN");
+            let command = created.command();
+            output::note(format!(
+                "the token is shown this once; on the other machine: {command} --token TOKEN"
+            ));
             output::result(format, &created)
         }
         Command::List { network: NetworkName { network }, socket } => {
@@ -95,21 +100,21 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
     }
 }
 
-/// Asks for a new token; `uses` of `None` is any number.
+/// Asks for a new token on these terms; nodes that join with a `relay`'s are relays.
 pub(crate) async fn create(
     coordinator: &Connection,
     network: String,
-    uses: Option<u32>,
     terms: Terms,
+    relay: bool,
 ) -> Result<CreateTokenResponse, Failure> {
     let request = CreateTokenRequest {
-        relay: false,
         network,
         ttl_seconds: terms.ttl,
-        max_uses: uses.unwrap_or(0),
-        reusable: uses.is_none(),
+        max_uses: if terms.reusable { 0 } else { terms.uses },
+        reusable: terms.reusable,
         tags: terms.tags,
         ephemeral: terms.ephemeral,
+        relay,
     };
     coordinator.call("create a token", coordinator.tokens().create_token(request)).await
 }

@@ -83,7 +83,7 @@ impl Document for Joined {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::status::tests::running;
+    use crate::output::{status::tests::running, tests::conforms};
 
     fn joined(ping: Option<FirstPing>, asked: usize) -> Joined {
         let ok = asked == 0 || ping.as_ref().is_some_and(|ping| ping.reply.path.is_some());
@@ -98,6 +98,8 @@ mod tests {
         Reply {
             sequence: 0,
             path: path.map(str::to_owned),
+            via: None,
+            loss_percent: None,
             endpoint: path.map(|_| "203.0.113.1:51820".to_owned()),
             rtt_us: path.map(|_| 420),
             error: if path.is_none() { Some("no handshake in 5 s".to_owned()) } else { None },
@@ -110,7 +112,9 @@ mod tests {
 
     #[test]
     fn join_ends_with_addresses_revision_ping_back_end_and_mtu() {
-        insta::assert_snapshot!(joined(Some(first(Some("direct"))), 1).text(0));
+        let joined = joined(Some(first(Some("direct"))), 1);
+        insta::assert_snapshot!(joined.text(0));
+        conforms("join", &joined);
     }
 
     #[test]

@@ -7,11 +7,15 @@ pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod networks;
 pub(crate) mod nodes;
+pub(crate) mod path;
+pub(crate) mod peers;
 pub(crate) mod ping;
+pub(crate) mod relay;
 pub(crate) mod status;
 pub(crate) mod table;
 pub(crate) mod tokens;
 pub(crate) mod version;
+pub(crate) mod why;
 
 use std::{
     fmt,
@@ -122,8 +126,23 @@ pub(crate) fn redact(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Checks the JSON form of a document against `schemas/<schema>.json`.
+    #[track_caller]
+    pub(crate) fn conforms(schema: &str, document: &impl Document) {
+        let path = format!("{}/schemas/{schema}.json", env!("CARGO_MANIFEST_DIR"));
+        let schema: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let document = serde_json::from_str(&json(document).unwrap()).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let errors: Vec<String> = validator
+            .iter_errors(&document)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{errors:#?} in {document:#}");
+    }
 
     #[test]
     fn tokens_are_cut_wherever_they_stand() {

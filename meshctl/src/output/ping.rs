@@ -3,7 +3,11 @@
 use ringmesh_proto::local;
 use serde::Serialize;
 
-use super::{Document, table::round_trip};
+use super::{
+    Document,
+    path::{loss, named},
+    table::round_trip,
+};
 
 /// All echoes of one call: `schemas/ping.json`.
 #[derive(Debug, Default, Serialize)]
@@ -16,23 +20,28 @@ pub(crate) struct Ping {
 }
 
 /// One echo: answered over a path, or not, and why.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Reply {
     pub(crate) sequence: u32,
     pub(crate) path: Option<String>,
+    pub(crate) via: Option<String>,
     pub(crate) endpoint: Option<String>,
     pub(crate) rtt_us: Option<u32>,
+    pub(crate) loss_percent: Option<u32>,
     pub(crate) error: Option<String>,
 }
 
 impl From<&local::PingResponse> for Reply {
     fn from(response: &local::PingResponse) -> Self {
         let answered = !response.path.is_empty();
+        let told = |text: &String| (answered && !text.is_empty()).then(|| text.clone());
         Self {
             sequence: response.sequence,
-            path: answered.then(|| response.path.clone()),
-            endpoint: (answered && !response.endpoint.is_empty()).then(|| response.endpoint.clone()),
+            path: told(&response.path),
+            via: told(&response.via),
+            endpoint: told(&response.endpoint),
             rtt_us: answered.then_some(response.rtt_us),
+            loss_percent: response.loss_percent.filter(|_| answered),
             error: (!answered).then(|| {
                 if response.error.is_empty() { "no reply in time".to_owned() } else { response.error.clone() }
             }),
@@ -41,11 +50,15 @@ impl From<&local::PingResponse> for Reply {
 }
 
 impl Reply {
-    /// `via direct 203.0.113.7:51820 in 0.420 ms`, or `None` if nobody answered.
+    /// `via direct 203.0.113.7:51820 in 0.420 ms, loss 0%`, or `None` if nobody answered.
     pub(crate) fn way(&self) -> Option<String> {
-        let path = self.path.as_deref()?;
-        let endpoint = self.endpoint.as_deref().map_or_else(String::new, |endpoint| format!(" {endpoint}"));
-        Some(format!("via {path}{endpoint} in {}", round_trip(self.rtt_us?)))
+        let part = |part: &'_ Option<String>| part.clone().unwrap_or_default();
+        let path = named(self.path.as_deref()?, &part(&self.via), &part(&self.endpoint));
+        let loss = match loss(self.loss_percent) {
+            loss if loss.is_empty() => loss,
+            loss => format!(", loss {loss}"),
+        };
+        Some(format!("via {path} in {}{loss}", round_trip(self.rtt_us?)))
     }
 }
 
@@ -106,12 +119,12 @@ impl Document for Ping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::json;
+    use crate::output::{json, tests::conforms};
 
     fn answer(sequence: u32, rtt_us: u32) -> local::PingResponse {
         local::PingResponse {
             via: String::new(),
-            loss_percent: None,
+            loss_percent: Some(0),
             sequence,
             node: "web1".to_owned(),
             ipv4: "100.64.0.1".to_owned(),
@@ -126,6 +139,7 @@ mod tests {
         local::PingResponse {
             path: String::new(),
             endpoint: String::new(),
+            loss_percent: None,
             rtt_us: 0,
             error: error.to_owned(),
             ..answer(sequence, 0)
@@ -147,6 +161,7 @@ mod tests {
 
     #[test]
     fn ping_as_json() {
+        conforms("ping", &three().0);
         insta::assert_snapshot!(json(&three().0).unwrap());
     }
 
@@ -156,8 +171,25 @@ mod tests {
         let line = ping.add(&answer(0, 420));
         assert_eq!(
             line + &ping.summary(),
-            "pong from web1 (100.64.0.1) via direct 203.0.113.1:51820 in 0.420 ms\n"
+            "pong from web1 (100.64.0.1) via direct 203.0.113.1:51820 in 0.420 ms, loss 0%\n"
         );
+    }
+
+    #[test]
+    fn a_relayed_answer_names_the_relay_and_an_unprobed_path_no_loss() {
+        let relayed = local::PingResponse {
+            path: "relay".to_owned(),
+            via: "fra".to_owned(),
+            endpoint: "198.51.100.2:443".to_owned(),
+            loss_percent: None,
+            ..answer(0, 32_100)
+        };
+        let mut ping = Ping::default();
+        assert_eq!(
+            ping.add(&relayed),
+            "pong from web1 (100.64.0.1) via relay \"fra\" at 198.51.100.2:443 in 32.1 ms\n"
+        );
+        conforms("ping", &ping);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `meshctl status` and `meshctl peers`.
+//! `meshctl status`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::{
     Document,
-    table::{Columns, bytes, round_trip, span},
+    path::{Relay, relay_table, relays},
+    peers::{Peer, both, peer_table, peers},
+    table::{Columns, bytes, span},
 };
 
 /// What the node daemon knows of itself and its peers: `schemas/status.json`.
@@ -18,6 +20,7 @@ pub(crate) struct Status {
     pub(crate) network: Option<Network>,
     pub(crate) data_plane: Option<DataPlane>,
     pub(crate) coordinator: Option<Coordinator>,
+    pub(crate) relays: Vec<Relay>,
     pub(crate) peers: Vec<Peer>,
 }
 
@@ -73,26 +76,6 @@ pub(crate) struct DataPlane {
     pub(crate) drops: BTreeMap<String, u64>,
 }
 
-/// Another node, seen from here.
-#[derive(Debug, Serialize)]
-pub(crate) struct Peer {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) kind: String,
-    pub(crate) ipv4: String,
-    pub(crate) ipv6: String,
-    pub(crate) state: String,
-    pub(crate) path: String,
-    pub(crate) endpoint: String,
-    pub(crate) handshake_age_ms: Option<u64>,
-    pub(crate) sent_bytes: u64,
-    pub(crate) received_bytes: u64,
-    pub(crate) rtt_us: Option<u32>,
-    pub(crate) noise_key: String,
-    pub(crate) allowed_ips: Vec<String>,
-    pub(crate) sessions: u64,
-}
-
 impl From<local::StatusResponse> for Status {
     fn from(status: local::StatusResponse) -> Self {
         Self {
@@ -101,7 +84,8 @@ impl From<local::StatusResponse> for Status {
             network: status.network.map(Network::from),
             data_plane: status.data_plane.map(DataPlane::from),
             coordinator: status.coordinator.map(Coordinator::from),
-            peers: sorted(status.peers),
+            relays: relays(status.relays),
+            peers: peers(status.peers),
         }
     }
 }
@@ -165,40 +149,6 @@ impl From<local::DataPlane> for DataPlane {
     }
 }
 
-impl From<local::Peer> for Peer {
-    fn from(peer: local::Peer) -> Self {
-        Self {
-            id: peer.id,
-            name: peer.name,
-            kind: peer.kind,
-            ipv4: peer.ipv4,
-            ipv6: peer.ipv6,
-            state: peer.state,
-            path: peer.path,
-            endpoint: peer.endpoint,
-            handshake_age_ms: peer.handshake_age_ms,
-            sent_bytes: peer.sent_bytes,
-            received_bytes: peer.received_bytes,
-            rtt_us: peer.rtt_us,
-            noise_key: peer.noise_key,
-            allowed_ips: peer.allowed_ips,
-            sessions: peer.sessions,
-        }
-    }
-}
-
-/// An IPv4 and an IPv6 address, of which either may be missing.
-fn both(ipv4: &str, ipv6: &str) -> String {
-    [ipv4, ipv6].into_iter().filter(|address| !address.is_empty()).collect::<Vec<_>>().join(", ")
-}
-
-/// Peers by name, so that two calls can be compared.
-fn sorted(peers: Vec<local::Peer>) -> Vec<Peer> {
-    let mut peers: Vec<Peer> = peers.into_iter().map(Peer::from).collect();
-    peers.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-    peers
-}
-
 impl Document for Status {
     fn text(&self, now: u64) -> String {
         let mut facts = Columns::bare();
@@ -214,6 +164,10 @@ impl Document for Status {
         }
         facts.row(["version".to_owned(), self.version.clone()]);
         let mut text = facts.text();
+        if !self.relays.is_empty() {
+            text.push('\n');
+            text.push_str(&relay_table(&self.relays));
+        }
         if !self.peers.is_empty() {
             text.push('\n');
             text.push_str(&peer_table(&self.peers));
@@ -311,103 +265,20 @@ impl DataPlane {
     }
 }
 
-impl Peer {
-    /// How the peer is reached: `direct 192.0.2.1:51820`.
-    pub(crate) fn path_line(&self) -> String {
-        [self.path.as_str(), self.endpoint.as_str()]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
-    }
-
-    fn handshake(&self) -> String {
-        self.handshake_age_ms.map_or_else(String::new, |age| format!("{} ago", span(age)))
-    }
-
-    fn rtt(&self) -> String {
-        self.rtt_us.map_or_else(String::new, round_trip)
-    }
-}
-
-fn peer_table(peers: &[Peer]) -> String {
-    let mut table =
-        Columns::new(["PEER", "ADDRESS", "STATE", "PATH", "RTT", "HANDSHAKE", "SENT", "RECEIVED"]);
-    for peer in peers {
-        table.row([
-            peer.name.clone(),
-            peer.ipv4.clone(),
-            peer.state.clone(),
-            peer.path_line(),
-            peer.rtt(),
-            peer.handshake(),
-            bytes(peer.sent_bytes),
-            bytes(peer.received_bytes),
-        ]);
-    }
-    table.text()
-}
-
-/// The peers alone, with everything known of each: `schemas/peers.json`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Peers {
-    pub(crate) peers: Vec<Peer>,
-}
-
-impl From<local::StatusResponse> for Peers {
-    fn from(status: local::StatusResponse) -> Self {
-        Self { peers: sorted(status.peers) }
-    }
-}
-
-impl Document for Peers {
-    fn text(&self, _: u64) -> String {
-        if self.peers.is_empty() {
-            return "no peer yet\n".to_owned();
-        }
-        let mut text = String::new();
-        for (place, peer) in self.peers.iter().enumerate() {
-            if place > 0 {
-                text.push('\n');
-            }
-            let mut facts = Columns::bare();
-            for (name, value) in [
-                ("peer", format!("{} (id {}, {})", peer.name, peer.id, peer.kind)),
-                ("  addresses", both(&peer.ipv4, &peer.ipv6)),
-                ("  state", peer.state.clone()),
-                ("  sessions", peer.sessions.to_string()),
-                ("  path", peer.path_line()),
-                ("  round trip", peer.rtt()),
-                ("  handshake", peer.handshake()),
-                (
-                    "  traffic",
-                    format!("sent {}, received {}", bytes(peer.sent_bytes), bytes(peer.received_bytes)),
-                ),
-                ("  allowed ips", peer.allowed_ips.join(", ")),
-                ("  key", peer.noise_key.clone()),
-            ] {
-                facts.row([name.to_owned(), value]);
-            }
-            text.push_str(&facts.text());
-        }
-        text
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use ringmesh_tunnel::DropReason;
 
     use super::*;
-    use crate::output::json;
+    use crate::output::{json, peers::Peers, tests::conforms};
 
     pub(crate) const NOW: u64 = 1_790_000_000_000;
 
-    fn peer(name: &str, number: u8) -> local::Peer {
+    pub(crate) fn peer(name: &str, number: u8) -> local::Peer {
         local::Peer {
             via: String::new(),
-            loss_percent: None,
-            path_mtu: 0,
+            loss_percent: Some(0),
+            path_mtu: 1420,
             id: format!("00000000000000{number:02x}"),
             name: name.to_owned(),
             kind: "mesh".to_owned(),
@@ -428,7 +299,7 @@ pub(crate) mod tests {
 
     pub(crate) fn running() -> local::StatusResponse {
         local::StatusResponse {
-            relays: Vec::new(),
+            relays: vec![relay()],
             version: "0.1.0".to_owned(),
             state: "running".to_owned(),
             network: Some(local::Network {
@@ -478,6 +349,8 @@ pub(crate) mod tests {
                     endpoint: String::new(),
                     handshake_age_ms: None,
                     rtt_us: None,
+                    loss_percent: None,
+                    path_mtu: 0,
                     sent_bytes: 0,
                     received_bytes: 0,
                     sessions: 0,
@@ -493,6 +366,52 @@ pub(crate) mod tests {
         }
     }
 
+    pub(crate) fn relay() -> local::Relay {
+        local::Relay {
+            id: "00000000000000aa".to_owned(),
+            name: "fra".to_owned(),
+            state: "connected".to_owned(),
+            path: "direct".to_owned(),
+            endpoint: "198.51.100.2:443".to_owned(),
+            rtt_us: Some(11_900),
+            loss_percent: Some(0),
+            seen_as: "192.0.2.77:40123".to_owned(),
+        }
+    }
+
+    /// One peer for each way of reaching it.
+    pub(crate) fn by_every_path() -> local::StatusResponse {
+        let by = |number, path: &str, via: &str, endpoint: &str| local::Peer {
+            path: path.to_owned(),
+            via: via.to_owned(),
+            endpoint: endpoint.to_owned(),
+            ..peer(&format!("web{number}"), number)
+        };
+        let relayed = by(2, "relay", "fra", "198.51.100.2:443");
+        local::StatusResponse {
+            relays: vec![
+                relay(),
+                local::Relay {
+                    name: "ams".to_owned(),
+                    state: "unreachable".to_owned(),
+                    path: String::new(),
+                    endpoint: String::new(),
+                    rtt_us: None,
+                    loss_percent: None,
+                    seen_as: String::new(),
+                    ..relay()
+                },
+            ],
+            peers: vec![
+                by(1, "direct", "", "203.0.113.1:51820"),
+                local::Peer { rtt_us: Some(32_100), loss_percent: Some(12), ..relayed },
+                by(3, "websocket", "fra", "fra.example.org:443"),
+                by(4, "ssh", "", "203.0.113.4:22"),
+            ],
+            ..running()
+        }
+    }
+
     fn behind() -> local::StatusResponse {
         let mut status = running();
         let network = status.network.as_mut().unwrap();
@@ -505,10 +424,11 @@ pub(crate) mod tests {
             next_try_ms: 4_000,
         });
         status.peers.clear();
+        status.relays.clear();
         status
     }
 
-    fn not_joined() -> local::StatusResponse {
+    pub(crate) fn not_joined() -> local::StatusResponse {
         local::StatusResponse {
             version: "0.1.0".to_owned(),
             state: "not-joined".to_owned(),
@@ -534,11 +454,19 @@ pub(crate) mod tests {
     #[test]
     fn status_of_a_node_that_has_not_joined() {
         insta::assert_snapshot!(Status::from(not_joined()).text(NOW));
+        for state in ["starting", "expired", "no-key", "removed"] {
+            conforms(
+                "status",
+                &Status::from(local::StatusResponse { state: state.to_owned(), ..not_joined() }),
+            );
+        }
     }
-
     #[test]
-    fn peers_one_by_one() {
-        insta::assert_snapshot!(Peers::from(running()).text(NOW));
-        assert_eq!(Peers::from(not_joined()).text(NOW), "no peer yet\n");
+    fn relays_and_paths_of_every_kind() {
+        let text = Status::from(by_every_path()).text(NOW);
+        let (_, tables) = text.split_once("\n\n").unwrap();
+        insta::assert_snapshot!(tables);
+        conforms("status", &Status::from(by_every_path()));
+        conforms("peers", &Peers::from(by_every_path()));
     }
 }

@@ -23,6 +23,7 @@ pub(crate) struct Token {
     pub(crate) uses: u32,
     pub(crate) tags: Vec<String>,
     pub(crate) ephemeral: bool,
+    pub(crate) relay: bool,
     pub(crate) revoked: bool,
 }
 
@@ -36,6 +37,7 @@ impl From<admin::Token> for Token {
             uses: token.uses,
             tags: token.tags,
             ephemeral: token.ephemeral,
+            relay: token.relay,
             revoked: token.revoked,
         }
     }
@@ -54,6 +56,10 @@ impl Token {
         }
     }
 
+    fn command(&self) -> &'static str {
+        if self.relay { "meshctl relay run" } else { "meshctl join" }
+    }
+
     fn uses(&self) -> String {
         self.max_uses
             .map_or_else(|| format!("{} of any", self.uses), |most| format!("{} of {most}", self.uses))
@@ -61,10 +67,11 @@ impl Token {
 
     /// What a person should know of a new token: `token 5f…, for one node, expires in 24 h`.
     pub(crate) fn terms(&self, now: u64) -> String {
+        let what = if self.relay { "relay" } else { "node" };
         let nodes = match self.max_uses {
-            None => "any number of nodes".to_owned(),
-            Some(1) => "one node".to_owned(),
-            Some(most) => format!("{most} nodes"),
+            None => format!("any number of {what}s"),
+            Some(1) => format!("one {what}"),
+            Some(most) => format!("{most} {what}s"),
         };
         let tags =
             if self.tags.is_empty() { String::new() } else { format!(", tags {}", self.tags.join(",")) };
@@ -109,8 +116,14 @@ impl Created {
     /// `as_command`: the text form is the whole `meshctl join` line, not the secret alone.
     pub(crate) fn new(response: admin::CreateTokenResponse, as_command: bool) -> Self {
         let secret = Zeroizing::new(response.secret);
-        let join = Zeroizing::new(format!("meshctl join --token {}", secret.as_str()));
-        Self { token: Token::from(response.token.unwrap_or_default()), secret, join, as_command }
+        let token = Token::from(response.token.unwrap_or_default());
+        let join = Zeroizing::new(format!("{} --token {}", token.command(), secret.as_str()));
+        Self { token, secret, join, as_command }
+    }
+
+    /// The command that takes the token on the other machine.
+    pub(crate) fn command(&self) -> &'static str {
+        self.token.command()
     }
 }
 
@@ -146,10 +159,12 @@ impl Document for Tokens {
         if self.tokens.is_empty() {
             return "no token; make one with: meshctl token create\n".to_owned();
         }
-        let mut table = Columns::new(["TOKEN", "STATE", "USES", "EXPIRES", "CREATED", "TAGS", "EPHEMERAL"]);
+        let mut table =
+            Columns::new(["TOKEN", "FOR", "STATE", "USES", "EXPIRES", "CREATED", "TAGS", "EPHEMERAL"]);
         for token in &self.tokens {
             table.row([
                 token.id.clone(),
+                if token.relay { "relays" } else { "nodes" }.to_owned(),
                 token.state(now).to_owned(),
                 token.uses(),
                 moment(token.expires_ms, now),
@@ -192,6 +207,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::output::tests::conforms;
 
     const NOW: u64 = 1_790_000_000_000;
 
@@ -217,6 +233,7 @@ mod tests {
             admin::Token { expires_ms: NOW - 60_000, tags: vec!["web".to_owned()], ..token(3) },
             admin::Token { revoked: true, uses: 1, max_uses: 3, ..token(4) },
             admin::Token { max_uses: 0, uses: 7, ephemeral: true, ..token(5) },
+            admin::Token { relay: true, ..token(6) },
         ];
         insta::assert_snapshot!(Tokens::from(admin::ListTokensResponse { tokens }).text(NOW));
     }
@@ -226,6 +243,16 @@ mod tests {
         let response = admin::CreateTokenResponse { token: Some(token(1)), secret: "mesh1_AAAA".to_owned() };
         assert_eq!(Created::new(response.clone(), false).text(NOW), "mesh1_AAAA\n");
         assert_eq!(Created::new(response, true).text(NOW), "meshctl join --token mesh1_AAAA\n");
+    }
+
+    #[test]
+    fn a_relays_token_goes_to_the_command_that_runs_one() {
+        let relay = admin::Token { relay: true, ..token(1) };
+        let response = admin::CreateTokenResponse { token: Some(relay), secret: "mesh1_AAAA".to_owned() };
+        let created = Created::new(response, true);
+        assert_eq!(created.text(NOW), "meshctl relay run --token mesh1_AAAA\n");
+        conforms("token-created", &created);
+        assert_eq!(created.token.terms(NOW), "token 0000000000000001: for one relay, expires in 23 h");
     }
 
     #[test]

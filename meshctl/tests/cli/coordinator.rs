@@ -157,10 +157,47 @@ fn a_new_network_has_its_pools_and_no_node() {
             (&"home".into(), &"10.42.0.0/16".into(), &"lab".into())
         );
         let nodes = machine.json("nodes", &["nodes", "list"]);
-        assert_eq!(nodes["nodes"], serde_json::json!([]));
-        assert_eq!(machine.run(&["nodes", "list"]).ok(), "no node has joined yet\n");
+        let [relay] = nodes["nodes"].as_array().unwrap().as_slice() else { panic!("{nodes}") };
+        assert_eq!(
+            (&relay["name"], &relay["relay"]),
+            (&"relay".into(), &true.into()),
+            "its own, and nobody else"
+        );
+        let listed = machine.run(&["nodes", "list"]).ok();
+        assert!(listed.lines().count() == 2 && listed.contains("\nrelay "), "{listed}");
         let message = machine.run(&["nodes", "remove", "nobody"]).failed(2);
         assert!(message.contains("nobody"), "{message}");
+    });
+}
+
+#[test]
+fn without_a_relay_a_new_network_is_empty() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let machine = site.machine("coordinator");
+        machine.run(&["coordinator", "up", "--no-relay"]).ok();
+        assert_eq!(machine.json("nodes", &["nodes", "list"])["nodes"], serde_json::json!([]));
+        assert_eq!(machine.run(&["nodes", "list"]).ok(), "no node has joined yet\n");
+    });
+}
+
+#[test]
+fn a_relays_token_says_so_and_how_it_is_used() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let machine = site.coordinator();
+        let created = machine.run(&["token", "create", "--relay", "-o", "json"]);
+        assert!(created.stderr.contains("for one relay, expires in 24 h"), "{created:?}");
+        assert!(created.stderr.contains("meshctl relay run --token TOKEN"), "{created:?}");
+        let created = created.json("token-created");
+        assert_eq!(created["token"]["relay"], true);
+        assert!(created["join"].as_str().unwrap().starts_with("meshctl relay run --token mesh1_"));
+        let tokens = machine.json("tokens", &["token", "list"]);
+        let relays: Vec<_> =
+            tokens["tokens"].as_array().unwrap().iter().map(|token| &token["relay"]).collect();
+        assert_eq!(relays, [false, true], "the coordinator's first token was for a node");
+        let listed = machine.run(&["token", "list"]).ok();
+        assert!(listed.contains(" relays  valid "), "{listed}");
     });
 }
 

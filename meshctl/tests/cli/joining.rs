@@ -52,14 +52,23 @@ fn status_peers_ping_and_nodes_conform_to_their_schemas() {
         assert_eq!(status["state"], "running");
         assert_eq!(status["peers"][0]["name"], "two");
         assert_eq!(status["coordinator"]["state"], "connected");
+        assert_eq!(status["peers"][0]["path"], "direct");
+        let why = one.json("why", &["why", "two"]);
+        assert_eq!(why["peer"]["id"], status["peers"][0]["id"]);
+        assert!(
+            why["candidates"].as_array().unwrap().iter().any(|candidate| candidate["selected"] == true),
+            "{why:#}"
+        );
+        let message = one.run(&["why", "nobody"]).failed(2);
+        assert!(message.contains("nobody"), "{message}");
         let peers = one.json("peers", &["peers"]);
         assert_eq!(peers["peers"][0]["id"], status["peers"][0]["id"]);
         let ping = one.json("ping", &["ping", "two"]);
         assert_eq!((&ping["sent"], &ping["answered"]), (&1.into(), &1.into()));
-        let nodes = coordinator.json("nodes", &["nodes", "list"]);
-        let names: Vec<_> = nodes["nodes"].as_array().unwrap().iter().map(|node| &node["name"]).collect();
+        let nodes = coordinator.members();
+        let names: Vec<_> = nodes.iter().map(|node| &node["name"]).collect();
         assert_eq!(names, ["one", "two"]);
-        assert_eq!(nodes["nodes"][0]["online"], true);
+        assert_eq!(nodes[0]["online"], true);
         let version = one.json("version", &["version"]);
         assert_eq!(version["daemon"], env!("CARGO_PKG_VERSION"));
         // The same for people.
@@ -75,8 +84,7 @@ fn a_removed_node_is_shown_and_gone() {
         let (_site, coordinator, _one, _two) = pair();
         let removed = coordinator.json("node-removed", &["nodes", "remove", "two"]);
         assert_eq!(removed["node"]["name"], "two");
-        let nodes = coordinator.json("nodes", &["nodes", "list"]);
-        assert_eq!(nodes["nodes"].as_array().unwrap().len(), 1);
+        assert_eq!(coordinator.members().len(), 1);
         coordinator.run(&["nodes", "remove", "two"]).failed(2);
     });
 }
@@ -93,8 +101,7 @@ fn leave_forgets_the_network_here_and_at_the_coordinator() {
         two.run(&["leave"]).failed(4);
         let ping = two.run(&["ping", "one"]);
         assert_eq!(ping.code, 4, "{ping:?}");
-        let nodes = coordinator.json("nodes", &["nodes", "list"]);
-        assert_eq!(nodes["nodes"].as_array().unwrap().len(), 1);
+        assert_eq!(coordinator.members().len(), 1);
         // And in again.
         two.join(&coordinator);
     });
@@ -158,7 +165,7 @@ fn a_token_is_taken_from_a_file_a_variable_and_standard_input() {
         let piped = site.machine("piped");
         run_with(piped.meshctl(&["join"]), format!("  {}\n", coordinator.token()).as_bytes()).ok();
 
-        assert_eq!(coordinator.json("nodes", &["nodes", "list"])["nodes"].as_array().unwrap().len(), 4);
+        assert_eq!(coordinator.members().len(), 4);
     });
 }
 
@@ -229,7 +236,7 @@ fn join_in_the_foreground_is_the_daemon_and_survives_a_restart_with_the_same_tok
             node.run(&["node", "down"]).ok();
             assert_eq!(join.wait().unwrap().code(), Some(0));
         }
-        assert_eq!(coordinator.json("nodes", &["nodes", "list"])["nodes"].as_array().unwrap().len(), 1);
+        assert_eq!(coordinator.members().len(), 1);
     });
 }
 

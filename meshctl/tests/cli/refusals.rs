@@ -38,7 +38,7 @@ fn leaves_nothing(machine: &Machine, code: i32, words: &[&str], join: impl FnOnc
 }
 
 fn members(coordinator: &Machine) -> usize {
-    coordinator.json("nodes", &["nodes", "list"])["nodes"].as_array().unwrap().len()
+    coordinator.members().len()
 }
 
 #[test]

@@ -151,6 +151,13 @@ impl Machine {
         self.run(&["token", "create"]).ok().trim().to_owned()
     }
 
+    /// The members but for the coordinator's own relay, in the order of their names; on a coordinator's machine.
+    #[track_caller]
+    pub(crate) fn members(&self) -> Vec<Value> {
+        let nodes = self.json("nodes", &["nodes", "list"]);
+        nodes["nodes"].as_array().unwrap().iter().filter(|node| node["relay"] == false).cloned().collect()
+    }
+
     /// Joins this machine by a token of `coordinator`.
     pub(crate) fn join(&self, coordinator: &Self) -> String {
         self.run(&["join", "--token", &coordinator.token()]).ok()

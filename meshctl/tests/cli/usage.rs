@@ -115,14 +115,20 @@ fn a_token_in_the_wrong_place_is_not_repeated() {
 fn a_daemon_that_is_not_running_is_said_to_be_so() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock").display().to_string();
-    for arguments in [&["status"][..], &["ping", "web1"], &["peers"], &["leave"], &["node", "down"]] {
+    for arguments in
+        [&["status"][..], &["ping", "web1"], &["why", "web1"], &["peers"], &["leave"], &["node", "down"]]
+    {
         let message = meshctl(&[arguments, &["--socket", &socket]].concat()).failed(3);
         assert!(message.contains("error: meshd is not running"), "{message}");
         assert!(message.contains(&socket) && message.contains("\ntry: "), "{message}");
     }
-    for arguments in
-        [&["nodes", "list"][..], &["token", "list"], &["network", "list"], &["coordinator", "down"]]
-    {
+    for arguments in [
+        &["nodes", "list"][..],
+        &["token", "list"],
+        &["network", "list"],
+        &["relay", "clients"],
+        &["coordinator", "down"],
+    ] {
         let message = meshctl(&[arguments, &["--socket", &socket]].concat()).failed(3);
         assert!(message.contains("error: mesh-coordinator is not running"), "{message}");
     }
@@ -196,8 +202,64 @@ fn an_unknown_key_in_a_configuration_file_is_named_with_its_line() {
 fn a_value_out_of_range_is_a_usage_error() {
     let message = meshctl(&["node", "run", "--check", "--mtu", "100"]).failed(2);
     assert!(message.contains("1280"), "{message}");
-    let message = meshctl(&["coordinator", "run", "--check", "--ipv4-pool", "127.0.0.0/8"]).failed(2);
-    assert!(message.contains("reserved"), "{message}");
+    let message = meshctl(&["node", "run", "--check", "--ssh-port", "0"]).failed(2);
+    assert!(message.contains("no SSH endpoint"), "{message}");
+    for (flag, value, word) in [
+        ("--ipv4-pool", "127.0.0.0/8", "reserved"),
+        ("--relay-websocket", "http://mesh.example.org/relay/v1", "wss://"),
+        ("--relay-base-path", "base", "write /base"),
+        ("--relay-listen", "443", "--relay-listen"),
+        ("--relay-endpoint", "http://x", "is not an address"),
+        ("--trusted-proxy", "10.1.2.3/8", "10.0.0.0/8"),
+        ("--relay-client-rate", "fast", "--relay-client-rate"),
+    ] {
+        let message = meshctl(&["coordinator", "run", "--check", flag, value]).failed(2);
+        assert!(message.contains(word), "{flag}: {message}");
+    }
+}
+
+#[test]
+fn a_relay_is_refused_what_only_a_node_can_have() {
+    let check = |arguments: &[&str]| meshctl(&[&["relay", "run", "--check"], arguments].concat());
+    check(&["--websocket-listen", "[::]:8443", "--trusted-proxy", "192.0.2.0/24"]).ok();
+    let message = check(&["--ssh-port", "22"]).failed(2);
+    assert!(message.contains("neither ssh_port"), "{message}");
+    let message = check(&["--websocket", "ws://a/relay/v1"]).failed(2);
+    assert!(message.contains("wss://"), "{message}");
+}
+
+#[test]
+fn a_relay_that_has_not_joined_needs_a_token_that_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let run = |arguments: &[&str]| {
+        let mut relay = Command::new(MESHCTL);
+        relay.args(["relay", "run", "--state-dir"]).arg(&state);
+        relay.arg("--socket").arg(folder.path().join("meshd.sock")).args(arguments);
+        run_with(relay, b"").failed(2)
+    };
+    assert!(run(&[]).contains("no join token"));
+    assert!(run(&["--token", "-"]).contains("no join token"));
+    assert!(run(&["--token", "mesh1_AAAA"]).contains("cannot be read"));
+    assert!(run(&["--token", "file:/nonexistent/token"]).contains("/nonexistent/token"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_demo_of_what_cannot_be_is_refused_with_the_reason() {
+    for (transport, nat, word) in [
+        ("direct", "symmetric", "another one for each peer"),
+        ("ssh", "masquerade", "SSH endpoint"),
+        ("ssh", "symmetric", "SSH endpoint"),
+    ] {
+        let message = meshctl(&["demo", "--transport", transport, "--nat", nat]).failed(2);
+        assert!(message.contains(word) && message.contains(nat), "{message}");
+        assert!(message.contains("\ntry: --"), "{message}");
+    }
+    for (flag, value) in [("--transport", "carrier-pigeon"), ("--nat", "double")] {
+        let message = meshctl(&["demo", flag, value]).failed(2);
+        assert!(message.contains(value), "{message}");
+    }
 }
 
 #[test]

@@ -12,14 +12,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringmesh_lab::{Host, Lab, Switch};
+use ringmesh_lab::{Host, Lab};
 use ringmesh_proto::{
-    admin::{CreateTokenRequest, ListNodesRequest, ListNodesResponse},
-    local::{PingRequest, PingResponse, StatusRequest, StatusResponse},
+    admin::{self, CreateTokenRequest, ListNodesRequest, ListNodesResponse},
+    local::{PingRequest, PingResponse, StatusRequest, StatusResponse, WhyRequest},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Args, lab_failure};
+use super::{
+    Args,
+    ground::{Ground, Terrain},
+    lab_failure,
+};
 use crate::{
     command::block_on,
     connect::Connection,
@@ -44,6 +48,8 @@ const STOP: Duration = Duration::from_secs(10);
 pub(super) struct Mesh {
     pub(super) coordinator: Machine,
     pub(super) nodes: Vec<Node>,
+    pub(super) terrain: Terrain,
+    pub(super) ground: Ground,
     // Last, so that it is dropped last.
     pub(super) lab: Lab,
 }
@@ -70,8 +76,9 @@ impl Mesh {
             Failure::new(Exit::General, format!("cannot create {LOGS}")).cause(error.to_string())
         })?;
         let lab = Lab::new().map_err(lab_failure)?;
-        let switch = lab.switch().map_err(lab_failure)?;
-        let coordinator = Machine::new(&switch, "coordinator", Daemon::Coordinator, Vec::new())?;
+        let terrain = args.terrain();
+        let mut ground = Ground::new(&lab, terrain)?;
+        let coordinator = Machine::new(ground.public("coordinator")?, Daemon::Coordinator, Vec::new());
         let cpus = usable_cpus();
         let nodes = (0..usize::from(args.nodes)).map(|number| {
             let mut flags: Vec<OsString> = vec!["--io".into(), args.io.clone().into()];
@@ -79,11 +86,13 @@ impl Mesh {
             if let Some(cpu) = cpus.get(number % cpus.len().max(1)) {
                 flags.extend(["--cpu".into(), cpu.to_string().into()]);
             }
-            let machine = Machine::new(&switch, &format!("node{}", number + 1), Daemon::Node, flags)?;
-            Ok(Node { machine, addresses: Vec::new() })
+            flags.extend(args.transport.flags().into_iter().map(OsString::from));
+            let host = ground.private(&lab, &format!("node{}", number + 1))?;
+            Ok(Node { machine: Machine::new(host, Daemon::Node, flags), addresses: Vec::new() })
         });
         let nodes = nodes.collect::<Result<_, Failure>>()?;
-        Ok(Self { coordinator, nodes, lab })
+        ground.finish(&coordinator.host)?;
+        Ok(Self { coordinator, nodes, terrain, ground, lab })
     }
 
     /// A token that any number of nodes may use.
@@ -96,12 +105,14 @@ impl Mesh {
         .map(|created| created.secret)
     }
 
-    /// The members as the coordinator knows them.
-    pub(super) fn members(&self) -> Result<ListNodesResponse, Failure> {
-        self.admin(async |coordinator| {
+    /// The coordinator's revision, and the members as it knows them, but for its relay.
+    pub(super) fn members(&self) -> Result<(u64, Vec<admin::Node>), Failure> {
+        let ListNodesResponse { mut nodes, revision } = self.admin(async |coordinator| {
             let request = ListNodesRequest::default();
             coordinator.call("list the nodes", coordinator.nodes().list_nodes(request)).await
-        })
+        })?;
+        nodes.retain(|node| !node.relay);
+        Ok((revision, nodes))
     }
 
     fn admin<T: Send>(
@@ -150,14 +161,22 @@ impl Node {
             answer.ok_or_else(|| Failure::new(Exit::Unreachable, "meshd answered a ping with nothing"))
         })
     }
+
+    /// What `meshctl why` tells in its first line; empty if the daemon has no verdict.
+    pub(super) fn why(&self, peer: &Self) -> Result<String, Failure> {
+        let request = WhyRequest { node: peer.name().to_owned() };
+        let answer = self.machine.ask(Daemon::Node, NODE_SOCKET, async |node| {
+            node.call("tell how a peer is reached", node.local().why(request)).await
+        });
+        answer.map(|answer| answer.verdict)
+    }
 }
 
 impl Machine {
-    fn new(switch: &Switch, name: &str, daemon: Daemon, flags: Vec<OsString>) -> Result<Self, Failure> {
-        let host = switch.host(name).map_err(lab_failure)?;
+    fn new(host: Host, daemon: Daemon, flags: Vec<OsString>) -> Self {
         let run = daemon.arguments().map(OsString::from);
         let arguments = run.into_iter().chain(["--background".into()]).chain(flags).collect();
-        Ok(Self { host, arguments, process: None })
+        Self { host, arguments, process: None }
     }
 
     /// Where its daemon logs to.

@@ -1,9 +1,10 @@
 //! `meshctl demo`: a coordinator and nodes as real daemons on a virtual switch, shown at work and torn down again.
 //!
 //! The files, in the order a reader may want them: the story with its steps and promises (`story`), the machines and
-//! their daemons (`mesh`), what is sent through the mesh (`echo`, `transfer`), and how it all looks (`show`).
+//! their daemons (`mesh`), what stands between them (`ground`), what is sent through the mesh (`echo`, `transfer`), and how it all looks (`show`).
 
 mod echo;
+mod ground;
 mod mesh;
 #[cfg(test)]
 mod netns;
@@ -25,6 +26,7 @@ use crate::{
 };
 
 use self::{
+    ground::{Nat, Terrain, Transport},
     mesh::{LOGS, Mesh},
     show::Show,
 };
@@ -40,9 +42,21 @@ pub(crate) struct Args {
     #[arg(long, env = "MESH_IO", value_name = "BACK_END", default_value = "auto")]
     #[arg(value_parser = ["auto", "uring", "poll"])]
     io: String,
+    /// The path that packets shall take; the demo fails if they take another
+    #[arg(long, env = "MESH_DEMO_TRANSPORT", value_name = "PATH", value_enum, default_value_t)]
+    transport: Transport,
+    /// What stands between each node and the others
+    #[arg(long, env = "MESH_DEMO_NAT", value_name = "KIND", value_enum, default_value_t)]
+    nat: Nat,
     /// Leaves the mesh running after the last step, and tells how to look into it, until Ctrl-C
     #[arg(long, env = "MESH_DEMO_KEEP")]
     keep: bool,
+}
+
+impl Args {
+    fn terrain(&self) -> Terrain {
+        Terrain { transport: self.transport, nat: self.nat }
+    }
 }
 
 /// Runs the demonstration; fails if any step of it does.
@@ -50,8 +64,9 @@ pub(crate) struct Args {
 /// Called before any thread is started: it continues in a sandbox, whose end takes everything with it that was started
 /// inside. That is also what happens on Ctrl-C, or if this process is killed.
 pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
+    args.terrain().check()?;
     let privilege = ringmesh_lab::enter().map_err(no_sandbox)?;
-    let mut show = Show::new(format, privilege, args.nodes);
+    let mut show = Show::new(format, privilege, args.nodes, args.terrain());
     show.title(&title(&args, privilege))?;
     let told = tell(&mut show, &args);
     show.end()?;
@@ -61,7 +76,10 @@ pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
 fn tell(show: &mut Show, args: &Args) -> Result<(), Failure> {
     let mut mesh: Mesh = story::set_up(show, args)?;
     story::traffic(show, &mesh)?;
-    story::without_coordinator(show, &mut mesh)?;
+    // Whoever kills the coordinator kills its relay.
+    if !args.transport.needs_relay() {
+        story::without_coordinator(show, &mut mesh)?;
+    }
     story::removal(show, &mesh)?;
     if args.keep {
         story::keep(show, &mesh)?;

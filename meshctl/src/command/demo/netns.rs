@@ -56,7 +56,7 @@ fn a_host_that_is_not_there_does_not_answer() {
 fn a_transfer_arrives_as_it_was_sent() {
     in_sandbox(|| {
         two_hosts(|alice, bob| {
-            let transfer = transfer::run(alice, bob, bob.ipv6().into()).unwrap();
+            let transfer = transfer::run(alice, bob, bob.ipv6().into(), transfer::ROUND).unwrap();
             assert_eq!(transfer.sent, transfer.received);
             assert!(transfer.bytes > 0 && transfer.rate() > 0.0);
         });
@@ -69,7 +69,7 @@ fn a_transfer_to_nobody_fails() {
         two_hosts(|alice, bob| {
             bob.interfaces()[0].unplug().unwrap();
             alice.link_down("eth0").unwrap();
-            let failure = transfer::run(alice, bob, bob.ipv4().into()).unwrap_err();
+            let failure = transfer::run(alice, bob, bob.ipv4().into(), transfer::ROUND).unwrap_err();
             assert!(failure.to_string().contains("the sender cannot connect"), "{failure}");
         });
     });

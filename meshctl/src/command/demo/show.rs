@@ -11,6 +11,7 @@ use ringmesh_lab::Privilege;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::ground::{Nat, Terrain};
 use crate::{
     failure::Failure,
     output::{self, Document, Format},
@@ -34,6 +35,8 @@ struct Report {
     ok: bool,
     privilege: &'static str,
     nodes: u8,
+    transport: &'static str,
+    nat: Nat,
     steps: Vec<Step>,
 }
 
@@ -81,7 +84,9 @@ impl Document for Report {
 }
 
 impl Show {
-    pub(super) fn new(format: Format, privilege: Privilege, nodes: u8) -> Self {
+    pub(super) fn new(format: Format, privilege: Privilege, nodes: u8, terrain: Terrain) -> Self {
+        let Terrain { transport, nat } = terrain;
+        let transport = transport.label();
         let bar = ProgressBar::new_spinner();
         let style = ProgressStyle::with_template("  {spinner}     {msg}  ({elapsed})");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()).tick_chars("|/-\\ "));
@@ -90,7 +95,12 @@ impl Show {
             Privilege::UserNamespace => "user-namespace",
         };
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { format, colours, bar, report: Report { ok: true, privilege, nodes, steps: Vec::new() } }
+        Self {
+            format,
+            colours,
+            bar,
+            report: Report { ok: true, privilege, nodes, transport, nat, steps: Vec::new() },
+        }
     }
 
     /// The first line.
@@ -187,10 +197,13 @@ pub(super) fn short(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::demo::ground::Transport;
+
+    const PLAIN: Terrain = Terrain { transport: Transport::Direct, nat: Nat::None };
 
     #[test]
     fn a_step_is_a_line_with_its_details_under_it() {
-        let mut show = Show::new(Format::Table, Privilege::Root, 2);
+        let mut show = Show::new(Format::Table, Privilege::Root, 2, PLAIN);
         show.colours = false;
         let line = show.step_line("node joins", true, "node1 in 80 ms\nno peer yet", 1234);
         let expected = "  ok    node joins            node1 in 80 ms  [1.2 s]\n                              no peer yet\n";
@@ -200,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_failure_of_a_step_names_it_and_is_in_the_report() {
-        let mut show = Show::new(Format::Json, Privilege::Root, 2);
+        let mut show = Show::new(Format::Json, Privilege::Root, 2, PLAIN);
         show.step("one", "", || Ok(Outcome::new("fine").fact("count", 1))).unwrap();
         let failed = show.step("two", "", || {
             Err(Failure::new(crate::failure::Exit::Timeout, "too slow")

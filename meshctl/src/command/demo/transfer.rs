@@ -13,8 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::lab_failure;
 use crate::failure::{Exit, Failure};
 
-/// What is sent in one go. It is made before and hashed after, so that the clock sees the network only.
-const ROUND: usize = 64 << 20;
+/// What is sent in one go, bytes. It is made before and hashed after, so that the clock sees the network only.
+pub(super) const ROUND: usize = 64 << 20;
+/// The same where streams or a relay make it slower.
+pub(super) const SMALL_ROUND: usize = 8 << 20;
 /// After this much time on the clock no more rounds are begun.
 const ENOUGH: Duration = Duration::from_secs(2);
 /// Rounds at most, on a fast machine.
@@ -41,8 +43,8 @@ impl Transfer {
     }
 }
 
-/// Sends from one host to another, whose address in the mesh is `address`.
-pub(super) fn run(from: &Host, to: &Host, address: IpAddr) -> Result<Transfer, Failure> {
+/// Sends rounds of `round` bytes from one host to another, whose address in the mesh is `address`.
+pub(super) fn run(from: &Host, to: &Host, address: IpAddr, round: usize) -> Result<Transfer, Failure> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Failure::new(Exit::General, what).cause(error.to_string())
@@ -59,8 +61,8 @@ pub(super) fn run(from: &Host, to: &Host, address: IpAddr) -> Result<Transfer, F
         .map_err(failed("the sender cannot connect"))?;
     let (receiving, _) = listener.accept().map_err(failed("the receiver cannot accept"))?;
     thread::scope(|scope| {
-        let sender = scope.spawn(|| send(sending).map_err(failed("the sender failed")));
-        let received = receive(receiving).map_err(failed("the receiver failed"));
+        let sender = scope.spawn(|| send(sending, round).map_err(failed("the sender failed")));
+        let received = receive(receiving, round).map_err(failed("the receiver failed"));
         // The sender's failure is the cause if there are two.
         let (starts, sent) = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let received = received?;
@@ -70,11 +72,11 @@ pub(super) fn run(from: &Host, to: &Host, address: IpAddr) -> Result<Transfer, F
 }
 
 /// Sends rounds until told that it is enough; answers when each began, and the hash of all.
-fn send(mut stream: TcpStream) -> io::Result<(Vec<Instant>, [u8; 32])> {
+fn send(mut stream: TcpStream, round: usize) -> io::Result<(Vec<Instant>, [u8; 32])> {
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut random = Random(0x5EED);
-    let mut data = vec![0; ROUND];
+    let mut data = vec![0; round];
     let mut hash = Sha256::new();
     let mut starts = Vec::new();
     loop {
@@ -96,14 +98,14 @@ struct Received {
     hash: [u8; 32],
 }
 
-fn receive(mut stream: TcpStream) -> io::Result<Received> {
+fn receive(mut stream: TcpStream, round: usize) -> io::Result<Received> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut data = vec![0; ROUND];
+    let mut data = vec![0; round];
     let mut hash = Sha256::new();
     let mut received = Received { bytes: 0, ends: Vec::new(), hash: [0; 32] };
     let mut time = Duration::ZERO;
-    for round in 1..=MAX_ROUNDS {
+    for number in 1..=MAX_ROUNDS {
         // Making the data takes the sender longer than the first byte takes to arrive.
         stream.read_exact(&mut data[..1])?;
         let first = Instant::now();
@@ -112,7 +114,7 @@ fn receive(mut stream: TcpStream) -> io::Result<Received> {
         time += first.elapsed();
         received.bytes += data.len() as u64;
         hash.update(&data);
-        let done = round == MAX_ROUNDS || time >= ENOUGH;
+        let done = number == MAX_ROUNDS || time >= ENOUGH;
         stream.write_all(&[if done { DONE } else { MORE }])?;
         if done {
             break;

@@ -1,0 +1,139 @@
+//! `meshctl relay`: being a relay, and looking into the one that the coordinator runs.
+
+use std::net::SocketAddr;
+
+use ringmesh_node::Config;
+use ringmesh_proto::admin::ListRelayClientsRequest;
+use ringmesh_tunnel::ip::Prefix;
+
+use super::{join, node};
+use crate::{
+    cli::{AdminSocket, NetworkName},
+    connect::Connection,
+    daemon::Daemon,
+    failure::Failure,
+    output::{self, Format, relay::Clients},
+    process,
+};
+
+/// What can be done with relays.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Runs a relay in the foreground, joining first if this machine has not: it passes on what nodes seal for each other
+    Run(Box<Run>),
+    /// Lists the nodes that the coordinator's relay serves (on the coordinator)
+    Clients {
+        #[command(flatten)]
+        network: NetworkName,
+        #[command(flatten)]
+        socket: AdminSocket,
+    },
+}
+
+/// How to be a relay.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    newcomer: join::Newcomer,
+    #[command(flatten)]
+    relay: Options,
+    #[command(flatten)]
+    options: node::Options,
+    #[command(flatten)]
+    daemon: process::Options,
+}
+
+/// What a relay can be told: the `[relay]` section of the node's file.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Options of the relay")]
+#[group(skip)]
+struct Options {
+    /// Where nodes whose UDP is blocked connect by WebSocket over TLS [default: nowhere]
+    #[arg(long, env = "MESH_RELAY_WEBSOCKET_LISTEN", value_name = "ADDRESS:PORT")]
+    websocket_listen: Option<SocketAddr>,
+    /// The URL of its WebSocket as nodes see it, behind a reverse proxy say; may be repeated
+    #[arg(long = "websocket", env = "MESH_RELAY_WEBSOCKETS", value_name = "URL", value_delimiter = ',')]
+    websockets: Vec<String>,
+    /// Reverse proxies whose word on a client's address is believed; may be repeated
+    #[arg(long = "trusted-proxy", env = "MESH_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
+    trusted_proxies: Vec<Prefix>,
+}
+
+impl Options {
+    /// Makes a relay's configuration of a node's.
+    fn lay_over(self, mut config: Config) -> Result<Config, Failure> {
+        let relay = config.relay.get_or_insert_default();
+        relay.websocket_listen = self.websocket_listen.or(relay.websocket_listen);
+        if !self.websockets.is_empty() {
+            relay.websocket_urls = self.websockets;
+        }
+        if !self.trusted_proxies.is_empty() {
+            relay.trusted_proxies = self.trusted_proxies;
+        }
+        config.check().map_err(|failure| process::node_failure("use these options", &failure))?;
+        Ok(config)
+    }
+}
+
+/// `meshctl relay ...`. Called before any thread is started.
+pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(args) => serve(format, *args),
+        Command::Clients { network, socket } => super::block_on(clients(format, network, socket)),
+    }
+}
+
+fn serve(format: Format, args: Run) -> Result<(), Failure> {
+    let config = args.relay.lay_over(args.options.config()?)?;
+    if args.daemon.check {
+        process::checked();
+        return Ok(());
+    }
+    let wish = args.newcomer.wish_unless_member(&config)?;
+    args.daemon.become_daemon(config.log.as_deref())?;
+    super::block_on_threads(join::in_foreground(format, config, wish, move || args.daemon.tell_ready()))
+}
+
+async fn clients(
+    format: Format,
+    NetworkName { network }: NetworkName,
+    socket: AdminSocket,
+) -> Result<(), Failure> {
+    let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+    let mut relay = coordinator.relay();
+    let request = ListRelayClientsRequest { network };
+    let response = coordinator.call("list the relay's clients", relay.list_relay_clients(request)).await?;
+    output::result(format, &Clients::from(response))
+}
+
+#[cfg(test)]
+mod tests {
+    use ringmesh_node::config::RelayMode;
+
+    use super::*;
+
+    #[test]
+    fn flags_make_a_relay_of_a_node_and_go_before_its_file() {
+        let file = RelayMode {
+            websocket_listen: Some("[::]:443".parse().unwrap()),
+            websocket_urls: vec!["wss://old.example.org/relay/v1".to_owned()],
+            ..RelayMode::default()
+        };
+        let given = Options {
+            websocket_listen: None,
+            websockets: vec!["wss://new.example.org/relay/v1".to_owned()],
+            trusted_proxies: vec!["192.0.2.0/24".parse().unwrap()],
+        };
+        let none = || Options { websocket_listen: None, websockets: Vec::new(), trusted_proxies: Vec::new() };
+        let relay = |options: Options, relay| options.lay_over(Config { relay, ..Config::default() });
+        assert_eq!(relay(none(), None).unwrap().relay, Some(RelayMode::default()));
+        assert_eq!(relay(none(), Some(file.clone())).unwrap().relay, Some(file.clone()));
+        let both = relay(given, Some(file)).unwrap().relay.unwrap();
+        assert_eq!(both.websocket_listen, Some("[::]:443".parse().unwrap()));
+        assert_eq!(both.websocket_urls, ["wss://new.example.org/relay/v1"]);
+        assert_eq!(both.trusted_proxies, ["192.0.2.0/24".parse().unwrap()]);
+
+        let plain = Options { websockets: vec!["http://a/relay/v1".to_owned()], ..none() };
+        assert_eq!(relay(plain, None).unwrap_err().exit(), crate::failure::Exit::Usage);
+    }
+}

@@ -1,0 +1,161 @@
+//! `meshctl relay clients`: whom a relay serves, and what passed.
+
+use std::collections::BTreeMap;
+
+use ringmesh_proto::admin;
+use serde::Serialize;
+
+use super::{
+    Document,
+    path::named,
+    table::{Columns, bytes, span},
+};
+
+/// The clients of a coordinator's relay: `schemas/relay-clients.json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Clients {
+    pub(crate) clients: Vec<Client>,
+    pub(crate) relayed_datagrams: u64,
+    pub(crate) relayed_bytes: u64,
+    pub(crate) drops: BTreeMap<String, u64>,
+}
+
+/// A node that the relay serves.
+#[derive(Debug, Serialize)]
+pub(crate) struct Client {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) path: String,
+    pub(crate) endpoint: String,
+    pub(crate) channels: u32,
+    pub(crate) from_datagrams: u64,
+    pub(crate) from_bytes: u64,
+    pub(crate) to_datagrams: u64,
+    pub(crate) to_bytes: u64,
+    pub(crate) dropped: u64,
+    pub(crate) idle_ms: u64,
+}
+
+impl From<admin::ListRelayClientsResponse> for Clients {
+    fn from(response: admin::ListRelayClientsResponse) -> Self {
+        let mut clients: Vec<Client> = response.clients.into_iter().map(Client::from).collect();
+        clients.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        Self {
+            clients,
+            relayed_datagrams: response.relayed_datagrams,
+            relayed_bytes: response.relayed_bytes,
+            drops: response.drops.into_iter().collect(),
+        }
+    }
+}
+
+impl From<admin::RelayClient> for Client {
+    fn from(client: admin::RelayClient) -> Self {
+        Self {
+            id: client.id,
+            name: client.name,
+            path: client.path,
+            endpoint: client.endpoint,
+            channels: client.channels,
+            from_datagrams: client.from_datagrams,
+            from_bytes: client.from_bytes,
+            to_datagrams: client.to_datagrams,
+            to_bytes: client.to_bytes,
+            dropped: client.dropped,
+            idle_ms: client.idle_ms,
+        }
+    }
+}
+
+impl Document for Clients {
+    fn text(&self, _: u64) -> String {
+        let mut text = if self.clients.is_empty() { "no client\n".to_owned() } else { self.table() };
+        let drops = self.drops.iter().filter(|(_, count)| **count > 0);
+        let drops: Vec<String> = drops.map(|(why, count)| format!("{why} {count}")).collect();
+        let drops = if drops.is_empty() { String::new() } else { format!("; dropped: {}", drops.join(", ")) };
+        text.push_str(&format!(
+            "\nrelayed {} datagrams ({}) since it started{drops}\n",
+            self.relayed_datagrams,
+            bytes(self.relayed_bytes)
+        ));
+        text
+    }
+}
+
+impl Clients {
+    fn table(&self) -> String {
+        let mut table =
+            Columns::new(["CLIENT", "ID", "PATH", "CHANNELS", "FROM IT", "TO IT", "DROPPED", "HEARD"]);
+        for client in &self.clients {
+            table.row([
+                client.name.clone(),
+                client.id.clone(),
+                named(&client.path, "", &client.endpoint),
+                client.channels.to_string(),
+                bytes(client.from_bytes),
+                bytes(client.to_bytes),
+                client.dropped.to_string(),
+                format!("{} ago", span(client.idle_ms)),
+            ]);
+        }
+        table.text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::{json, tests::conforms};
+
+    fn served() -> admin::ListRelayClientsResponse {
+        let client = admin::RelayClient {
+            id: "0000000000000001".to_owned(),
+            name: "web1".to_owned(),
+            path: "udp".to_owned(),
+            endpoint: "203.0.113.1:51820".to_owned(),
+            channels: 2,
+            from_datagrams: 4_000,
+            from_bytes: 3_885_116,
+            to_datagrams: 30_000,
+            to_bytes: 38_759_812,
+            dropped: 0,
+            idle_ms: 1_100,
+        };
+        admin::ListRelayClientsResponse {
+            // Out of order on purpose: the table sorts by name.
+            clients: vec![
+                client.clone(),
+                admin::RelayClient {
+                    id: "0000000000000002".to_owned(),
+                    name: "nas".to_owned(),
+                    path: "websocket".to_owned(),
+                    endpoint: "198.51.100.9:40404".to_owned(),
+                    channels: 0,
+                    from_datagrams: 30_007,
+                    dropped: 7,
+                    ..client
+                },
+            ],
+            relayed_datagrams: 34_000,
+            relayed_bytes: 42_644_928,
+            drops: [("unbound".to_owned(), 3), ("rate".to_owned(), 7), ("malformed".to_owned(), 0)].into(),
+        }
+    }
+
+    #[test]
+    fn clients_in_a_table() {
+        insta::assert_snapshot!(Clients::from(served()).text(0));
+    }
+
+    #[test]
+    fn clients_as_json() {
+        conforms("relay-clients", &Clients::from(served()));
+        insta::assert_snapshot!(json(&Clients::from(served())).unwrap());
+    }
+
+    #[test]
+    fn a_relay_that_nobody_uses_says_so() {
+        let text = Clients::from(admin::ListRelayClientsResponse::default()).text(0);
+        assert_eq!(text, "no client\n\nrelayed 0 datagrams (0 B) since it started\n");
+    }
+}
