@@ -11,11 +11,16 @@
 
 mod frame;
 mod link;
+pub(crate) mod link_socket;
 mod queue;
-mod stream;
+pub(crate) mod ssh;
+pub(crate) mod stream;
 mod tcp;
-mod websocket;
+pub(crate) mod websocket;
 
-pub(crate) use self::queue::{Arrival, Batch, DialOpen, Hub, Links, SendError, links};
 #[cfg(test)]
-pub(crate) use self::queue::{LinkEnd, OUTGOING_BYTES};
+pub(crate) use self::queue::OUTGOING_BYTES;
+pub(crate) use self::{
+    link::Opened,
+    queue::{Arrival, Batch, DialOpen, Hub, LinkEnd, Links, SendError, links},
+};

@@ -1,0 +1,246 @@
+//! The link socket: where an SSH server on this machine hands us streams from afar.
+//!
+//! Anybody on the machine may connect, whoever a remote peer logs in as. So whoever connects is a stranger, and stays one until
+//! the session inside has spoken: strangers are few, of each user fewer, they are gone after ten seconds, and get no answer but
+//! what the handshake gives.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ringmesh_proto::control::Reason;
+use ringmesh_tunnel::Carrier;
+use rustix::fs::{Mode, fchmod};
+use tokio::{
+    net::{UnixListener, UnixSocket, UnixStream},
+    task::{JoinHandle, JoinSet},
+    time::sleep,
+};
+use tracing::{debug, warn};
+
+use super::{
+    link::Opened,
+    queue::{Hub, LinkEnd},
+    stream,
+};
+use crate::error::Failure;
+
+/// Streams in all.
+const MAX_STREAMS: usize = 256;
+/// Streams of one user, proven or not: an SSH server serves all peers as one, so this is not few.
+const MAX_PER_USER: usize = 192;
+/// Streams in all on which nothing authentic came yet.
+const MAX_STRANGERS: usize = 32;
+/// The same of one user, so that no user takes the places of another.
+const MAX_STRANGERS_PER_USER: usize = 16;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 64;
+/// Waiting for the kernel when it has no file descriptor left.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// The listening socket. Dropping it removes the file and closes every stream.
+#[derive(Debug)]
+pub(crate) struct LinkSocket {
+    path: PathBuf,
+    /// The inode, so that a successor's file is never removed.
+    inode: Option<u64>,
+    task: JoinHandle<()>,
+}
+
+impl LinkSocket {
+    /// Listens on `path` with mode 0666, replacing a file that a dead daemon left. The directory must be there.
+    ///
+    /// # Errors
+    /// A daemon answers there already, something else is in the way, others may write to the directory, or the system refuses.
+    pub(crate) async fn bind(path: &Path, hub: Hub) -> Result<Self, Failure> {
+        let shown = path.display();
+        check_directory(path)?;
+        clear_the_way(path).await?;
+        let listener =
+            public_listener(path).map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
+        let inode = fs::symlink_metadata(path).ok().map(|found| found.ino());
+        // Mode 0666 less the umask, so far.
+        fs::set_permissions(path, Permissions::from_mode(0o666))
+            .map_err(|error| Failure::host(format!("opening {shown} to everybody"), &error))?;
+        debug!(socket = %shown, "the link socket listens");
+        Ok(Self { path: path.to_owned(), inode, task: tokio::spawn(accept(listener, hub)) })
+    }
+}
+
+impl Drop for LinkSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+        let still_ours = fs::symlink_metadata(&self.path).ok().map(|found| found.ino()) == self.inode;
+        if still_ours && let Err(error) = fs::remove_file(&self.path) {
+            debug!(socket = %self.path.display(), %error, "cannot remove the link socket's file");
+        }
+    }
+}
+
+/// A directory in which others may write would let them put their own socket in the place of ours.
+fn check_directory(path: &Path) -> Result<(), Failure> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let shown = directory.display();
+    let found = fs::metadata(directory)
+        .map_err(|error| Failure::host(format!("looking at {shown} for the link socket"), &error))?;
+    if found.mode() & 0o022 != 0 {
+        return Err(Failure::new(
+            Reason::Host,
+            format!(
+                "{shown} can be written by others, who could replace the link socket: run `chmod 755 {shown}`"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn public_listener(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    // The file gets the mode that the socket has when it is bound, less the umask.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP | Mode::ROTH | Mode::WOTH)?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
+}
+
+/// Removes a socket file that nobody listens on; anything else stays.
+async fn clear_the_way(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Failure::host(format!("looking at {shown}"), &error)),
+    };
+    let conflict = |what: &str| Err(Failure::new(Reason::Conflict, format!("{shown} {what}")));
+    if !found.file_type().is_socket() {
+        return conflict("is in the way and is not a socket: move it, or give another link_socket");
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|error| Failure::host(format!("removing the stale socket {shown}"), &error)),
+        Ok(_) => conflict("belongs to a daemon that runs: stop it, or give this one its own link_socket"),
+        Err(error) => Err(Failure::host(format!("asking who listens on {shown}"), &error)),
+    }
+}
+
+/// Who is connected.
+#[derive(Debug, Default)]
+struct Crowd {
+    streams: Count,
+    strangers: Count,
+}
+
+/// A number in all, and of each user.
+#[derive(Debug, Default)]
+struct Count {
+    all: usize,
+    users: BTreeMap<u32, usize>,
+}
+
+impl Count {
+    fn of(&self, user: u32) -> usize {
+        self.users.get(&user).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, user: u32) {
+        self.all += 1;
+        *self.users.entry(user).or_default() += 1;
+    }
+
+    fn remove(&mut self, user: u32) {
+        self.all = self.all.saturating_sub(1);
+        let left = self.of(user).saturating_sub(1);
+        if left == 0 {
+            self.users.remove(&user);
+        } else {
+            self.users.insert(user, left);
+        }
+    }
+}
+
+type Shared = Arc<Mutex<Crowd>>;
+
+fn lock(crowd: &Shared) -> MutexGuard<'_, Crowd> {
+    crowd.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One stream's place, and its place among the strangers while it is one.
+struct Place {
+    crowd: Shared,
+    user: u32,
+    stranger: bool,
+}
+
+impl Place {
+    /// A place, unless there are too many.
+    fn take(crowd: &Shared, user: u32) -> Option<Self> {
+        let mut counts = lock(crowd);
+        let full = counts.streams.all >= MAX_STREAMS
+            || counts.streams.of(user) >= MAX_PER_USER
+            || counts.strangers.all >= MAX_STRANGERS
+            || counts.strangers.of(user) >= MAX_STRANGERS_PER_USER;
+        if full {
+            return None;
+        }
+        counts.streams.add(user);
+        counts.strangers.add(user);
+        Some(Self { crowd: Arc::clone(crowd), user, stranger: true })
+    }
+
+    /// Something authentic came.
+    fn become_known(&mut self) {
+        if std::mem::take(&mut self.stranger) {
+            lock(&self.crowd).strangers.remove(self.user);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.become_known();
+        lock(&self.crowd).streams.remove(self.user);
+    }
+}
+
+async fn accept(listener: UnixListener, hub: Hub) {
+    let crowd = Shared::default();
+    // Dropped with this task, and with it every stream.
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    // The kernel says who connected; without that nobody is responsible.
+                    let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
+                    match Place::take(&crowd, user) {
+                        Some(place) => {
+                            streams.spawn(serve(stream, place, hub.accept(Carrier::Ssh)));
+                        }
+                        None => debug!(user, "a stream on the link socket was closed: there are too many"),
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept streams on the link socket");
+                    sleep(ACCEPT_AGAIN).await;
+                }
+            },
+            Some(_) = streams.join_next() => {}
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, mut place: Place, end: LinkEnd) {
+    debug!(user = place.user, link = %end.link(), "a stream was opened on the link socket");
+    let mut pump = std::pin::pin!(stream::pump(stream, &end, Opened::There));
+    tokio::select! {
+        _ = &mut pump => return,
+        () = end.proven() => place.become_known(),
+    }
+    pump.await;
+}
