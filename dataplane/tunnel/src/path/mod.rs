@@ -19,6 +19,8 @@ mod candidate;
 mod probe;
 mod score;
 pub(crate) mod set;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -49,9 +49,10 @@ const BACK_OFF: [Duration; 6] = [
 const BACK_OFF_CUT_OFF: Duration = Duration::from_secs(3);
 /// Probes of one try, and how far they are apart: the first opens our NAT, and what the peer's drops is the second's chance.
 const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(150), Duration::from_millis(400)];
-/// Probes to an address from which nothing was ever heard, in [`BUDGET_WINDOW`]: a peer must not make us attack somebody.
-const BUDGET: u8 = 20;
-const BUDGET_WINDOW: Duration = Duration::from_secs(60);
+/// Probes at once to an address from which nothing was ever heard, and the pause that earns one more: 20 in any minute at
+/// most, so that no peer can make us attack somebody.
+const BUDGET: u32 = 8;
+const BUDGET_PAUSE: Duration = Duration::from_secs(5);
 /// How long a stream may take to open before it is asked for again.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a relay may take to answer, before it is asked again.
@@ -138,24 +139,22 @@ struct Entry {
     idle_since: Option<Instant>,
 }
 
-/// How many probes went to an address that never answered.
+/// Limits probes to an address that never answered: some at once, then one now and then.
 #[derive(Clone, Copy, Debug, Default)]
 struct Budget {
-    since: Option<Instant>,
-    spent: u8,
+    /// When all that was spent is earned again.
+    earned: Option<Instant>,
 }
 
 impl Budget {
     /// Takes one, or tells when there will be one again.
     fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let since = *self.since.get_or_insert(now);
-        if now.saturating_duration_since(since) >= BUDGET_WINDOW {
-            *self = Self { since: Some(now), spent: 0 };
+        let earned = self.earned.map_or(now, |earned| earned.max(now));
+        let full = now + BUDGET_PAUSE * BUDGET;
+        if earned + BUDGET_PAUSE > full {
+            return Err(now + (earned + BUDGET_PAUSE - full));
         }
-        if self.spent >= BUDGET {
-            return Err(since + BUDGET_WINDOW);
-        }
-        self.spent += 1;
+        self.earned = Some(earned + BUDGET_PAUSE);
         Ok(())
     }
 }
@@ -527,8 +526,8 @@ impl Paths {
         entry.verified = true;
         entry.round = 0;
         entry.burst = 0;
-        entry.next =
-            Some(now + if entry.probes.answered_in_a_row() < 2 { CONFIRM_AFTER } else { PROBE_INTERVAL });
+        // The next one when its turn comes, unless the first answer is to be confirmed.
+        entry.next = (entry.probes.answered_in_a_row() < 2).then(|| now + CONFIRM_AFTER);
         self.searching_since = None;
         self.wake(now);
         Some(took)
@@ -777,6 +776,7 @@ impl Paths {
         now: Instant,
     ) -> Outcome {
         let worked = self.anything_works() || self.selected.is_some_and(|path| !self.is_dead(path));
+        self.follow_relays(context.relays, now);
         self.expire(now);
         let mut changed = self.choose(context.relays, now);
         let works = self.anything_works();
@@ -802,6 +802,21 @@ impl Paths {
     fn is_dead(&self, path: Path) -> bool {
         let entry = self.position(path).and_then(|at| self.entries.get(at));
         entry.is_none_or(|entry| entry.state == PathState::Dead)
+    }
+
+    /// A path through a relay is as good as the way to the relay.
+    fn follow_relays(&mut self, relays: &RelayViews, now: Instant) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.channel.is_some()) {
+            match (entry.relay_hop(relays), entry.failure) {
+                (None, failure) if failure != Some(PathFailure::RelayUnreached) => {
+                    entry.probes.restart();
+                    entry.fail(PathFailure::RelayUnreached, PathState::Dead);
+                    entry.next = Some(now + BIND_TIMEOUT);
+                }
+                (Some(_), Some(PathFailure::RelayUnreached)) => entry.open(now),
+                (None | Some(_), _) => {}
+            }
+        }
     }
 
     /// Counts probes that were not answered in time.
