@@ -8,13 +8,15 @@ pub(crate) mod challenge;
 mod control;
 pub mod convert;
 mod local;
+mod relay;
 mod sync;
 
 use ringmesh_proto::{
     DESCRIPTORS,
     admin::{
         network_service_server::NetworkServiceServer, node_service_server::NodeServiceServer,
-        policy_service_server::PolicyServiceServer, token_service_server::TokenServiceServer,
+        policy_service_server::PolicyServiceServer, relay_service_server::RelayServiceServer,
+        token_service_server::TokenServiceServer,
     },
     control::control_service_server::ControlServiceServer,
 };
@@ -50,6 +52,7 @@ pub async fn operator_routes(coordinator: &Coordinator) -> Routes {
     reporter.set_serving::<NodeServiceServer<admin::Admin>>().await;
     reporter.set_serving::<TokenServiceServer<admin::Admin>>().await;
     reporter.set_serving::<PolicyServiceServer<admin::Admin>>().await;
+    reporter.set_serving::<RelayServiceServer<admin::Admin>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -70,6 +73,9 @@ pub async fn operator_routes(coordinator: &Coordinator) -> Routes {
         ))
         .add_service(local::OperatorsOnly(
             PolicyServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
+        ))
+        .add_service(local::OperatorsOnly(
+            RelayServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
         ))
         .add_service(local::OperatorsOnly(health))
         .add_service(local::OperatorsOnly(reflection_v1))

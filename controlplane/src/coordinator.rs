@@ -12,7 +12,7 @@ mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -100,6 +100,9 @@ struct Inner {
     failures: Mutex<Failures>,
     /// Where the relay can be reached, once that is known.
     relay_places: Mutex<Option<Places>>,
+    /// The revision that the relay was given.
+    relay_revision: AtomicU64,
+    relay_handle: OnceLock<ringmesh_relay::Handle>,
 }
 
 impl Coordinator {
@@ -125,6 +128,8 @@ impl Coordinator {
             nonces: Nonces::new(),
             failures: Mutex::default(),
             relay_places: Mutex::default(),
+            relay_revision: AtomicU64::new(0),
+            relay_handle: OnceLock::new(),
         };
         let lease = inner.register().await?;
         let coordinator = Self(Arc::new(inner));

@@ -51,6 +51,10 @@ pub(crate) enum Refused {
          enabled = false in [relay] of coordinator.toml and restart the coordinator"
     )]
     RelayInUse,
+    #[error(
+        "this coordinator runs no relay; set enabled = true in [relay] of coordinator.toml and restart it"
+    )]
+    NoRelay,
     #[error("this is not permitted here")]
     NotPermitted,
     #[error("user {uid} may not give orders to this coordinator: only root and its own user may (use sudo)")]
@@ -120,7 +124,7 @@ impl Refused {
             Self::Barred | Self::TooManyChallenges | Self::Contended | Self::ShuttingDown => {
                 (Unavailable, Reason::Busy)
             }
-            Self::RelayInUse => (FailedPrecondition, Reason::Conflict),
+            Self::RelayInUse | Self::NoRelay => (FailedPrecondition, Reason::Conflict),
             Self::TakenOver => (Aborted, Reason::Conflict),
             Self::Silent => (Code::DeadlineExceeded, Reason::NoReply),
             Self::NodeRecord(_) => (InvalidArgument, Reason::ProofInvalid),

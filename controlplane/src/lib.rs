@@ -31,6 +31,7 @@ pub use self::{
     config::{Config, ConfigError},
     coordinator::Coordinator,
     error::DOMAIN,
+    relay::RelayError,
     run::{Ready, StartError, run},
     tls::certificate_pem,
 };

@@ -1,3 +1,311 @@
-//! The relay that this coordinator runs.
+//! The relay that this coordinator runs: started with it, fed with members and keys as they change, told about to nodes.
+//!
+//! ```text
+//!  registry ── members, keys ──> feed ──────> ringmesh_relay::Server ──> UDP
+//!     ▲                                          ▲
+//!     └─── node records <── survey (addresses)   └── WebSockets <── the TLS port
+//! ```
+
 mod floors;
 mod places;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ringmesh_relay::{Handle, Rates, Server, ServerConfig, StartError, Stopped};
+use ringmesh_tunnel::{
+    PeerConfig, UnixTime,
+    ip::Prefix,
+    key::{NetworkId, SecretKey},
+};
+use tokio::sync::mpsc;
+
+use self::{floors::Keeper, places::Surveyor};
+use crate::{
+    config::{Config, RelayConfig},
+    coordinator::Coordinator,
+    network::{NetworkState, relay::Clients},
+    server::WebSocket,
+    state_dir::FileError,
+};
+
+/// How often names are looked up, and the addresses of this machine.
+const SURVEY: Duration = Duration::from_secs(300);
+/// How often members are looked at although nothing changed: memberships end by themselves.
+const REVIEW: Duration = Duration::from_secs(600);
+/// Bytes per second that no machine reaches.
+const NO_BOUND: u64 = 1 << 50;
+/// WebSockets that wait to be taken.
+pub(crate) const BACKLOG: usize = 64;
+
+/// Why the relay does not start. The text names the cause and the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The UDP port is taken.
+    #[error(
+        "{address}: another program uses this UDP port, which the coordinator's relay needs; stop it, or give the relay another \
+         port (listen = \"[::]:3478\" in [relay]), or go without a relay (enabled = false in [relay])"
+    )]
+    PortTaken {
+        /// What was asked for.
+        address: SocketAddr,
+    },
+    /// The UDP port is one for the privileged.
+    #[error(
+        "{address}: UDP ports below 1024 need a privilege, and the coordinator's relay needs this one; run as root, or: sudo setcap \
+         cap_net_bind_service=+ep $(command -v meshctl), or give the relay another port (listen = \"[::]:3478\" in [relay]), or go \
+         without a relay (enabled = false in [relay])"
+    )]
+    PortPrivileged {
+        /// What was asked for.
+        address: SocketAddr,
+    },
+    /// The relay cannot be started for another reason.
+    #[error("{address} (UDP, for the coordinator's relay): {source}; is this an address of this machine?")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It has no thread, no randomness, or no room for another network.
+    #[error("the coordinator's relay: {0}")]
+    Start(#[from] StartError),
+    /// What the relay remembers across restarts cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl From<Stopped> for RelayError {
+    fn from(stopped: Stopped) -> Self {
+        Self::Start(stopped.into())
+    }
+}
+
+/// Starts a relay on a UDP port; it serves no network yet.
+pub(crate) async fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Handle, RelayError> {
+    let (listen_v4, listen_v6) = match listen.ip() {
+        IpAddr::V4(v4) => (Some(v4), None),
+        // As TCP does it: all of IPv6 is all of IPv4, too.
+        IpAddr::V6(v6) if v6.is_unspecified() => (Some(Ipv4Addr::UNSPECIFIED), Some(v6)),
+        IpAddr::V6(v6) => (None, Some(v6)),
+    };
+    let config = ServerConfig {
+        listen_v4,
+        listen_v6,
+        port: listen.port(),
+        rates: Rates {
+            client: bytes_per_second(config.client_rate_mbit).unwrap_or(NO_BOUND),
+            total: bytes_per_second(config.total_rate_mbit),
+        },
+        // Without one, whatever a proxy puts before the path is taken.
+        base_path: Some(config.base_path.clone()).filter(|path| !path.is_empty()),
+        trusted_proxies: config.trusted_proxies.clone(),
+        ..ServerConfig::default()
+    };
+    let started = tokio::task::spawn_blocking(|| Server::start(config)).await;
+    let started = started.map_err(|error| StartError::Threads(io::Error::other(error)))?;
+    started.map_err(|error| match error {
+        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            RelayError::PortTaken { address: listen }
+        }
+        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            RelayError::PortPrivileged { address: listen }
+        }
+        StartError::Bind { source, .. } => RelayError::Listen { address: listen, source },
+        StartError::Threads(_)
+        | StartError::NoRandomness
+        | StartError::TooManyNetworks
+        | StartError::Stopped(_) => error.into(),
+    })
+}
+
+/// 0 is no bound.
+fn bytes_per_second(mbit: u32) -> Option<u64> {
+    (mbit != 0).then(|| u64::from(mbit) * 125_000)
+}
+
+/// A relay that runs, with what keeps it and the nodes' maps in step.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    handle: Handle,
+    surveyor: tokio::sync::Mutex<Surveyor>,
+    feeds: tokio::sync::Mutex<BTreeMap<NetworkId, Feed>>,
+    floors: Mutex<Keeper>,
+}
+
+/// What the relay was told of one network.
+#[derive(Debug, Default)]
+struct Feed {
+    clients: Clients,
+    /// The change up to which it was told.
+    told: Option<u64>,
+    /// Whether anything was told since the start.
+    begun: bool,
+}
+
+impl Relay {
+    /// Surrounds a relay that listens already.
+    pub(crate) fn new(
+        handle: Handle,
+        config: &Config,
+        coordinator: SocketAddr,
+        advertised: &[String],
+    ) -> Self {
+        let listen = config.relay.listen.unwrap_or(coordinator);
+        let bound = SocketAddr::new(listen.ip(), handle.port());
+        Self {
+            handle,
+            surveyor: Surveyor::new(config, bound, coordinator, advertised).into(),
+            feeds: tokio::sync::Mutex::default(),
+            floors: Mutex::new(Keeper::new(config.state_dir.clone())),
+        }
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Gives the relay all there is to know, and tells nodes where it is. For the start, before anybody asks.
+    pub(crate) async fn prepare(&self, coordinator: &Coordinator) {
+        self.feed(coordinator, true).await;
+        self.survey(coordinator).await;
+    }
+
+    /// Keeps everything in step, for ever.
+    pub(crate) async fn run(&self, coordinator: &Coordinator, mut websockets: mpsc::Receiver<WebSocket>) {
+        let fed = async {
+            let mut changed = coordinator.changed();
+            let mut all = false;
+            loop {
+                // Marked as seen before it is looked at, so that nothing falls in between.
+                changed.borrow_and_update();
+                self.feed(coordinator, all).await;
+                coordinator.tell_relay();
+                all = match tokio::time::timeout(REVIEW, changed.changed()).await {
+                    Ok(Ok(())) => false,
+                    Ok(Err(_)) => return,
+                    Err(_) => true,
+                };
+            }
+        };
+        let surveyed = async {
+            loop {
+                tokio::time::sleep(SURVEY).await;
+                self.survey(coordinator).await;
+            }
+        };
+        let kept = async {
+            loop {
+                tokio::time::sleep(floors::INTERVAL).await;
+                self.keep_floors(coordinator).await;
+            }
+        };
+        let taken = async {
+            while let Some(WebSocket { stream, peer }) = websockets.recv().await {
+                if let Err(refused) = self.handle.offer_websocket(stream, peer) {
+                    tracing::debug!(%peer, %refused, "closed a connection");
+                }
+            }
+        };
+        tokio::join!(fed, surveyed, kept, taken);
+    }
+
+    /// Writes down what must not be forgotten, and ends the relay.
+    pub(crate) async fn stop(self, coordinator: &Coordinator) {
+        self.keep_floors(coordinator).await;
+        let handle = self.handle;
+        if let Err(error) = tokio::task::spawn_blocking(move || handle.stop()).await {
+            tracing::error!(%error, "the relay did not stop");
+        }
+    }
+
+    async fn survey(&self, coordinator: &Coordinator) {
+        let pools: Vec<Prefix> = coordinator.with_registry(|registry| {
+            registry.networks().flat_map(|state| [state.ipv4_pool, state.ipv6_pool()]).collect()
+        });
+        let places = self.surveyor.lock().await.survey(&pools).await;
+        coordinator.place_relay(places);
+    }
+
+    /// Tells the relay of each network in which something changed that concerns it, or of all.
+    async fn feed(&self, coordinator: &Coordinator, all: bool) {
+        // Held until the relay has it, so that no older list comes after a newer one.
+        let mut feeds = self.feeds.lock().await;
+        let now = coordinator.now();
+        let (revision, news) = coordinator.with_registry(|registry| {
+            let news = registry.networks().filter_map(|state| {
+                let feed = feeds.entry(state.id()).or_default();
+                if all {
+                    feed.told = None;
+                }
+                feed.news(state, now)
+            });
+            (registry.revision(), news.collect::<Vec<News>>())
+        });
+        for news in news {
+            let network = news.network;
+            let told = self.tell(news).await;
+            let feed = feeds.entry(network).or_default();
+            match told {
+                Ok(()) => feed.begun = true,
+                Err(error) => {
+                    tracing::error!(%network, %error, "the relay does not serve this network; will try again");
+                    feed.told = None;
+                }
+            }
+        }
+        coordinator.relay_has(revision);
+    }
+
+    async fn tell(&self, news: News) -> Result<(), RelayError> {
+        let News { network, secret, clients, first } = news;
+        if first {
+            let floors = self.lock_floors().load(network)?;
+            self.handle.restore(network, floors).await?;
+        }
+        Ok(self.handle.apply(network, &secret, clients).await?)
+    }
+
+    async fn keep_floors(&self, coordinator: &Coordinator) {
+        let networks: Vec<NetworkId> =
+            coordinator.with_registry(|registry| registry.networks().map(NetworkState::id).collect());
+        for network in networks {
+            let Ok(Some(floors)) = self.handle.floors(network).await else { continue };
+            if let Err(error) = self.lock_floors().note(network, floors) {
+                tracing::error!(%error, "what the relay must remember of handshakes is not kept; will try again");
+            }
+        }
+    }
+
+    fn lock_floors(&self) -> MutexGuard<'_, Keeper> {
+        self.floors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is to be told of one network.
+struct News {
+    network: NetworkId,
+    secret: SecretKey,
+    clients: Vec<PeerConfig>,
+    /// Whether nothing was told before.
+    first: bool,
+}
+
+impl Feed {
+    fn news(&mut self, state: &NetworkState, now: UnixTime) -> Option<News> {
+        let newest = state.newest_change();
+        if self.told.is_some_and(|told| !state.clients_changed(told)) {
+            return None;
+        }
+        self.told = Some(newest);
+        let secret = state.own_relay()?.1.noise_secret();
+        let clients = self.clients.of(state, &secret, now);
+        Some(News { network: state.id(), secret, clients, first: !self.begun })
+    }
+}

@@ -3,7 +3,10 @@
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use ringmesh_tunnel::netmap::Role;
-use tokio::sync::watch;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 
 use crate::{
     advertise, api,
@@ -11,6 +14,7 @@ use crate::{
     config::{Config, ConfigError},
     coordinator::{Coordinator, Fault, INTERVAL, MaintenanceError, Options},
     network::{Damage, Registry, authority::Signer, renew::RESTORED_STEP},
+    relay::{self, Relay, RelayError},
     server::{self, Limits, SocketError},
     state_dir::{self, FileError},
     store::{
@@ -23,6 +27,8 @@ use crate::{
 
 /// How long open requests have to end when the coordinator stops.
 const GRACE: Duration = Duration::from_secs(3);
+/// How many numbers are tried where any would do, to find one that is free for TCP and UDP.
+const PORT_TRIES: u32 = 16;
 
 /// A coordinator that serves.
 #[derive(Debug, Clone)]
@@ -74,6 +80,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The relay cannot be started.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// The operators' socket cannot be taken.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -118,19 +127,18 @@ async fn serve(
 ) -> Result<(), StartError> {
     let fresh = store.snapshot().await.map_err(Fault::from)?.entries.is_empty();
     let vault = Vault::open(&config.state_dir, fresh)?;
-    let listener = listen(config.listen).await?;
-    let address =
-        listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+    let (listener, address, relay) = listen(config).await?;
     let socket = server::listen_locally(&config.admin_socket)?;
     let endpoints = advertise::endpoints(&config.advertise, address, &pools(&store, &vault, config).await?);
     let identity = Identity::open(&config.state_dir, &endpoints)?;
+    let relay = relay.map(|handle| Relay::new(handle, config, address, &endpoints));
 
     let options = Options {
         clock: Clock::system(),
         heartbeat: Duration::from_secs(config.heartbeat_seconds.into()),
         endpoints: endpoints.clone(),
         tls_key: *identity.key_hash(),
-        relay: config.relay.enabled,
+        relay: relay.is_some(),
     };
     let coordinator = Coordinator::open(store, vault, options).await?;
     coordinator.ensure_network(&config.network).await?;
@@ -141,17 +149,23 @@ async fn serve(
     }
     // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
     coordinator.maintain().await?;
+    if let Some(relay) = &relay {
+        coordinator.attach_relay(relay.handle());
+        relay.prepare(&coordinator).await;
+    }
 
     let admin_socket = socket.path().to_owned();
     let certificate_pem = identity.certificate_pem().to_owned();
     let (stop, stopping) = watch::channel(false);
     let stopped =
         |mut stopping: watch::Receiver<bool>| async move { drop(stopping.wait_for(|stop| *stop).await) };
+    let (upgrades, websockets) = mpsc::channel(relay::BACKLOG);
     let nodes = server::serve_nodes(
         listener,
         &identity,
         Limits::default(),
         api::node_routes(&coordinator).await,
+        relay.is_some().then_some(upgrades),
         stopped(stopping.clone()),
     );
     let operators =
@@ -165,9 +179,13 @@ async fn serve(
         fault = coordinator.fault() => Err(StartError::Fault(fault)),
         ended = &mut servers => Err(StartError::Server(ended.err().unwrap_or_else(|| io::Error::other("too early")))),
         () = maintain(&coordinator) => Ok(()),
+        () = keep_relay(relay.as_ref(), &coordinator, websockets) => Ok(()),
     };
     coordinator.close();
     stop.send_replace(true);
+    if let Some(relay) = relay {
+        relay.stop(&coordinator).await;
+    }
     if matches!(result, Ok(()) | Err(StartError::Fault(_)))
         && tokio::time::timeout(GRACE, servers).await.is_err()
     {
@@ -187,7 +205,44 @@ async fn maintain(coordinator: &Coordinator) {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener, StartError> {
+/// Takes the TCP port, and the relay's UDP port, which is the same number unless said otherwise.
+async fn listen(
+    config: &Config,
+) -> Result<(TcpListener, SocketAddr, Option<ringmesh_relay::Handle>), StartError> {
+    let mut tries = 0;
+    loop {
+        let listener = listen_tcp(config.listen).await?;
+        let address =
+            listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
+        if !config.relay.enabled {
+            return Ok((listener, address, None));
+        }
+        match relay::start(&config.relay, config.relay.listen.unwrap_or(address)).await {
+            Ok(handle) => return Ok((listener, address, Some(handle))),
+            // Any number would do, and this one is free for TCP only.
+            Err(RelayError::PortTaken { .. })
+                if config.listen.port() == 0 && config.relay.listen.is_none() && tries < PORT_TRIES =>
+            {
+                tries += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Keeps the relay in step, if there is one, for ever.
+async fn keep_relay(
+    relay: Option<&Relay>,
+    coordinator: &Coordinator,
+    websockets: mpsc::Receiver<server::WebSocket>,
+) {
+    match relay {
+        Some(relay) => relay.run(coordinator, websockets).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
     server::listen(address).await.map_err(|source| {
         if source.kind() == io::ErrorKind::AddrInUse {
             StartError::PortTaken { address }

@@ -10,17 +10,16 @@ mod socket;
 
 use std::{future::Future, io, path::Path, time::Duration};
 
-use futures_util::Stream;
 use tokio::net::TcpListener;
 use tonic::{service::Routes, transport::Server};
 
 pub use self::{
-    accept::Limits,
-    connection::{Caller, Connection},
+    accept::{Limits, WebSocket, WebSockets},
+    connection::{Caller, Connection, Slotted},
+    protocol::Rewound,
     socket::{AdminSocket, SocketError},
 };
 pub(crate) use self::{
-    accept::{TlsNodeStream, WebSockets},
     connection::{Admission, Source},
     protocol::HTTP_1_1,
 };
@@ -63,7 +62,8 @@ fn builder(streams: u32) -> Server {
         .timeout(REQUEST_TIMEOUT)
 }
 
-/// Serves `routes` to nodes over TLS until `shutdown`, then lets requests end. Without a relay: see [`serve_nodes_and_relay`].
+/// Serves `routes` to nodes over TLS until `shutdown`, then lets requests end. Connections on which a WebSocket begins go to
+/// `websockets`; without it they are refused.
 ///
 /// # Errors
 /// Only if the HTTP server cannot be set up: what one connection does wrong ends that connection.
@@ -72,30 +72,11 @@ pub async fn serve_nodes(
     identity: &Identity,
     limits: Limits,
     routes: Routes,
+    websockets: Option<WebSockets>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    serve_accepted(accept::accept_tls(listener, identity.config(), limits, None), routes, shutdown).await
-}
-
-/// Serves `routes` to nodes, and hands the connections on which a WebSocket begins to `websockets`.
-pub(crate) async fn serve_nodes_and_relay(
-    listener: TcpListener,
-    identity: &Identity,
-    limits: Limits,
-    routes: Routes,
-    websockets: WebSockets,
-    shutdown: impl Future<Output = ()> + Send,
-) -> io::Result<()> {
-    let config = identity.config_with_http1();
-    let connections = accept::accept_tls(listener, config, limits, Some(websockets));
-    serve_accepted(connections, routes, shutdown).await
-}
-
-async fn serve_accepted(
-    connections: impl Stream<Item = io::Result<TlsNodeStream>>,
-    routes: Routes,
-    shutdown: impl Future<Output = ()> + Send,
-) -> io::Result<()> {
+    let config = if websockets.is_some() { identity.config_with_http1() } else { identity.config() };
+    let connections = accept::accept_tls(listener, config, limits, websockets);
     builder(MAX_NODE_STREAMS)
         .initial_stream_window_size(NODE_WINDOW)
         .initial_connection_window_size(NODE_WINDOW)

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use ringmesh_proto::admin as proto;
 use ringmesh_proto::admin::{
     network_service_server::NetworkService, node_service_server::NodeService,
-    policy_service_server::PolicyService, token_service_server::TokenService,
+    policy_service_server::PolicyService, relay_service_server::RelayService,
+    token_service_server::TokenService,
 };
 use ringmesh_tunnel::key::{NetworkId, TokenId};
 use tonic::{Request, Response, Status};
 
-use super::convert;
+use super::{convert, relay};
 use crate::{
     auth::{Authed, NodeOf, Operator},
     config::NetworkConfig,
@@ -25,7 +26,7 @@ use crate::{
 /// The longest wait for nodes to install something: a request has 10 s in all.
 const MAX_WAIT: Duration = Duration::from_secs(8);
 
-/// All four services.
+/// All five services.
 #[derive(Debug, Clone)]
 pub(super) struct Admin {
     coordinator: Coordinator,
@@ -72,7 +73,12 @@ impl Admin {
         self.coordinator
             .with_network(who.network, |state| {
                 state.nodes.get(&who.node).map(|node| {
-                    convert::node(node, state, presence.as_ref(), self.coordinator.runs(state, who.node))
+                    convert::node(
+                        node,
+                        state,
+                        presence.as_ref(),
+                        self.coordinator.relay_standing(state, who.node),
+                    )
                 })
             })?
             .ok_or_else(|| members::Refusal::Unknown(who.node.to_string()).into())
@@ -133,7 +139,7 @@ impl NodeService for Admin {
         let response = self.coordinator.with_place(network, |state, place| {
             let nodes = state.nodes.iter().map(|(id, node)| {
                 let presence = presences.get(&NodeOf { network, node: *id });
-                convert::node(node, state, presence.as_ref(), self.coordinator.runs(state, *id))
+                convert::node(node, state, presence.as_ref(), self.coordinator.relay_standing(state, *id))
             });
             proto::ListNodesResponse { nodes: nodes.collect(), revision: place.durable }
         })?;
@@ -225,6 +231,20 @@ impl TokenService for Admin {
         let id = request.id.parse().map_err(Refused::field("id"))?;
         self.coordinator.revoke_token(&operator, network, id).await?;
         Ok(Response::new(proto::RevokeTokenResponse { token: Some(self.token(network, id)?) }))
+    }
+}
+
+#[tonic::async_trait]
+impl RelayService for Admin {
+    async fn list_relay_clients(
+        &self,
+        request: Request<proto::ListRelayClientsRequest>,
+    ) -> Answer<proto::ListRelayClientsResponse> {
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let network = self.network(&operator, &request.get_ref().network)?;
+        let report = self.coordinator.relay_report(&operator, network).await?;
+        let response = self.coordinator.with_network(network, |state| relay::clients(&report, state))?;
+        Ok(Response::new(response))
     }
 }
 

@@ -116,12 +116,12 @@ pub(super) fn network(network: &NetworkState, revision: u64) -> admin::Network {
     }
 }
 
-/// A node as operators see it; `runs_here` says that it is the relay of this process.
+/// A node as operators see it; `relay` is the revision that it has, if it is the relay of this process.
 pub(super) fn node(
     node: &Node,
     network: &NetworkState,
     presence: Option<&Presence>,
-    runs_here: bool,
+    relay: Option<u64>,
 ) -> admin::Node {
     let member = &node.member.record;
     let kind = match member.kind {
@@ -139,8 +139,8 @@ pub(super) fn node(
         noise_key: member.noise_key.to_string(),
         identity_fingerprint: member.identity_key.map(|key| key.fingerprint()).unwrap_or_default(),
         tags: member.tags.clone(),
-        online: runs_here || presence.is_some_and(|presence| presence.stream != 0),
-        installed_revision: presence.map(Presence::installed).unwrap_or_default(),
+        online: relay.is_some() || presence.is_some_and(|presence| presence.stream != 0),
+        installed_revision: relay.or_else(|| presence.map(Presence::installed)).unwrap_or_default(),
         enrolled_ms: node.row.enrolled_ms,
         expires_ms: member.not_after.as_millis(),
         last_seen_ms: presence.map(|presence| presence.last_seen.as_millis()).unwrap_or_default(),

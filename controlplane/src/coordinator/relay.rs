@@ -4,17 +4,20 @@
 //! tunnel was last given. So it is online for as long as this process runs it, and whoever waits for a revision to be installed
 //! does not wait for it.
 
-use std::sync::PoisonError;
+use std::sync::{PoisonError, atomic::Ordering};
 
+use ringmesh_relay::NetworkReport;
 use ringmesh_tunnel::key::{NetworkId, NodeId};
 
 use super::{Coordinator, MaintenanceError};
 use crate::{
+    auth::{Authed, Operator},
     error::Refused,
     network::{
         NetworkState, Plan, Registry,
         relay::{self, Newcomer, Places},
     },
+    store::Revision,
 };
 
 impl Coordinator {
@@ -51,6 +54,32 @@ impl Coordinator {
     /// Whether `node` is the relay of `network` and this coordinator runs it.
     pub(crate) fn runs(&self, state: &NetworkState, node: NodeId) -> bool {
         self.0.options.relay && state.own_relay().is_some_and(|(id, _)| id == node)
+    }
+
+    /// The revision that the relay has, if `node` is the one that this coordinator runs.
+    pub(crate) fn relay_standing(&self, state: &NetworkState, node: NodeId) -> Option<Revision> {
+        self.runs(state, node).then(|| self.0.relay_revision.load(Ordering::Relaxed))
+    }
+
+    /// Notes that the relay was given everything up to `revision`.
+    pub(crate) fn relay_has(&self, revision: Revision) {
+        self.0.relay_revision.store(revision, Ordering::Relaxed);
+    }
+
+    /// Says which relay to ask whom it serves.
+    pub(crate) fn attach_relay(&self, handle: ringmesh_relay::Handle) {
+        drop(self.0.relay_handle.set(handle));
+    }
+
+    /// What the relay tells of a network.
+    pub(crate) async fn relay_report(
+        &self,
+        _by: &Authed<Operator>,
+        network: NetworkId,
+    ) -> Result<NetworkReport, Refused> {
+        let handle = self.0.relay_handle.get().ok_or(Refused::NoRelay)?;
+        let report = handle.report().await.map_err(|_| Refused::NoRelay)?;
+        report.networks.into_iter().find(|report| report.id == network).ok_or(Refused::NoRelay)
     }
 
     /// Takes over where the relay can be reached, and tells the nodes of all networks if that is news.

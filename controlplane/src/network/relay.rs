@@ -14,6 +14,7 @@ use ringmesh_tunnel::{
 use super::{
     Plan, Signed,
     authority::{Authority, CannotSign, RECORD_LIFE},
+    changes::Item,
     enroll,
     key::Part,
     map::is_mesh,
@@ -105,6 +106,11 @@ impl NetworkState {
     /// The relay that coordinators run for this network. Should several have made one at the same time, all run the same.
     pub(crate) fn own_relay(&self) -> Option<(NodeId, &IdentitySecret)> {
         self.relays.first_key_value().map(|(id, key)| (*id, key))
+    }
+
+    /// Whether a member or an epoch came, went or changed after `since`.
+    pub(crate) fn clients_changed(&self, since: u64) -> bool {
+        self.changes.since(since).any(|item| matches!(item, Item::Member(_) | Item::Secrets))
     }
 
     /// Signs where the relay is, with a serial above any that was told.

@@ -6,6 +6,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use futures_util::Stream;
 use ringmesh_tunnel::enroll::transcript::EXPORTER_LABEL;
 use rustls::ServerConfig;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -14,7 +15,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    connection::{Caller, Connection, LocalStream, NodeStream, Place, Source, Unproven},
+    connection::{Caller, Connection, LocalStream, NodeStream, Place, Slotted, Source, Unproven},
     protocol::{Protocol, Rewound},
     socket::AdminSocket,
 };
@@ -46,16 +47,28 @@ impl Default for Limits {
 
 /// How long the loop rests when the system has no file descriptor to give.
 const REST: Duration = Duration::from_millis(50);
+/// Bytes that may wait in the kernel for the reader of a WebSocket, besides what waits in the relay.
+const WEBSOCKET_BUFFER: usize = 128 << 10;
 /// Connections that wait for the HTTP server to take them.
 const BACKLOG: usize = 64;
 
 type Accepted<S> = ReceiverStream<io::Result<S>>;
 
-/// A decrypted stream that counts against the bounds above until it ends, or somebody on it proves to be a member.
-pub(crate) type TlsNodeStream = NodeStream<Rewound<TlsStream<TcpStream>>>;
+/// A decrypted stream that counts against the bounds above.
+type TlsNodeStream = NodeStream<Rewound<TlsStream<TcpStream>>>;
 
 /// Where connections go on which a WebSocket is to begin.
-pub(crate) type WebSockets = mpsc::Sender<TlsNodeStream>;
+pub type WebSockets = mpsc::Sender<WebSocket>;
+
+/// A connection on which a WebSocket is to begin. Whoever takes it bounds how long, and how many of one source, may prove nothing; here it
+/// counts only among all connections.
+#[derive(Debug)]
+pub struct WebSocket {
+    /// The decrypted stream, of which nothing was read.
+    pub stream: Slotted<Rewound<TlsStream<TcpStream>>>,
+    /// The other end of the TCP connection, be it a proxy; IPv4 as IPv4.
+    pub peer: SocketAddr,
+}
 
 /// Accepts until the returned stream is dropped; what it yields has finished its TLS handshake. With `websockets`, connections that
 /// speak HTTP/1.1 go there; without, they are refused by whoever serves HTTP/2.
@@ -129,12 +142,23 @@ impl Door {
                 Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
             };
-        let connection = Connection::new(peer, exporter, place, self.limits.time_to_prove);
-        let stream = NodeStream::new(stream, connection, slot);
         // The server is shutting down if nobody takes it.
         match (protocol, &self.websockets) {
-            (Protocol::WebSocket, Some(websockets)) => drop(websockets.send(stream).await),
-            (Protocol::Grpc | Protocol::WebSocket, _) => drop(self.ready.send(Ok(stream)).await),
+            (Protocol::WebSocket, Some(websockets)) => {
+                if let Err(error) =
+                    SockRef::from(stream.get_ref().get_ref().0).set_send_buffer_size(WEBSOCKET_BUFFER)
+                {
+                    tracing::debug!(%peer, %error, "cannot bound what waits in the kernel");
+                }
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                drop(websockets.send(WebSocket { stream: Slotted::new(stream, slot), peer }).await);
+                // Only now: until the relay counts it, it counts here.
+                drop(place);
+            }
+            (Protocol::Grpc | Protocol::WebSocket, _) => {
+                let connection = Connection::new(peer, exporter, place, self.limits.time_to_prove);
+                drop(self.ready.send(Ok(NodeStream::new(stream, connection, slot))).await);
+            }
         }
     }
 

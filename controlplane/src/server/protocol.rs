@@ -44,7 +44,7 @@ impl Protocol {
 
 /// A stream whose first byte was read and is read again.
 #[derive(Debug)]
-pub(crate) struct Rewound<S> {
+pub struct Rewound<S> {
     first: Option<u8>,
     stream: S,
 }
@@ -53,6 +53,10 @@ impl<S> Rewound<S> {
     /// A stream of which nothing was read.
     pub(super) const fn untouched(stream: S) -> Self {
         Self { first: None, stream }
+    }
+
+    pub(super) const fn get_ref(&self) -> &S {
+        &self.stream
     }
 }
 

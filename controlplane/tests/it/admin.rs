@@ -87,6 +87,7 @@ fn every_method_is_known() {
             "/ringmesh.admin.v1.TokenService/CreateToken",
             "/ringmesh.admin.v1.TokenService/ListTokens",
             "/ringmesh.admin.v1.TokenService/RevokeToken",
+            "/ringmesh.admin.v1.RelayService/ListRelayClients",
             "/ringmesh.admin.v1.PolicyService/GetPolicy",
         ]
     );

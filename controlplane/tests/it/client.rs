@@ -103,6 +103,14 @@ pub struct Connection {
 }
 
 pub async fn connect(address: SocketAddr) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+    connect_offering(address, &[b"h2"]).await
+}
+
+/// A gRPC connection that offers these protocols in ALPN.
+pub async fn connect_offering(
+    address: SocketAddr,
+    protocols: &[&[u8]],
+) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Arc::new(Remember { provider: provider.clone(), seen: Mutex::default() });
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -110,7 +118,7 @@ pub async fn connect(address: SocketAddr) -> Result<Connection, Box<dyn std::err
         .dangerous()
         .with_custom_certificate_verifier(verifier.clone())
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     let stream = TcpStream::connect(address).await?;
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = connector.connect(ServerName::IpAddress(address.ip().into()), stream).await?;

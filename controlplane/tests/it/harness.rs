@@ -68,6 +68,11 @@ impl Running {
         }
     }
 
+    /// One that runs a relay.
+    pub async fn start_with_relay() -> Self {
+        Self::start_with(|config| config.relay.enabled = true).await
+    }
+
     pub async fn stop(self) -> Arc<tempfile::TempDir> {
         self.stop.send(()).unwrap();
         self.ended.await.unwrap().unwrap();
@@ -101,6 +106,7 @@ pub struct Operator {
     pub nodes: admin::node_service_client::NodeServiceClient<Channel>,
     pub tokens: admin::token_service_client::TokenServiceClient<Channel>,
     pub policy: admin::policy_service_client::PolicyServiceClient<Channel>,
+    pub relay: admin::relay_service_client::RelayServiceClient<Channel>,
 }
 
 pub async fn unix_channel(path: &Path) -> Channel {
@@ -119,7 +125,8 @@ impl Operator {
             networks: admin::network_service_client::NetworkServiceClient::new(channel.clone()),
             nodes: admin::node_service_client::NodeServiceClient::new(channel.clone()),
             tokens: admin::token_service_client::TokenServiceClient::new(channel.clone()),
-            policy: admin::policy_service_client::PolicyServiceClient::new(channel),
+            policy: admin::policy_service_client::PolicyServiceClient::new(channel.clone()),
+            relay: admin::relay_service_client::RelayServiceClient::new(channel),
         }
     }
 
@@ -185,7 +192,9 @@ impl Assembled {
         coordinator.ensure_network(&NetworkConfig::default()).await.unwrap();
         let routes = api::node_routes(&coordinator).await;
         tokio::spawn(async move {
-            server::serve_nodes(listener, &identity, limits, routes, std::future::pending()).await.unwrap();
+            server::serve_nodes(listener, &identity, limits, routes, None, std::future::pending())
+                .await
+                .unwrap();
         });
         let path = own.join("coordinator.sock");
         let socket = server::listen_locally(&path).unwrap();

@@ -15,6 +15,8 @@ mod enrolment;
 mod flood;
 mod harness;
 mod hostile;
+mod relay;
 mod secrets;
 mod start;
 mod stream;
+mod tunnel;
