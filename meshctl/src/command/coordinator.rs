@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringmesh_controlplane::{
-    StartError,
+    RelayError, StartError,
     config::{Config, Endpoint, RelayConfig},
     server::SocketError,
     store::sqlite::OpenError,
@@ -316,8 +316,8 @@ fn failed(error: &StartError) -> Failure {
         StartError::Config(_) => Exit::Usage,
         StartError::PortTaken { .. }
         | StartError::Socket(SocketError::InUse { .. } | SocketError::NotASocket { .. })
+        | StartError::Relay(RelayError::PortTaken { .. })
         | StartError::Database(OpenError::Locked { .. }) => Exit::Conflict,
-        StartError::Relay(RelayError::PortTaken { .. }) => Exit::Conflict,
         StartError::PortPrivileged { .. } | StartError::Relay(RelayError::PortPrivileged { .. }) => {
             Exit::Permission
         }

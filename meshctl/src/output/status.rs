@@ -9,6 +9,7 @@ use super::{
     Document,
     path::{Relay, relay_table, relays},
     peers::{Peer, both, peer_table, peers},
+    relay::Service,
     table::{Columns, bytes, span},
 };
 
@@ -21,6 +22,7 @@ pub(crate) struct Status {
     pub(crate) data_plane: Option<DataPlane>,
     pub(crate) coordinator: Option<Coordinator>,
     pub(crate) relays: Vec<Relay>,
+    pub(crate) relay_service: Option<Service>,
     pub(crate) peers: Vec<Peer>,
 }
 
@@ -85,6 +87,7 @@ impl From<local::StatusResponse> for Status {
             data_plane: status.data_plane.map(DataPlane::from),
             coordinator: status.coordinator.map(Coordinator::from),
             relays: relays(status.relays),
+            relay_service: status.relay_service.map(Service::from),
             peers: peers(status.peers),
         }
     }
@@ -162,8 +165,15 @@ impl Document for Status {
         if let Some(plane) = &self.data_plane {
             plane.rows(&mut facts);
         }
+        if let Some(service) = &self.relay_service {
+            service.rows(&mut facts);
+        }
         facts.row(["version".to_owned(), self.version.clone()]);
         let mut text = facts.text();
+        if let Some(service) = self.relay_service.as_ref().filter(|service| !service.clients.is_empty()) {
+            text.push('\n');
+            text.push_str(&service.client_table());
+        }
         if !self.relays.is_empty() {
             text.push('\n');
             text.push_str(&relay_table(&self.relays));
@@ -300,6 +310,7 @@ pub(crate) mod tests {
     pub(crate) fn running() -> local::StatusResponse {
         local::StatusResponse {
             relays: vec![relay()],
+            relay_service: None,
             version: "0.1.0".to_owned(),
             state: "running".to_owned(),
             network: Some(local::Network {
@@ -426,6 +437,55 @@ pub(crate) mod tests {
         status.peers.clear();
         status.relays.clear();
         status
+    }
+
+    fn serving() -> local::StatusResponse {
+        let client = local::RelayClient {
+            id: "0000000000000001".to_owned(),
+            name: "web1".to_owned(),
+            state: "here".to_owned(),
+            path: "direct".to_owned(),
+            endpoint: "203.0.113.1:51820".to_owned(),
+            channels: 1,
+            from_bytes: 3_885_116,
+            to_bytes: 38_759_812,
+            dropped: 0,
+        };
+        let other = local::RelayClient {
+            id: "0000000000000002".to_owned(),
+            name: "nas".to_owned(),
+            path: "websocket".to_owned(),
+            endpoint: String::new(),
+            dropped: 7,
+            ..client.clone()
+        };
+        local::StatusResponse {
+            data_plane: None,
+            peers: Vec::new(),
+            relays: Vec::new(),
+            relay_service: Some(local::RelayService {
+                listen_port: 51820,
+                websocket_urls: vec!["wss://fra.example.org/relay/v1".to_owned()],
+                websockets: 1,
+                unproven: 0,
+                passed_on_datagrams: 34_000,
+                passed_on_bytes: 42_644_928,
+                drops: [("rate".to_owned(), 7), ("malformed".to_owned(), 0)].into(),
+                pairs: 1,
+                clients: vec![client, other],
+            }),
+            ..running()
+        }
+    }
+
+    #[test]
+    fn status_of_a_relay() {
+        insta::assert_snapshot!(Status::from(serving()).text(NOW));
+        conforms("status", &Status::from(serving()));
+        let closed = local::RelayService { listen_port: 51820, ..local::RelayService::default() };
+        let closed = local::StatusResponse { relay_service: Some(closed), ..serving() };
+        let text = Status::from(closed).text(NOW);
+        assert!(text.contains("\nwebsocket    nowhere; 0 open, 0 unproven\n"), "{text}");
     }
 
     pub(crate) fn not_joined() -> local::StatusResponse {
