@@ -129,6 +129,12 @@ impl Probes {
         self.answered = 0;
     }
 
+    /// Reckons the loss from the last answer on.
+    pub(crate) fn forget_losses(&mut self) {
+        self.history = 0;
+        self.decided = 1;
+    }
+
     fn decide(&mut self, missed: bool) {
         self.history = (self.history << 1) | u16::from(missed);
         self.decided = self.decided.saturating_add(1);

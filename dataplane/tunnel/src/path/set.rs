@@ -520,6 +520,10 @@ impl Paths {
         let entry = self.by_path(path)?;
         let took = entry.probes.answered(token, now)?;
         if !entry.works() {
+            if entry.state == PathState::Dead {
+                // What was lost while it was gone says nothing about it now.
+                entry.probes.forget_losses();
+            }
             entry.state = PathState::Working;
             entry.failure = None;
         }
