@@ -27,7 +27,7 @@ use crate::{
     join::JoinKey,
     local::{LocalSocket, serve},
     mesh::{Mesh, Route, Stage},
-    plane::Prepared,
+    plane::{Plane, Prepared},
     state::{Identity, StateDir, StateFile},
 };
 
@@ -213,10 +213,16 @@ impl Daemon {
         }
         let token: JoinToken =
             token.trim().parse().map_err(|error: TokenError| Failure::invalid(error.to_string()))?;
-        tell("asking this machine for a TUN device and a UDP port");
+        let wanted = if self.config.relay.is_some() { "its ports" } else { "a TUN device and a UDP port" };
+        tell(&format!("asking this machine for {wanted}"));
         // Before the token is spent on a machine that would not let packets flow.
         let prepared = Prepared::open(&self.config)?;
-        tell(&format!("{} and UDP port {} are there", self.config.interface, prepared.port()));
+        match &prepared {
+            Prepared::Packets(_) => {
+                tell(&format!("{} and UDP port {} are there", self.config.interface, prepared.port()));
+            }
+            Prepared::Relay(_) => tell(&format!("UDP port {} is there", prepared.port())),
+        }
         let chosen = JoinKey::choose(&self.state, identity_pem, &token, name, tell)?;
         tell(&format!("asking the coordinator at {}", token.coordinators().join(" or ")));
         let asked = Asked::default();
@@ -366,7 +372,8 @@ impl Daemon {
             ..Default::default()
         };
         let mesh = self.mesh();
-        let plane = mesh.as_ref().and_then(|mesh| mesh.plane());
+        let running = mesh.as_ref().and_then(|mesh| mesh.plane());
+        let plane = running.as_deref().and_then(Plane::packets);
         let unreachable = mesh.as_ref().and_then(|mesh| mesh.why_unreachable(target));
         let result = match plane {
             _ if target.kind == MemberKind::Stock => Err(format!(
@@ -377,6 +384,9 @@ impl Daemon {
                 Some(why) => Err(why.to_owned()),
                 None => plane.ping(target.id, timeout).await.map_err(|failure| failure.to_string()),
             },
+            None if running.is_some() => {
+                Err("this node is a relay, which sends nothing of its own".to_owned())
+            }
             None => Err("the data plane does not run; see `meshctl status`".to_owned()),
         };
         match result {

@@ -16,6 +16,7 @@ use tracing::warn;
 
 use crate::{
     config::SshRoad,
+    fallback::websocket::RelayUrl,
     roads::{Road, Roads},
     state::Secrets,
 };
@@ -46,6 +47,25 @@ pub(crate) fn of_map(
 ) -> Vec<PeerConfig> {
     let mut links = roads.replace(map.peers(now).flat_map(|member| roads_to(map, known, member)));
     map.peers(now).filter_map(|member| peer(map, known, member, &mut links)).collect()
+}
+
+/// Whom this node serves as a relay at `now`: every node of ours, without inner addresses, as no packet is for a relay.
+pub(crate) fn clients(map: &NetworkMap, known: &Known<'_>, now: UnixTime) -> Vec<PeerConfig> {
+    let nodes = map.peers(now).filter(|member| member.kind == MemberKind::Mesh);
+    let client = |member: &Member| {
+        Some(PeerConfig {
+            id: member.id,
+            key: member.noise_key,
+            psk: psk(map, known, member)?,
+            mesh: true,
+            allowed_ips: Vec::new(),
+            candidates: Vec::new(),
+            links: Vec::new(),
+            relay: false,
+            persistent_keepalive: None,
+        })
+    };
+    nodes.filter_map(client).collect()
 }
 
 /// Whether a pre-shared key for this member is known; without one it is no peer.
@@ -131,18 +151,10 @@ fn said_by(record: &NodeRecord, pools: &[Prefix]) -> Vec<Said> {
 
 /// Whether a URL's host is a name, or an address that may be sent to.
 fn url_is_allowed(url: &str, pools: &[Prefix]) -> bool {
-    let Some(rest) = url.strip_prefix("wss://") else { return false };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if authority.contains('@') {
-        return false;
-    }
-    let host = match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
-    match host.parse::<IpAddr>() {
-        Ok(address) => candidate_is_allowed(SocketAddr::new(address, 443), pools),
-        Err(_) => !host.is_empty() && host != "localhost",
+    let Ok(url) = url.parse::<RelayUrl>() else { return false };
+    match url.host().parse::<IpAddr>() {
+        Ok(address) => candidate_is_allowed(SocketAddr::new(address, url.port()), pools),
+        Err(_) => url.host() != "localhost",
     }
 }
 
@@ -162,10 +174,11 @@ mod tests {
             ("wss://[::1]/relay/v1", false),
             ("wss://localhost/relay/v1", false),
             ("wss://100.64.0.9/relay/v1", false),
-            ("wss://169.254.169.254/", false),
-            ("wss://user@192.0.2.1/", false),
-            ("wss://:443/", false),
-            ("ws://relay.example/", false),
+            ("wss://169.254.169.254/relay/v1", false),
+            ("wss://user@192.0.2.1/relay/v1", false),
+            ("wss://:443/relay/v1", false),
+            ("ws://relay.example/relay/v1", false),
+            ("wss://relay.example/", false),
         ] {
             assert_eq!(url_is_allowed(url, &pools), allowed, "{url}");
         }

@@ -31,7 +31,9 @@ use crate::{
     config::{Config, DEFAULT_PORT},
     error::Failure,
     fallback::{self, DialOpen, Hub},
-    handshaker, worker,
+    handshaker,
+    relaying::{PreparedRelay, RelayPlane},
+    worker,
 };
 
 /// Commands that wait for the worker.
@@ -103,14 +105,117 @@ pub(crate) struct Pong {
     pub(crate) rtt: Duration,
 }
 
+/// What runs for a network: packets flow, or, on a relay, sealed datagrams are passed on.
+#[derive(Debug)]
+pub(crate) enum Plane {
+    /// A node's.
+    Packets(DataPlane),
+    /// A relay's.
+    Relay(RelayPlane),
+}
+
+impl Plane {
+    /// The data plane, but of a relay.
+    pub(crate) const fn packets(&self) -> Option<&DataPlane> {
+        match self {
+            Self::Packets(plane) => Some(plane),
+            Self::Relay(_) => None,
+        }
+    }
+
+    /// The relay, if it is one.
+    pub(crate) const fn relay(&self) -> Option<&RelayPlane> {
+        match self {
+            Self::Packets(_) => None,
+            Self::Relay(relay) => Some(relay),
+        }
+    }
+
+    /// Makes exactly `peers` the peers, or the relay's clients; returns once it is so.
+    ///
+    /// # Errors
+    /// It has stopped.
+    pub(crate) async fn apply(&self, peers: Vec<PeerConfig>) -> Result<(), Failure> {
+        match self {
+            Self::Packets(plane) => plane.apply(peers).await,
+            Self::Relay(relay) => relay.apply(peers).await,
+        }
+    }
+
+    /// The timestamps that a restart must not go behind.
+    ///
+    /// # Errors
+    /// It has stopped.
+    pub(crate) async fn floors(&self) -> Result<Floors, Failure> {
+        match self {
+            Self::Packets(plane) => plane.floors().await,
+            Self::Relay(relay) => relay.floors().await,
+        }
+    }
+
+    /// Waits until it fails, and gives its last words. Never returns while all is well.
+    pub(crate) async fn failure(&self) -> String {
+        match self {
+            Self::Packets(plane) => plane.failure().await,
+            Self::Relay(relay) => relay.failure().await,
+        }
+    }
+
+    /// Stops it and waits until it is gone.
+    pub(crate) async fn stop(&self) {
+        match self {
+            Self::Packets(plane) => plane.stop().await,
+            Self::Relay(relay) => relay.stop().await,
+        }
+    }
+
+    /// The UDP port.
+    pub(crate) fn port(&self) -> u16 {
+        match self {
+            Self::Packets(plane) => plane.port(),
+            Self::Relay(relay) => relay.port(),
+        }
+    }
+}
+
+/// What a plane needs of the machine, taken before anything else is done.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    /// A node's.
+    Packets(PreparedPackets),
+    /// A relay's.
+    Relay(PreparedRelay),
+}
+
+impl Prepared {
+    /// Takes what the configuration asks for.
+    ///
+    /// # Errors
+    /// Names what the machine refuses and the cure; nothing is left behind.
+    pub(crate) fn open(config: &Config) -> Result<Self, Failure> {
+        match &config.relay {
+            Some(mode) => PreparedRelay::open(config, mode).map(Self::Relay),
+            None => PreparedPackets::open(config).map(Self::Packets),
+        }
+    }
+
+    /// The UDP port.
+    pub(crate) fn port(&self) -> u16 {
+        match self {
+            Self::Packets(packets) => packets.udp.port(),
+            Self::Relay(relay) => relay.port(),
+        }
+    }
+}
+
 /// A TUN device and UDP sockets, taken before anything else is done, so that a machine which refuses them is noticed first.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(crate) struct PreparedPackets {
     tun: Tun,
     udp: Udp,
 }
 
-impl Prepared {
+impl PreparedPackets {
     /// Creates the TUN device and binds the UDP port.
     ///
     /// # Errors
@@ -119,11 +224,6 @@ impl Prepared {
         let udp = bind(config.listen_port)?;
         let tun = Tun::create(&config.interface).map_err(|error| tun_failure(&error))?;
         Ok(Self { tun, udp })
-    }
-
-    /// The UDP port.
-    pub(crate) fn port(&self) -> u16 {
-        self.udp.port()
     }
 }
 
@@ -232,12 +332,12 @@ impl DataPlane {
     /// # Errors
     /// The back end asked for cannot be had, or the machine gives no thread.
     pub(crate) async fn start(
-        prepared: Prepared,
+        prepared: PreparedPackets,
         config: &Config,
         key: &SecretKey,
         floors: Floors,
     ) -> Result<Self, Failure> {
-        let Prepared { tun, udp } = prepared;
+        let PreparedPackets { tun, udp } = prepared;
         let interface = tun.name().to_owned();
         let port = udp.port();
         let waker = Waker::new().map_err(|error| Failure::host("making an eventfd", &error))?;

@@ -319,6 +319,7 @@ mod tests {
     fn roads_that_could_not_be_taken_or_not_be_trusted_are_refused() {
         for (from, to, word) in [
             ("key = \"/k\"", "", "agent"),
+            ("key = \"/k\"", "agent = \"ssh.sock\"", "absolute"),
             ("key = \"/k\"", "key = \"/k\"\nagent = \"/a\"", "not both"),
             ("key = \"/k\"", "key = \"~/.ssh/id\"", "absolute"),
             ("known_hosts = \"/h\"", "", "must be pinned"),

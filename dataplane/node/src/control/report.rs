@@ -9,7 +9,9 @@ use crate::mesh::{Live, Mesh};
 pub(crate) async fn send(mesh: &Mesh, live: Live) {
     let Some(plane) = mesh.plane() else { return };
     let Live { mut client, session } = live;
-    let request = ReportRequest { session, back_end: plane.chosen().back_end.to_string() };
+    let back_end =
+        plane.packets().map_or_else(|| "relay".to_owned(), |plane| plane.chosen().back_end.to_string());
+    let request = ReportRequest { session, back_end };
     if let Err(status) = client.report(request).await {
         debug!(%status, "a report was not taken");
     }

@@ -34,13 +34,20 @@ pub(crate) use self::{
 use crate::{
     candidates::OwnRecord,
     clock,
-    config::Config,
+    config::{self, Config},
     control::{connect::Pin, sync},
+    dialer::Dialer,
     error::Failure,
+    fallback::{
+        Hub,
+        link_socket::LinkSocket,
+        ssh::{self, Members, SshServer},
+    },
     host::{self, Netlink, Plan},
     links::LinkBook,
     peers,
-    plane::{DataPlane, Prepared},
+    plane::{DataPlane, Plane, Prepared},
+    relaying::RelayPlane,
     roads::Roads,
     state::{Identity, Membership, Secrets, Standing, StateDir, StateFile, Timestamps},
 };
@@ -75,7 +82,16 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 struct Running {
     plan: Plan,
-    plane: Arc<DataPlane>,
+    plane: Arc<Plane>,
+    _streams: Option<Streams>,
+}
+
+/// Open streams and those who open and accept them; they end with this.
+#[derive(Debug)]
+struct Streams {
+    _dialer: JoinSet<()>,
+    _ssh: Option<SshServer>,
+    _link_socket: Option<LinkSocket>,
 }
 
 /// A joined network.
@@ -83,7 +99,7 @@ struct Running {
 pub(crate) struct Mesh {
     config: Config,
     state: Arc<StateDir>,
-    identity: Identity,
+    identity: Arc<Identity>,
     own_key: PublicKey,
     netlink: Netlink,
     membership: RwLock<Membership>,
@@ -91,7 +107,7 @@ pub(crate) struct Mesh {
     timestamps: Mutex<Timestamps>,
     /// Taken for the whole of an installation, so that a newer map never ends up under an older one.
     running: tokio::sync::Mutex<Option<Running>>,
-    plane: watch::Sender<Option<Arc<DataPlane>>>,
+    plane: watch::Sender<Option<Arc<Plane>>>,
     /// A map was installed.
     installed: Notify,
     prepared: Mutex<Option<Prepared>>,
@@ -109,9 +125,11 @@ pub(crate) struct Mesh {
     /// Unknown until the data plane runs.
     own_record: watch::Sender<Option<OwnRecord>>,
     /// What it takes to open each link that the data plane may ask for.
-    roads: Mutex<Roads>,
+    roads: Arc<Mutex<Roads>>,
     /// What is known of links.
     book: Arc<LinkBook>,
+    /// Whose keys open this node's SSH endpoint.
+    ssh_members: Members,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -131,7 +149,7 @@ impl Mesh {
             netlink: Netlink::open()?,
             config,
             state,
-            identity,
+            identity: identity.into(),
             membership: RwLock::new(membership),
             held: RwLock::new(Held {
                 map: map.into(),
@@ -153,8 +171,9 @@ impl Mesh {
             live: Mutex::new(None),
             refusal: Mutex::new(None),
             own_record: watch::Sender::new(None),
-            roads: Mutex::default(),
+            roads: Arc::default(),
             book: Arc::default(),
+            ssh_members: Members::new(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         })
     }
@@ -281,14 +300,27 @@ impl Mesh {
             Some(running) => Arc::clone(&running.plane),
             None => {
                 let plane = Arc::new(self.start_plane(&plan).await?);
-                *running = Some(Running { plan, plane: Arc::clone(&plane) });
+                let streams = match plane.packets() {
+                    Some(plane) => Some(self.start_streams(plane).await?),
+                    None => None,
+                };
+                *running = Some(Running { plan, plane: Arc::clone(&plane), _streams: streams });
                 plane
             }
         };
         let now = clock::wall();
         let pools: Vec<_> = self.membership().pools().collect();
         let known = peers::Known { secrets, own: &self.own_key, pools: &pools, ssh: &self.config.ssh };
-        let peers = peers::of_map(map, &known, &mut self.roads(), now);
+        let peers = {
+            let mut roads = self.roads();
+            let peers = match self.config.relay {
+                Some(_) => peers::clients(map, &known, now),
+                None => peers::of_map(map, &known, &mut roads, now),
+            };
+            self.book.retain(|peer, candidate| roads.find(peer, candidate).is_some());
+            peers
+        };
+        self.ssh_members.set(map.peers(now).filter_map(|member| member.identity_key));
         current.apply(peers).await?;
         self.plane.send_if_modified(|known| {
             let same = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &current));
@@ -298,27 +330,91 @@ impl Mesh {
         Ok(map.next_expiry(now))
     }
 
-    async fn start_plane(&self, plan: &Plan) -> Result<DataPlane, Failure> {
+    async fn start_plane(&self, plan: &Plan) -> Result<Plane, Failure> {
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if prepared.is_none() {
-            host::await_predecessor(&self.netlink, &plan.interface).await?;
+        if self.config.relay.is_none() {
+            if prepared.is_none() {
+                host::await_predecessor(&self.netlink, &plan.interface).await?;
+            }
+            host::preflight(&self.netlink, plan).await?;
         }
-        host::preflight(&self.netlink, plan).await?;
         let prepared = match prepared {
             Some(prepared) => prepared,
             None => Prepared::open(&self.config)?,
         };
-        host::bring_up(&self.netlink, plan).await?;
         let floors = self.timestamps.lock().unwrap_or_else(PoisonError::into_inner).floors();
-        let plane = DataPlane::start(prepared, &self.config, &self.identity.noise_secret(), floors).await?;
-        plane.set_pools(plan.pools.clone()).await?;
-        Ok(plane)
+        match prepared {
+            Prepared::Packets(prepared) => {
+                host::bring_up(&self.netlink, plan).await?;
+                let key = self.identity.noise_secret();
+                let plane = DataPlane::start(prepared, &self.config, &key, floors).await?;
+                plane.set_pools(plan.pools.clone()).await?;
+                Ok(Plane::Packets(plane))
+            }
+            Prepared::Relay(prepared) => {
+                let (network, identity) = (self.membership().network, Arc::clone(&self.identity));
+                Ok(Plane::Relay(RelayPlane::start(prepared, network, identity, floors).await?))
+            }
+        }
+    }
+
+    /// Lets streams be opened, from here and from elsewhere, for as long as a data plane runs.
+    ///
+    /// # Errors
+    /// The machine refuses what the configuration asks for.
+    async fn start_streams(&self, plane: &DataPlane) -> Result<Streams, Failure> {
+        let hub = plane.hub();
+        let ssh = match self.config.ssh_port {
+            Some(port) => {
+                let listener = ssh::listen(port).map_err(|error| ssh_port_failure(port, &error))?;
+                let members = self.ssh_members.clone();
+                Some(SshServer::start(listener, self.identity.secret(), members, hub.clone())?)
+            }
+            None => None,
+        };
+        let mut dialer = JoinSet::new();
+        if let Some(asks) = plane.take_dials() {
+            let (roads, book) = (Arc::clone(&self.roads), Arc::clone(&self.book));
+            dialer.spawn(Dialer::new(hub.clone(), roads, book, Arc::clone(&self.identity)).run(asks));
+        }
+        Ok(Streams { _dialer: dialer, _ssh: ssh, _link_socket: self.link_socket(hub).await? })
+    }
+
+    /// The socket for streams that the machine's SSH server forwards. That nobody asked for may be missing.
+    async fn link_socket(&self, hub: &Hub) -> Result<Option<LinkSocket>, Failure> {
+        let Some(path) = self.config.link_socket_path() else { return Ok(None) };
+        match LinkSocket::bind(&path, hub.clone()).await {
+            Ok(socket) => Ok(Some(socket)),
+            Err(failure) if self.config.link_socket == config::LinkSocket::Beside => {
+                warn!(
+                    %failure,
+                    "no link socket: peers cannot come by this machine's SSH server (link_socket = false says that this is meant)"
+                );
+                Ok(None)
+            }
+            Err(failure) => Err(failure.context("link_socket")),
+        }
     }
 
     fn plan(&self, map: &NetworkMap) -> Result<Plan, Failure> {
         let me = map.me().ok_or_else(|| refused(&MapError::OwnRecordMissing { id: map.id() }))?;
         if me.identity_key != Some(self.identity.public_key()) || me.noise_key != self.own_key {
             return Err(refused(&"this node's record in the map has another key than this node"));
+        }
+        match (&self.config.relay, me.relay) {
+            (Some(_), true) | (None, false) => {}
+            (Some(_), false) => {
+                return Err(Failure::new(
+                    Reason::Conflict,
+                    "this daemon is to be a relay, but it joined with the token of an ordinary node: leave, and join with a relay's token",
+                ));
+            }
+            (None, true) => {
+                return Err(Failure::new(
+                    Reason::Conflict,
+                    "this node joined with a relay's token, so it must run as a relay (`meshctl relay run`, or [relay] in its configuration)",
+                ));
+            }
         }
         let membership = self.membership();
         let pools: Vec<_> = membership.pools().collect();
@@ -392,12 +488,12 @@ impl Mesh {
     }
 
     /// The data plane, if it runs.
-    pub(crate) fn plane(&self) -> Option<Arc<DataPlane>> {
+    pub(crate) fn plane(&self) -> Option<Arc<Plane>> {
         self.plane.borrow().clone()
     }
 
     /// Follows the data plane as it comes and goes.
-    pub(crate) fn watch_plane(&self) -> watch::Receiver<Option<Arc<DataPlane>>> {
+    pub(crate) fn watch_plane(&self) -> watch::Receiver<Option<Arc<Plane>>> {
         self.plane.subscribe()
     }
 
@@ -424,6 +520,18 @@ impl Mesh {
             *stage = if for_good { Stage::Failed(failure.clone()) } else { Stage::Stuck(failure.clone()) };
             true
         });
+    }
+}
+
+fn ssh_port_failure(port: u16, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => Failure::new(
+            Reason::Conflict,
+            format!(
+                "ssh_port = {port}: another program listens there (the system's own SSH server?); give another port"
+            ),
+        ),
+        _ => Failure::host(format!("ssh_port = {port}"), error),
     }
 }
 

@@ -8,8 +8,9 @@ use std::{
 };
 
 use ringmesh_proto::local;
+use ringmesh_relay::ClientReport;
 use ringmesh_tunnel::{
-    PeerState, PeerStatus,
+    Hop, PeerState, PeerStatus,
     key::NodeId,
     netmap::{Member, MemberKind},
     path::Path,
@@ -25,7 +26,8 @@ use crate::{
     clock,
     control::VERSION,
     peers::{self, is_relay},
-    plane::{DataPlane, LinkDrops, WorkerReport},
+    plane::{DataPlane, LinkDrops, Plane, WorkerReport},
+    relaying::RelayPlane,
     roads::Roads,
 };
 
@@ -36,33 +38,64 @@ impl Mesh {
     /// Everything there is to say, at this moment.
     pub(crate) async fn status(&self) -> local::StatusResponse {
         let held = self.held();
-        let plane = self.plane();
-        let report = match &plane {
+        let running = self.plane();
+        let plane = running.as_deref().and_then(Plane::packets);
+        let report = match plane {
             Some(plane) => plane.report().await.ok(),
             None => None,
         };
-        let state = match &plane {
+        let relay_service = match running.as_deref().and_then(Plane::relay) {
+            Some(relay) => self.relay_status(&held, relay).await,
+            None => None,
+        };
+        let state = match &running {
             _ if self.is_removed() => "removed",
             None => "starting",
             Some(_) => state_of(&held, clock::wall()),
         };
         let roads = self.roads();
-        let view = self.view(&held, &roads, plane.as_deref(), report.as_ref());
+        let view = self.view(&held, &roads, plane, report.as_ref());
         let now = clock::wall();
         local::StatusResponse {
             version: VERSION.to_owned(),
             state: state.to_owned(),
             network: Some(self.network_status(&held)),
-            data_plane: plane.as_ref().map(|plane| data_plane_status(plane, report.as_ref())),
-            peers: peers_status(&held, &view, plane.as_deref()),
+            data_plane: plane.map(|plane| data_plane_status(plane, report.as_ref())),
+            peers: if relay_service.is_some() { Vec::new() } else { peers_status(&held, &view, plane) },
             coordinator: Some(self.link_status()),
-            relays: held
-                .map
-                .peers(now)
-                .filter(|member| is_relay(member))
-                .map(|relay| view.relay(relay))
-                .collect(),
+            relays: match relay_service {
+                Some(_) => Vec::new(),
+                None => {
+                    held.map.peers(now).filter(|it| is_relay(it)).map(|relay| view.relay(relay)).collect()
+                }
+            },
+            relay_service,
         }
+    }
+
+    /// What this node passes on as a relay.
+    async fn relay_status(&self, held: &Held, relay: &RelayPlane) -> Option<local::RelayService> {
+        let report = relay.report().await.ok()?;
+        let network = report.networks.iter().find(|network| network.id == held.map.network());
+        let passed_on = network.map(|network| network.passed_on).unwrap_or_default();
+        let own = self.own_record.borrow().clone().unwrap_or_default();
+        let drops = network.map(|network| &network.drops).into_iter().chain([&report.drops]);
+        let mut counted = HashMap::new();
+        for (reason, count) in drops.flat_map(|drops| drops.iter()).filter(|(_, count)| *count > 0) {
+            *counted.entry(reason.as_str().to_owned()).or_default() += count;
+        }
+        let clients = network.map(|network| network.clients.as_slice()).unwrap_or_default();
+        Some(local::RelayService {
+            listen_port: relay.port().into(),
+            websocket_urls: own.websockets,
+            websockets: number(report.websockets),
+            unproven: number(report.unproven_connections),
+            passed_on_datagrams: passed_on.datagrams,
+            passed_on_bytes: passed_on.bytes,
+            drops: counted,
+            pairs: network.map_or(0, |network| number(network.pairs)),
+            clients: clients.iter().map(|client| client_status(held, client)).collect(),
+        })
     }
 
     fn view<'a>(
@@ -74,7 +107,12 @@ impl Mesh {
     ) -> View<'a> {
         let peers = report.map(|report| report.peers.as_slice()).unwrap_or_default();
         View {
-            map: &held.map,
+            names: held
+                .map
+                .members()
+                .filter(|member| is_relay(member))
+                .map(|relay| (relay.id, relay.name.as_str()))
+                .collect(),
             roads,
             book: &self.book,
             peers: peers.iter().map(|peer| (peer.id, peer)).collect(),
@@ -86,15 +124,16 @@ impl Mesh {
     /// How a member is reached, by what else it could be, and why it is not.
     pub(crate) async fn why(&self, member: &Member) -> local::WhyResponse {
         let held = self.held();
-        let plane = self.plane();
-        let report = match &plane {
+        let running = self.plane();
+        let plane = running.as_deref().and_then(Plane::packets);
+        let report = match plane {
             Some(plane) => plane.report().await.ok(),
             None => None,
         };
         let roads = self.roads();
-        let view = self.view(&held, &roads, plane.as_deref(), report.as_ref());
+        let view = self.view(&held, &roads, plane, report.as_ref());
         let counted = view.peers.get(&member.id).copied();
-        let sessions = plane.as_ref().map(|plane| plane.sessions()).unwrap_or_default();
+        let sessions = plane.map(DataPlane::sessions).unwrap_or_default();
         let sessions = sessions.get(&member.id).copied().unwrap_or_default();
         let has_key = peers::has_key(&held.secrets, member);
         let now = clock::wall();
@@ -115,13 +154,14 @@ impl Mesh {
     /// A path in words.
     pub(crate) async fn route_of(&self, path: Path, peer: NodeId) -> Route {
         let held = self.held();
-        let plane = self.plane();
-        let report = match &plane {
+        let running = self.plane();
+        let plane = running.as_deref().and_then(Plane::packets);
+        let report = match plane {
             Some(plane) => plane.report().await.ok(),
             None => None,
         };
         let roads = self.roads();
-        let view = self.view(&held, &roads, plane.as_deref(), report.as_ref());
+        let view = self.view(&held, &roads, plane, report.as_ref());
         let selected = view.peers.get(&peer).filter(|peer| peer.endpoint == Some(path));
         selected.map_or_else(|| view.route_of(path), |peer| view.route(peer))
     }
@@ -204,6 +244,30 @@ fn state_of(held: &Held, now: UnixTime) -> &'static str {
     let mut peers = held.map.peers(now).peekable();
     let somebody = peers.peek().is_some();
     if somebody && !peers.any(|member| peers::has_key(&held.secrets, member)) { "no-key" } else { "running" }
+}
+
+fn client_status(held: &Held, client: &ClientReport) -> local::RelayClient {
+    let member = held.map.member(client.id);
+    let (path, endpoint) = match client.hop {
+        Some(Hop::Udp(address)) => ("direct", address.to_string()),
+        Some(Hop::Link(link)) => (link.carrier.as_str(), String::new()),
+        None => ("", String::new()),
+    };
+    local::RelayClient {
+        id: client.id.to_string(),
+        name: member.map(|member| member.name.clone()).unwrap_or_default(),
+        state: if client.here { "here" } else { "away" }.to_owned(),
+        path: path.to_owned(),
+        endpoint,
+        channels: number(client.channels),
+        from_bytes: client.from.bytes,
+        to_bytes: client.to.bytes,
+        dropped: client.drops.total(),
+    }
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local::DataPlane {

@@ -1,6 +1,7 @@
 //! What a mesh does by itself: notices what ends, where the machine is, and that it slept.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
@@ -11,7 +12,10 @@ use ringmesh_tunnel::{
     netmap::{Envelope, NodeRecord},
     time::UnixTime,
 };
-use tokio::time::{sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 use tracing::{error, info, warn};
 
 use super::Mesh;
@@ -20,7 +24,7 @@ use crate::{
     clock::{self, SleepWatch},
     error::Failure,
     host::{AddressWatch, Surroundings},
-    plane::DataPlane,
+    plane::{DataPlane, Plane},
     state::TIMESTAMP_RENEWAL,
 };
 
@@ -80,6 +84,7 @@ impl Mesh {
         loop {
             if let Some(slept) = watch.slept()
                 && let Some(plane) = self.plane()
+                && let Some(plane) = plane.packets()
             {
                 info!(seconds = slept.as_secs(), "the machine slept; sessions begin anew");
                 // The only failure is that there is no data plane, and then there are no sessions.
@@ -116,20 +121,24 @@ impl Mesh {
     /// For as long as this data plane lives.
     async fn follow_surroundings(
         &self,
-        plane: &DataPlane,
+        plane: &Plane,
         changes: &mut AddressWatch,
     ) -> Result<Infallible, Failure> {
         let pools: Vec<_> = self.membership().pools().collect();
-        let mut seen = plane.seen();
+        let packets = plane.packets();
+        // A relay asks nobody how it is seen.
+        let unseen = watch::Sender::new(BTreeMap::new());
+        let mut seen = packets.map_or_else(|| unseen.subscribe(), DataPlane::seen);
         let mut pace = Pace::default();
         let mut around: Option<Surroundings> = None;
         loop {
             match Surroundings::look(&self.netlink, &self.config.interface, &pools).await {
                 Ok(now) if around.as_ref() == Some(&now) => {}
                 Ok(now) => {
-                    if around.replace(now).is_some() {
+                    let changed = around.replace(now).is_some();
+                    if let Some(packets) = packets.filter(|_| changed) {
                         info!("this machine's addresses or routes changed; all paths are tried anew");
-                        plane.network_changed().await?;
+                        packets.network_changed().await?;
                     }
                 }
                 Err(failure) => warn!(%failure, "cannot list this machine's addresses and routes"),
@@ -144,8 +153,14 @@ impl Mesh {
                     ssh_port: self.config.ssh_port,
                     pools: pools.clone(),
                 };
-                plane.set_own_candidates(own.offered()).await?;
-                let due = self.tell_record(own.record(), &mut pace);
+                let mut record = own.record();
+                if let Some(packets) = packets {
+                    packets.set_own_candidates(own.offered()).await?;
+                }
+                if let (Some(relay), Some(mode)) = (plane.relay(), &self.config.relay) {
+                    record.websockets = relay.websocket_urls(mode, &own.host);
+                }
+                let due = self.tell_record(record, &mut pace);
                 tokio::select! {
                     () = changes.changed() => break,
                     changed = seen.changed() => if changed.is_err() { std::future::pending().await },

@@ -10,7 +10,7 @@ use ringmesh_proto::local;
 use ringmesh_tunnel::{
     Candidate, Hop, Path, PathFailure, PathState, PathStatus, PeerState, PeerStatus,
     key::NodeId,
-    netmap::{Member, MemberKind, NetworkMap},
+    netmap::{Member, MemberKind},
 };
 
 use super::status::{micros, millis};
@@ -19,7 +19,8 @@ use crate::{links::LinkBook, roads::Roads};
 /// Everything it takes to put a path into words.
 #[derive(Debug)]
 pub(super) struct View<'a> {
-    pub(super) map: &'a NetworkMap,
+    /// Names of relays.
+    pub(super) names: BTreeMap<NodeId, &'a str>,
     pub(super) roads: &'a Roads,
     pub(super) book: &'a LinkBook,
     pub(super) peers: BTreeMap<NodeId, &'a PeerStatus>,
@@ -86,7 +87,7 @@ impl View<'_> {
     }
 
     fn name_of(&self, node: NodeId) -> String {
-        self.map.member(node).map_or_else(|| node.to_string(), |member| member.name.clone())
+        self.names.get(&node).map_or_else(|| node.to_string(), |name| (*name).to_owned())
     }
 
     /// A relay of the map.
@@ -235,7 +236,7 @@ impl View<'_> {
         let addresses = if count == 1 { "its address".to_owned() } else { format!("its {count} addresses") };
         match failed {
             Some((path, failure)) => {
-                format!("no direct path works: {addresses} tried, {} says: {failure}{next}", address(path))
+                format!("no direct path works: {addresses} tried; {}: {failure}{next}", address(path))
             }
             None => format!("no direct path is known to work yet: {addresses} being tried{next}"),
         }
@@ -251,3 +252,6 @@ pub(super) fn selected(peer: &PeerStatus) -> Option<&PathStatus> {
 pub(super) fn rtt_of(peer: &PeerStatus) -> Option<Duration> {
     selected(peer).and_then(|path| path.rtt).or(peer.rtt)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! A daemon that is a relay: no TUN device, nothing changed on the machine, only sealed datagrams passed on.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ringmesh_proto::control::Reason;
+use ringmesh_relay::{Handle, Report, Server, ServerConfig, StartError, TlsLimits};
+use ringmesh_tunnel::{
+    Floors, PeerConfig,
+    key::NetworkId,
+    netmap::{URL_MAX, WEBSOCKETS_MAX},
+};
+use rustls::{
+    crypto::aws_lc_rs,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use tracing::info;
+
+use crate::{
+    config::{Config, DEFAULT_PORT, RelayMode},
+    error::Failure,
+    state::Identity,
+};
+
+/// The end of the path of every relay's WebSocket.
+const WEBSOCKET_PATH: &str = "/relay/v1";
+/// How often is looked whether the relay still runs.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// A relay's ports, taken before anything else is done, so that a machine which refuses them is noticed first.
+#[derive(Debug)]
+pub(crate) struct PreparedRelay {
+    handle: Handle,
+    websockets: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
+}
+
+impl PreparedRelay {
+    /// Binds the ports and starts the relay's threads, which serve nobody yet.
+    ///
+    /// # Errors
+    /// Names what the machine refuses and the cure; nothing is left behind.
+    pub(crate) fn open(config: &Config, mode: &RelayMode) -> Result<Self, Failure> {
+        let websockets = match mode.websocket_listen {
+            Some(address) => Some((listen(address)?, tls_config()?)),
+            None => None,
+        };
+        let port = config.listen_port.unwrap_or(DEFAULT_PORT);
+        let server = ServerConfig {
+            listen_v4: Some(Ipv4Addr::UNSPECIFIED),
+            listen_v6: Some(Ipv6Addr::UNSPECIFIED),
+            port,
+            trusted_proxies: mode.trusted_proxies.clone(),
+            ..ServerConfig::default()
+        };
+        let handle = Server::start(server).map_err(|error| start_failure(port, &error))?;
+        Ok(Self { handle, websockets })
+    }
+
+    /// The UDP port.
+    pub(crate) fn port(&self) -> u16 {
+        self.handle.port()
+    }
+}
+
+/// A relay that serves a network. Dropping it stops it without waiting; [`stop`](Self::stop) waits.
+#[derive(Debug)]
+pub(crate) struct RelayPlane {
+    network: NetworkId,
+    identity: Arc<Identity>,
+    handle: Handle,
+    /// Where WebSockets are taken.
+    websockets: Option<(SocketAddr, JoinHandle<()>)>,
+}
+
+impl RelayPlane {
+    /// Begins to serve `network`, with what an earlier start remembered of handshakes; no members are known yet.
+    ///
+    /// # Errors
+    /// The relay has stopped.
+    pub(crate) async fn start(
+        prepared: PreparedRelay,
+        network: NetworkId,
+        identity: Arc<Identity>,
+        floors: Floors,
+    ) -> Result<Self, Failure> {
+        let PreparedRelay { handle, websockets } = prepared;
+        handle.restore(network, floors).await.map_err(|error| host(&error))?;
+        let websockets = match websockets {
+            Some((listener, tls)) => {
+                let address = listener
+                    .local_addr()
+                    .map_err(|error| Failure::host("asking where WebSockets are taken", &error))?;
+                let handle = handle.clone();
+                let task = tokio::spawn(async move {
+                    handle.serve_tls(listener, tls, TlsLimits::default()).await;
+                });
+                Some((address, task))
+            }
+            None => None,
+        };
+        let port = handle.port();
+        info!(port, websockets = websockets.as_ref().map(|(at, _)| at.to_string()), "the relay runs");
+        Ok(Self { network, identity, handle, websockets })
+    }
+
+    /// Makes exactly `clients` those who are served; returns once it is so.
+    ///
+    /// # Errors
+    /// The relay has stopped.
+    pub(crate) async fn apply(&self, clients: Vec<PeerConfig>) -> Result<(), Failure> {
+        let key = self.identity.noise_secret();
+        self.handle.apply(self.network, &key, clients).await.map_err(|error| host(&error))
+    }
+
+    /// The timestamps that a restart must not go behind.
+    ///
+    /// # Errors
+    /// The relay has stopped.
+    pub(crate) async fn floors(&self) -> Result<Floors, Failure> {
+        let floors = self.handle.floors(self.network).await.map_err(|error| host(&error))?;
+        Ok(floors.unwrap_or_default())
+    }
+
+    /// What it counted.
+    ///
+    /// # Errors
+    /// The relay has stopped.
+    pub(crate) async fn report(&self) -> Result<Report, Failure> {
+        self.handle.report().await.map_err(|error| host(&error))
+    }
+
+    /// Waits until the relay has ended by itself, and tells so. Never returns while all is well.
+    pub(crate) async fn failure(&self) -> String {
+        loop {
+            sleep(LOOK).await;
+            if let Err(failure) = self.report().await {
+                return failure.to_string();
+            }
+        }
+    }
+
+    /// Stops it and waits: its ports are free afterwards.
+    pub(crate) async fn stop(&self) {
+        if let Some((_, task)) = &self.websockets {
+            task.abort();
+        }
+        let handle = self.handle.clone();
+        // It only panics if a thread did, which was logged.
+        let _ = tokio::task::spawn_blocking(move || handle.stop()).await;
+    }
+
+    /// The UDP port.
+    pub(crate) fn port(&self) -> u16 {
+        self.handle.port()
+    }
+
+    /// Where nodes are to connect by WebSocket: what is configured, or at this machine's addresses.
+    pub(crate) fn websocket_urls(&self, mode: &RelayMode, host: &[IpAddr]) -> Vec<String> {
+        let listens = self.websockets.as_ref().map(|(address, _)| *address);
+        websocket_urls(mode, listens, host)
+    }
+}
+
+impl Drop for RelayPlane {
+    fn drop(&mut self) {
+        if let Some((_, task)) = &self.websockets {
+            task.abort();
+        }
+    }
+}
+
+fn websocket_urls(mode: &RelayMode, listens: Option<SocketAddr>, host: &[IpAddr]) -> Vec<String> {
+    if !mode.websocket_urls.is_empty() {
+        return mode.websocket_urls.clone();
+    }
+    let Some(listens) = listens else { return Vec::new() };
+    let reached = |address: &&IpAddr| match listens.ip() {
+        IpAddr::V4(own) => own == **address || own.is_unspecified() && address.is_ipv4(),
+        IpAddr::V6(own) => own == **address || own.is_unspecified(),
+    };
+    let urls = host.iter().filter(reached).map(|address| {
+        let at = SocketAddr::new(*address, listens.port());
+        format!("wss://{at}{WEBSOCKET_PATH}")
+    });
+    urls.filter(|url| url.len() <= URL_MAX).take(WEBSOCKETS_MAX).collect()
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let doing = format!("relay.websocket_listen = \"{address}\"");
+    let listener = std::net::TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Failure::new(
+            Reason::Conflict,
+            format!("{doing}: another program listens there; stop it, or give another address"),
+        ),
+        _ => Failure::host(&doing, &error),
+    })?;
+    listener.set_nonblocking(true).map_err(|error| Failure::host(&doing, &error))?;
+    TcpListener::from_std(listener).map_err(|error| Failure::host(&doing, &error))
+}
+
+/// A certificate of the relay's own: nodes do not judge it, since the session inside says who the relay is.
+fn tls_config() -> Result<Arc<rustls::ServerConfig>, Failure> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::new(Reason::Host, format!("{what} for the relay's WebSocket: {error}"))
+    };
+    let certified = rcgen::generate_simple_self_signed(["relay".to_owned()])
+        .map_err(|error| failed("making a certificate", &error))?;
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| failed("setting up TLS", &error))?
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .map_err(|error| failed("setting up TLS", &error))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn start_failure(port: u16, error: &StartError) -> Failure {
+    match error {
+        StartError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => Failure::new(
+            Reason::Conflict,
+            format!(
+                "UDP port {port} is taken: stop the program that has it, or give the relay another listen_port"
+            ),
+        ),
+        StartError::Bind { source, .. } => {
+            Failure::host(format!("taking UDP port {port} for the relay"), source)
+        }
+        StartError::Threads(_)
+        | StartError::NoRandomness
+        | StartError::TooManyNetworks
+        | StartError::Stopped(_) => host(error),
+    }
+}
+
+fn host(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Reason::Host, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_told_the_addresses_that_the_websocket_listens_on() {
+        let host = ["192.0.2.7", "2001:db8::7"].map(|text| text.parse().unwrap());
+        let urls = |mode: &RelayMode, listens: Option<&str>| {
+            websocket_urls(mode, listens.map(|text| text.parse().unwrap()), &host)
+        };
+        let usual = RelayMode::default();
+        let all = ["wss://192.0.2.7:443/relay/v1", "wss://[2001:db8::7]:443/relay/v1"];
+        assert_eq!(urls(&usual, Some("[::]:443")), all);
+        assert_eq!(urls(&usual, Some("0.0.0.0:443")), all[..1]);
+        assert_eq!(urls(&usual, Some("192.0.2.7:443")), all[..1]);
+        assert!(urls(&usual, Some("127.0.0.1:443")).is_empty(), "nobody else reaches it");
+        assert!(urls(&usual, None).is_empty());
+        let told = "wss://relay.example/relay/v1".to_owned();
+        let proxied = RelayMode { websocket_urls: vec![told.clone()], ..usual };
+        assert_eq!(urls(&proxied, Some("127.0.0.1:8443")), [told]);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_the_cure() {
+        let taken = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let config = Config { listen_port: Some(port), ..Config::default() };
+        let failure = PreparedRelay::open(&config, &RelayMode::default()).unwrap_err();
+        assert_eq!(failure.reason(), Reason::Conflict);
+        assert!(failure.to_string().contains("listen_port"), "{failure}");
+
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mode = RelayMode { websocket_listen: taken.local_addr().ok(), ..RelayMode::default() };
+        let failure = PreparedRelay::open(&Config { listen_port: Some(1), ..config }, &mode).unwrap_err();
+        assert!(failure.to_string().contains("websocket_listen"), "{failure}");
+    }
+}
