@@ -1,6 +1,5 @@
 //! The ledger of packets: what was sent, and that it arrived at most once, whole, and where it belonged.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::world::NodeIndex;
@@ -22,7 +21,7 @@ pub struct Entry {
 /// All packets sent so far, by number.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    entries: BTreeMap<u64, Entry>,
+    entries: Vec<Entry>,
 }
 
 /// Where a packet's number lies: after the longest IP header without options.
@@ -45,7 +44,7 @@ impl Ledger {
         packet[24..40].copy_from_slice(&to.inner_address().octets());
         packet.extend_from_slice(&number.to_be_bytes());
         packet.extend_from_slice(payload);
-        self.entries.insert(number, Entry { from, to, sent: now, delivered: None, packet: packet.clone() });
+        self.entries.push(Entry { from, to, sent: now, delivered: None, packet: packet.clone() });
         (number, packet)
     }
 
@@ -58,7 +57,7 @@ impl Ledger {
     pub(crate) fn deliver(&mut self, at: NodeIndex, from: Option<NodeIndex>, packet: &[u8], now: Duration) {
         let number = packet.get(NUMBER_AT..NUMBER_AT + 8).and_then(|number| number.try_into().ok());
         let number = number.map(u64::from_be_bytes);
-        let entry = number.and_then(|number| self.entries.get_mut(&number));
+        let entry = number.and_then(|number| self.entries.get_mut(number as usize));
         let Some(entry) = entry else { panic!("at {now:?}, {at:?} got a packet that nobody sent") };
         assert!(entry.packet == packet, "at {now:?}, packet {number:?} arrived changed");
         assert!(entry.to == at, "at {now:?}, packet {number:?} for {:?} arrived at {at:?}", entry.to);
@@ -74,12 +73,24 @@ impl Ledger {
     /// The packet with this number.
     #[must_use]
     pub fn get(&self, number: u64) -> Option<&Entry> {
-        self.entries.get(&number)
+        self.entries.get(number as usize)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none was sent yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// All packets, in the order they were sent.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values()
+        self.entries.iter()
     }
 
     /// The share of packets sent from `since` on that arrived, 0 to 1.

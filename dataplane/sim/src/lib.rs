@@ -6,12 +6,14 @@
 //! run again, and again, by naming its seed.
 //!
 //! The world keeps a ledger of every packet and panics the moment one is delivered twice, changed, or to the wrong node;
-//! what else a test wants to hold, it asserts itself.
+//! what else a test wants to hold, it asserts itself. [`theory`] says which roads there are between two nodes, from the
+//! network alone; [`life`] lets seeded misfortune happen to a mesh and holds the core to what theory says.
 //! [`seeds::check`] runs a scenario over many seeds and names those that fail.
 #![forbid(unsafe_code)]
 
 mod agenda;
 pub mod ledger;
+pub mod life;
 pub mod nat;
 pub mod network;
 pub mod node;
@@ -19,6 +21,7 @@ mod relay;
 pub mod rng;
 pub mod seeds;
 pub mod streams;
+pub mod theory;
 pub mod trace;
 pub mod weather;
 pub mod world;

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::time::Duration;
 
+use ringmesh_tunnel::message::INITIATION_LEN;
+
 use crate::agenda::Agenda;
 use crate::nat::{Dependence, Firewall, Nat, NatKind};
 use crate::rng::Rng;
@@ -150,6 +152,7 @@ pub struct Network {
     under_way: Agenda<Flight>,
     sent: u64,
     lost: u64,
+    arrived: BTreeMap<(NodeIndex, NodeIndex), u64>,
     losses: VecDeque<Loss>,
     cut: BTreeSet<(NodeIndex, NodeIndex)>,
     watched: BTreeMap<(NodeIndex, SocketAddr), Unverified>,
@@ -168,6 +171,7 @@ impl Network {
             under_way: Agenda::default(),
             sent: 0,
             lost: 0,
+            arrived: BTreeMap::new(),
             losses: VecDeque::new(),
             cut: BTreeSet::new(),
             watched: BTreeMap::new(),
@@ -347,6 +351,13 @@ impl Network {
         self.sent
     }
 
+    /// Datagrams that have arrived, but for those from or at one of `but`.
+    #[must_use]
+    pub fn between_nodes(&self, but: &[NodeIndex]) -> u64 {
+        let counts = |(from, at): &(NodeIndex, NodeIndex)| !but.contains(from) && !but.contains(at);
+        self.arrived.iter().filter(|(ends, _)| counts(ends)).map(|(_, count)| count).sum()
+    }
+
     /// Datagrams lost or cut off so far.
     #[must_use]
     pub const fn lost(&self) -> u64 {
@@ -366,7 +377,10 @@ impl Network {
     /// Takes a datagram at time `now`; what becomes of it is up to routers, cuts and the weather.
     pub(crate) fn send(&mut self, sender: NodeIndex, to: SocketAddr, payload: Vec<u8>, now: Duration) {
         self.sent += 1;
-        self.watch(sender, to, now);
+        // Initiations have a limit of their own: WireGuard's timer.
+        if payload.len() != INITIATION_LEN {
+            self.watch(sender, to, now);
+        }
         let host = &self.hosts[sender.number()];
         let Some(from) = host.place.like(to).filter(|_| !host.udp_blocked) else { return };
         let realm = host.place.realm;
@@ -518,6 +532,7 @@ impl Network {
             } else if self.watched.len() < MAX_WATCHED {
                 self.watched.insert((at, flight.from), Unverified { verified: true, sent: VecDeque::new() });
             }
+            *self.arrived.entry((flight.sender, at)).or_default() += 1;
             return Some(Datagram { at, from: flight.from, payload: flight.payload });
         }
         None

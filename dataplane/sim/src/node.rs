@@ -48,8 +48,8 @@ pub struct Node {
     peers: Vec<PeerConfig>,
     own_candidates: Vec<SocketAddr>,
     channels: Option<Channels>,
-    /// Its address as others see it, by who told.
-    seen_from: BTreeMap<NodeId, SocketAddr>,
+    /// Its addresses as others see it, by who told, IPv4 and IPv6 apart.
+    seen_from: BTreeMap<(NodeId, bool), SocketAddr>,
     running: bool,
     /// How far its wall clock is from the world's: positive is ahead.
     pub(crate) wall_offset_ms: i64,
@@ -251,7 +251,9 @@ impl Node {
 
     fn react(&mut self, event: Event) -> bool {
         match event {
-            Event::SeenFrom { peer, address } => self.seen_from.insert(peer, address) != Some(address),
+            Event::SeenFrom { peer, address } => {
+                self.seen_from.insert((peer, address.is_ipv4()), address) != Some(address)
+            }
             Event::BindRequested { client, target } => {
                 let members: Vec<NodeId> = self.peers.iter().map(|peer| peer.id).collect();
                 if let Some(channels) = &mut self.channels {

@@ -1,6 +1,7 @@
 //! A world: nodes, the network between them, and the clock that moves it all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,14 @@ use crate::streams::{Report, Streams};
 use crate::trace::Trace;
 
 /// Names a node of a world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeIndex(u16);
+
+impl fmt::Debug for NodeIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "n{}", self.0)
+    }
+}
 
 impl NodeIndex {
     #[cfg(test)]
@@ -223,6 +230,12 @@ impl World {
     #[must_use]
     pub fn peer(&self, node: NodeIndex, peer: NodeIndex) -> Option<PeerStatus> {
         self.node(node).peer(peer, self.now(node))
+    }
+
+    /// What a node's core says of all its peers.
+    #[must_use]
+    pub fn statuses(&self, node: NodeIndex) -> Vec<PeerStatus> {
+        self.node(node).tunnel().peers(self.now(node)).collect()
     }
 
     /// Time since the world began.

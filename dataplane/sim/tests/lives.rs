@@ -1,0 +1,73 @@
+//! Whole lives of small meshes, with everything that can go wrong; what is promised whatever happens is in
+//! [`ringmesh_sim::life::watch`].
+
+use ringmesh_sim::life::{Broken, Options, Summary, live};
+use ringmesh_sim::{Fault, seeds};
+
+/// How many lives are lived: 500 unless set; 10,000 before a release.
+const RUNS_VARIABLE: &str = "RINGMESH_SIM_RUNS";
+
+fn runs() -> u64 {
+    std::env::var(RUNS_VARIABLE).map_or(500, |runs| runs.parse().expect("RINGMESH_SIM_RUNS is a number"))
+}
+
+/// Names the seeds that failed, tells the first one's story, and how to live it again.
+fn tell(broken: &[Broken]) -> String {
+    let seeds: Vec<u64> = broken.iter().map(|broken| broken.seed).collect();
+    let promises: Vec<String> =
+        broken.iter().take(500).map(|broken| format!("{}: {}", broken.seed, broken.promise)).collect();
+    let first = &broken[0];
+    format!(
+        "{} lives broke a promise, with seeds {seeds:?}\n{}\n\nseed {}:\n{}\n{}\n\n\
+         again: {}={} cargo nextest run -p ringmesh-sim --test lives promises",
+        broken.len(),
+        promises.join("\n"),
+        first.seed,
+        first.story,
+        first.promise,
+        seeds::SEED_VARIABLE,
+        first.seed
+    )
+}
+
+#[test]
+fn promises_are_kept_whatever_happens() {
+    let lives = seeds::check_at_once(0..runs(), |seed| live(seed, Options::default()));
+    let lives = lives.unwrap_or_else(|broken| panic!("{}", tell(&broken)));
+    // What is never asked for is never broken.
+    let sum = |count: fn(&Summary) -> u64| lives.iter().map(count).sum::<u64>();
+    let (packets, demanded) = (sum(|life| life.packets), sum(|life| life.demanded));
+    assert!(demanded * 10 > packets, "only {demanded} of {packets} packets had to arrive");
+    assert!(sum(|life| life.direct) > 0, "some pair had to be direct");
+    println!(
+        "{} lives, {packets} packets, {demanded} had to arrive, {} datagrams, {} sessions, {} looks at a direct path",
+        lives.len(),
+        sum(|life| life.datagrams),
+        sum(|life| life.sessions),
+        sum(|life| life.direct)
+    );
+}
+
+#[test]
+fn a_life_replays_identically_from_its_seed() {
+    for seed in 0..3 {
+        let twice = [(); 2].map(|()| live(seed, Options::default()).map_err(|broken| broken.story));
+        assert_eq!(twice[0], twice[1]);
+    }
+}
+
+#[test]
+fn a_node_that_never_retries_is_caught() {
+    let options = Options { fault: Fault::NeverRetries };
+    let lives = seeds::check_at_once(0..40, |seed| live(seed, options));
+    let broken = lives.expect_err("what is lost once is lost for ever").len();
+    assert!(broken > 20, "only {broken} of 40 lives showed it");
+}
+
+#[test]
+fn a_node_that_never_dials_is_caught() {
+    let options = Options { fault: Fault::NeverDials };
+    let lives = seeds::check_at_once(0..100, |seed| live(seed, options));
+    let broken = lives.expect_err("where UDP is blocked there is no other way").len();
+    assert!(broken > 10, "only {broken} of 100 lives showed it");
+}
