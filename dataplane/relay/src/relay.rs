@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use ringmesh_tunnel::key::{NodeId, PublicKey};
 use ringmesh_tunnel::{
-    BindAnswer, BindRefusal, Candidate, DropCounters, Event as TunnelEvent, Hop, Inbound, Job, JobDone, Link,
-    NoRandomness, Now, Path, PeerConfig, Random, Transmit, Tunnel, relayed,
+    BindAnswer, BindRefusal, Candidate, Dial, DropCounters, Event as TunnelEvent, Hop, Inbound, Job, JobDone,
+    Link, NoRandomness, Now, Path, PeerConfig, Random, Transmit, Tunnel, relayed,
 };
 
 use crate::channels::{Channels, End, Place, Slot, opposite};
@@ -570,6 +570,17 @@ impl Relay {
     pub fn handle_job(&mut self, done: JobDone, now: Now) {
         self.tunnel.handle_job(done, now);
         self.after_tunnel(now);
+    }
+
+    /// Takes the next stream that is of no use to its client any more, and is to be closed.
+    pub fn poll_close(&mut self) -> Option<Link> {
+        loop {
+            match self.tunnel.poll_dial()? {
+                Dial::Close { link } => return Some(link),
+                // A relay's clients come to it; no list tells it of a stream to open.
+                Dial::Open { .. } => {}
+            }
+        }
     }
 
     /// Takes the next event.

@@ -281,6 +281,9 @@ impl Engine {
                     network.relay.drop_job(refused.into_inner().1);
                 }
             }
+            while let Some(link) = network.relay.poll_close() {
+                self.links.cut(link);
+            }
             while let Some(event) = network.relay.poll_event() {
                 let network = network.id;
                 match event {

@@ -171,6 +171,13 @@ impl Links {
         }
     }
 
+    /// Cuts a stream.
+    pub(super) fn cut(&mut self, link: Link) {
+        if let Some(state) = self.states.get_mut(&link.number) {
+            self.cut += u64::from(state.cut());
+        }
+    }
+
     /// Cuts the streams of nodes that are no members any more.
     pub(super) fn cut_owned(&mut self, worker: u8, owners: &[NodeId]) {
         self.cut_if(|(network, node)| network == worker && owners.contains(&node));
