@@ -169,7 +169,7 @@ fn a_user_namespace_gives_the_rights_and_a_test_that_fails_in_it_fails() {
     if inside().is_some() {
         in_sandbox(|| assert!(!has_capabilities(), "as it should be: there are capabilities"));
     }
-    let (code, output) = run_test(&name, Privilege::UserNamespace).unwrap();
+    let (code, output) = run_test(&name, Privilege::UserNamespace, |_| {}).unwrap();
     assert_ne!(code, 0, "{output}");
     assert!(output.contains("as it should be"), "{output}");
 }
@@ -181,14 +181,14 @@ fn where_user_namespaces_are_used_up_the_setting_and_sudo_are_named() {
         return in_sandbox(|| {
             // The limit of this user namespace, not the system's.
             fs::write("/proc/sys/user/max_user_namespaces", "0").unwrap();
-            let error = run_test("none", Privilege::UserNamespace).unwrap_err();
+            let error = run_test("none", Privilege::UserNamespace, |_| {}).unwrap_err();
             let EnterError::Denied { denial, .. } = &error else { unreachable!("{error}") };
             assert_eq!(*denial, Denial::MaxUserNamespaces);
             assert!(error.to_string().contains("user.max_user_namespaces"), "{error}");
             assert!(error.to_string().contains("sudo "), "{error}");
         });
     }
-    let (code, output) = run_test(&name, Privilege::UserNamespace).unwrap();
+    let (code, output) = run_test(&name, Privilege::UserNamespace, |_| {}).unwrap();
     assert_eq!(code, 0, "{output}");
 }
 

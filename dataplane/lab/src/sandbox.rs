@@ -3,7 +3,8 @@
 use std::{
     env,
     ffi::{CString, OsString},
-    fs, io,
+    fs,
+    io::{self, BufRead as _, BufReader},
     os::{fd::OwnedFd, unix::ffi::OsStringExt as _},
     path::Path,
     process, thread,
@@ -98,12 +99,17 @@ pub fn in_sandbox<F: FnOnce()>(body: F) {
         }
         return body();
     }
-    let (code, output) = match run_test(&test_name::<F>(), Privilege::available()) {
+    #[allow(
+        clippy::print_stdout,
+        reason = "what a test says is shown or kept as the caller's runner wants it"
+    )]
+    let say = |line: &str| print!("{line}");
+    let (code, output) = match run_test(&test_name::<F>(), Privilege::available(), say) {
         Ok(done) => done,
         Err(error) => panic!("{}", chain(&error)),
     };
-    assert!(code == 0, "the test failed in its sandbox:\n{output}");
-    assert!(output.contains("1 passed"), "no test ran in the sandbox:\n{output}");
+    assert!(code == 0, "the test failed in its sandbox, see what it said above");
+    assert!(output.contains("1 passed"), "no test ran in the sandbox, see what was said above");
 }
 
 /// How this process came by its rights; `None` if it has not the rights for a lab.
@@ -148,18 +154,28 @@ pub(crate) fn has_capabilities() -> bool {
     [CAP_NET_ADMIN, CAP_SYS_ADMIN].iter().all(|bit| effective >> bit & 1 == 1)
 }
 
-/// Runs one test of this test program in a sandbox; answers its exit code and what it printed.
-pub(crate) fn run_test(name: &str, privilege: Privilege) -> Result<(i32, String), EnterError> {
+/// Runs one test of this test program in a sandbox; answers its exit code and what it printed. `say` gets each line of that
+/// when it comes: some tests take minutes.
+pub(crate) fn run_test(
+    name: &str,
+    privilege: Privilege,
+    say: impl Fn(&str),
+) -> Result<(i32, String), EnterError> {
     let failed = |what| move |source| EnterError::System { what, source };
     let own = env::args_os().next().unwrap_or_default();
     let options = ["--exact", "--nocapture", "--include-ignored", "--test-threads=1"];
     let arguments = [own, name.into()].into_iter().chain(options.map(OsString::from)).collect();
-    let (mut output, write) = io::pipe().map_err(failed("make a pipe"))?;
+    let (output, write) = io::pipe().map_err(failed("make a pipe"))?;
     let init = start(privilege, arguments, Some(write.into()))?;
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut output, &mut text).map_err(failed("read the output"))?;
+    let (mut output, mut text, mut line) = (BufReader::new(output), String::new(), Vec::new());
+    while output.read_until(b'\n', &mut line).map_err(failed("read the output"))? > 0 {
+        let said = String::from_utf8_lossy(&line);
+        say(&said);
+        text.push_str(&said);
+        line.clear();
+    }
     let code = init.wait().map_err(failed("wait"))?;
-    Ok((code, String::from_utf8_lossy(&text).into_owned()))
+    Ok((code, text))
 }
 
 /// The name by which libtest knows the function that the closure `F` is written in.

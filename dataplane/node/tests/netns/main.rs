@@ -11,12 +11,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod apart;
 mod away;
+mod canary;
+mod fallback;
+mod hostile_roads;
 mod joining;
 mod lost;
+mod nat;
 mod pair;
 mod removal;
+mod roads;
 mod stock;
+mod strangers;
 mod world;
 
 /// Not a test by itself: other tests run this program again to have a daemon that can be killed.
@@ -24,5 +31,13 @@ mod world;
 fn be_a_daemon() {
     if let Ok(config) = std::env::var(support::process::BE_DAEMON) {
         support::process::be_daemon(&config);
+    }
+}
+
+/// Not a test by itself either: the coordinator, as a process of its own.
+#[test]
+fn be_a_coordinator() {
+    if let Ok(config) = std::env::var(apart::BE_COORDINATOR) {
+        apart::be_coordinator(&config);
     }
 }

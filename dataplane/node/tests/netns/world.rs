@@ -120,14 +120,14 @@ impl World {
     }
 
     /// A world whose coordinator is configured by `adjust`, which may look at its host.
-    pub async fn with(adjust: impl FnOnce(&mut ringmesh_controlplane::Config, &World)) -> Self {
+    pub async fn with(adjust: impl FnOnce(&mut ringmesh_controlplane::Config, &Self)) -> Self {
         let mut world = Self::without_coordinator(adjust);
         world.start_coordinator().await;
         world
     }
 
     /// The same, with the coordinator not yet started.
-    pub fn without_coordinator(adjust: impl FnOnce(&mut ringmesh_controlplane::Config, &World)) -> Self {
+    pub fn without_coordinator(adjust: impl FnOnce(&mut ringmesh_controlplane::Config, &Self)) -> Self {
         let lab = Lab::new().unwrap();
         let switch = lab.switch().unwrap();
         let head = Machine::new(&switch, "head");
@@ -168,6 +168,10 @@ impl World {
 
     fn admin_socket(&self) -> PathBuf {
         self.config.admin_socket.clone()
+    }
+
+    pub fn config(&self) -> &ringmesh_controlplane::Config {
+        &self.config
     }
 
     /// A folder of the test's own.

@@ -1,0 +1,114 @@
+//! What goes through the tunnel is read by nobody on the way: it is on no leg of it, and not in the relay's memory.
+
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Duration,
+};
+
+use ringmesh_lab::{Blocks, Capture, Captured, Host, Router, in_sandbox};
+
+use crate::{
+    apart::Apart,
+    roads::{Behind, first_answer, until_path},
+    support::{block_on, daemon::Place},
+    world::{Member, World},
+};
+
+/// Datagrams each way, with the pattern several times in each.
+const DATAGRAMS: usize = 500;
+/// Times the pattern is in a datagram.
+const REPEATS: usize = 20;
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}
+
+fn socket(host: &Host, address: IpAddr) -> UdpSocket {
+    let socket = host.enter(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket
+}
+
+/// Sends datagrams full of `canary` through the tunnel, both ways; tells how many arrived.
+fn sing(alice: &Member, bob: &Member, canary: &[u8]) -> usize {
+    let near = socket(&alice.machine.host, alice.ipv4);
+    let far = socket(&bob.machine.host, bob.ipv4);
+    let (near_at, far_at) = (near.local_addr().unwrap(), far.local_addr().unwrap());
+    let song = canary.repeat(REPEATS);
+    let mut heard = 0;
+    let mut ear = vec![0; 2 * song.len()];
+    for _ in 0..DATAGRAMS {
+        near.send_to(&song, far_at).unwrap();
+        heard += usize::from(far.recv(&mut ear).is_ok_and(|length| ear[..length] == song));
+        far.send_to(&song, near_at).unwrap();
+        heard += usize::from(near.recv(&mut ear).is_ok_and(|length| ear[..length] == song));
+    }
+    heard
+}
+
+/// Captures on every leg, and on the tunnel's ends, while the canary sings.
+fn capture_all(
+    alice: &Member,
+    bob: &Member,
+    legs: &[(&Host, &str)],
+    canary: &[u8],
+) -> (Vec<Captured>, [Captured; 2]) {
+    let ends = [alice, bob].map(|end| Capture::start(&end.machine.host, "mesh0").unwrap());
+    let legs: Vec<_> = legs.iter().map(|(host, name)| Capture::start(host, name).unwrap()).collect();
+    let heard = sing(alice, bob, canary);
+    assert!(heard * 10 >= DATAGRAMS * 2 * 9, "{heard} of {} arrived", DATAGRAMS * 2);
+    let legs = legs.into_iter().map(|leg| leg.stop().unwrap()).collect();
+    (legs, ends.map(|end| end.stop().unwrap()))
+}
+
+#[test]
+fn nobody_on_the_way_sees_what_goes_through_a_relay() {
+    in_sandbox(|| {
+        block_on(async {
+            let mark = random().map(|byte| format!("{byte:02x}")).concat();
+            let world = World::without_coordinator(|_, _| {});
+            let relay = Apart::coordinator(&world, &mark);
+            let left = Behind::new(&world.lab, &world.switch, "alice", Router::symmetric);
+            let right = Behind::new(&world.lab, &world.switch, "bob", Router::masquerade);
+            let mut alice = world.member(left.machine, Place::new(), "alice").await;
+            let bob = world.member(right.machine, Place::new(), "bob").await;
+            first_answer(&alice.machine, bob.ipv4, Duration::from_secs(5));
+
+            for path in ["relay", "websocket"] {
+                if path == "websocket" {
+                    left.router.host().block(&Blocks::udp()).unwrap();
+                    first_answer(&alice.machine, bob.ipv4, Duration::from_secs(15));
+                }
+                until_path(&mut alice, "bob", path, Duration::from_secs(15)).await;
+                let canary = random();
+                let legs = [
+                    (left.router.host(), left.router.inside().name()),
+                    (left.router.host(), left.router.outside().name()),
+                    (&world.head.host, "eth0"),
+                    (right.router.host(), right.router.outside().name()),
+                    (right.router.host(), right.router.inside().name()),
+                ];
+                let (legs, ends) = capture_all(&alice, &bob, &legs, &canary);
+                // Whoever searches must be able to find: at the tunnel's ends it is in every datagram.
+                for end in ends {
+                    assert_eq!(end.dropped(), 0);
+                    assert!(end.count(&canary) * 10 >= DATAGRAMS * 2 * 9, "{path}: {}", end.count(&canary));
+                }
+                let sung = DATAGRAMS * 2 * REPEATS * canary.len();
+                for (number, leg) in legs.iter().enumerate() {
+                    assert_eq!((leg.count(&canary), leg.dropped()), (0, 0), "{path}, leg {number}");
+                    // And it did pass there, sealed.
+                    assert!(
+                        leg.bytes() * 10 > sung * 9,
+                        "{path}, leg {number}: {} bytes of {sung}",
+                        leg.bytes()
+                    );
+                }
+                assert_eq!(relay.count_in_memory(&canary), 0, "{path}");
+                assert_ne!(relay.count_in_memory(mark.as_bytes()), 0, "its memory can be searched");
+            }
+        });
+    });
+}

@@ -1,0 +1,116 @@
+//! Nodes behind routers that translate addresses.
+
+use std::time::{Duration, Instant};
+
+use ringmesh_io::Choice;
+use ringmesh_lab::{Router, in_sandbox};
+
+use crate::{
+    roads::{Behind, assert_unreachable, first_answer, path_to, until_path},
+    support::{block_on, daemon::Place},
+    world::{Machine, Member, World},
+};
+
+/// Within this the first packet must be there, by whatever way.
+const FIRST_BYTE: Duration = Duration::from_secs(3);
+/// Within this the way must be the straight one, where there is one.
+const DIRECT: Duration = Duration::from_secs(10);
+
+/// Two nodes, each behind a router of its own, just joined.
+struct Scene {
+    alice: Member,
+    bob: Member,
+    routers: [Router; 2],
+    _world: World,
+}
+
+impl Scene {
+    async fn new(alices: fn(&Router) -> Result<(), ringmesh_lab::LabError>) -> Self {
+        let world = World::new().await;
+        let left = Behind::new(&world.lab, &world.switch, "alice", alices);
+        let right = Behind::new(&world.lab, &world.switch, "bob", Router::masquerade);
+        let outside = [&world.head.host, left.router.host()];
+        assert_unreachable(outside, &right.machine.host);
+        let outside = [&world.head.host, right.router.host()];
+        assert_unreachable(outside, &left.machine.host);
+        let member = async |machine: Machine, name| {
+            let mut place = Place::new();
+            place.config.io = Choice::Auto;
+            world.member(machine, place, name).await
+        };
+        let alice = member(left.machine, "alice").await;
+        let bob = member(right.machine, "bob").await;
+        Self { alice, bob, routers: [left.router, right.router], _world: world }
+    }
+}
+
+#[test]
+fn two_nodes_behind_two_masquerading_routers_talk_at_once_and_then_straight() {
+    in_sandbox(|| {
+        block_on(async {
+            let mut scene = Scene::new(Router::masquerade).await;
+            let joined = Instant::now();
+            let first = first_answer(&scene.alice.machine, scene.bob.ipv4, FIRST_BYTE);
+            let before = path_to(&mut scene.alice, "bob").await;
+            // Paths are only looked after while there is traffic.
+            let at = scene.bob.ipv4;
+            let background = scene
+                .alice
+                .machine
+                .host
+                .command("ping")
+                .unwrap()
+                .args(["-q", "-i", "0.2"])
+                .arg(at.to_string())
+                .spawn();
+            let mut background = background.unwrap();
+            until_path(&mut scene.alice, "bob", "direct", DIRECT).await;
+            until_path(&mut scene.bob, "alice", "direct", DIRECT).await;
+            let direct = joined.elapsed();
+            println!("first answer after {first:?} ({before}), direct after {direct:?}");
+            assert!(direct <= DIRECT, "direct after {direct:?}");
+            for (member, peers_router) in
+                [(&mut scene.alice, &scene.routers[1]), (&mut scene.bob, &scene.routers[0])]
+            {
+                let peer = member.node.status().await.peers.remove(0);
+                let endpoint: std::net::SocketAddr = peer.endpoint.parse().unwrap();
+                assert_eq!(endpoint.ip(), peers_router.outside().ipv4(), "{peer:?}");
+                assert_eq!(peer.via, "");
+            }
+            scene.alice.machine.ping(scene.bob.ipv6);
+            scene.bob.machine.ping(scene.alice.ipv4);
+            background.kill().unwrap();
+            background.wait().unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_node_behind_a_symmetric_router_is_reached_by_the_relay_and_never_called_direct() {
+    in_sandbox(|| {
+        block_on(async {
+            let mut scene = Scene::new(Router::symmetric).await;
+            let first = first_answer(&scene.alice.machine, scene.bob.ipv4, FIRST_BYTE);
+            let back = first_answer(&scene.bob.machine, scene.alice.ipv4, FIRST_BYTE);
+            println!("first answer after {first:?}, and {back:?} the other way");
+            let began = Instant::now();
+            let mut looks = 0;
+            while began.elapsed() < Duration::from_secs(15) {
+                for (member, peer) in [(&mut scene.alice, "bob"), (&mut scene.bob, "alice")] {
+                    for answer in member.node.ping(peer, 1, 2_000).await.unwrap() {
+                        assert_eq!(
+                            (answer.error.as_str(), answer.path.as_str()),
+                            ("", "relay"),
+                            "{answer:?}"
+                        );
+                        assert_ne!(answer.via, "", "{answer:?}");
+                    }
+                    assert_eq!(path_to(member, peer).await, "relay");
+                }
+                looks += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert!(looks > 50, "it was looked {looks} times");
+        });
+    });
+}
