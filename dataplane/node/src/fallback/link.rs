@@ -18,8 +18,9 @@ pub(super) const STALLED: Duration = Duration::from_secs(10);
 pub(super) const PIECE: usize = MAX_MESSAGE_LEN;
 /// Time in which a stream that was accepted must bring something authentic.
 pub(super) const PROOF: Duration = Duration::from_secs(10);
-/// Bytes that a stream may bring before anything authentic: handshakes are short, and a session's first packets may follow.
-pub(super) const UNPROVEN_BYTES: usize = 64 * 1024;
+/// Bytes that a stream may bring before anything authentic. A session that moves here may send at full speed before the worker
+/// has looked at its first datagram; a stranger gets no further with as much.
+pub(super) const UNPROVEN_BYTES: usize = 1024 * 1024;
 /// Bytes in the kernel that TCP has not sent yet. More would only make every datagram later, and inner TCP would see seconds
 /// of delay where it should see loss.
 const UNSENT: u32 = 128 * 1024;

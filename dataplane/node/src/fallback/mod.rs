@@ -19,6 +19,9 @@ mod tcp;
 pub(crate) mod websocket;
 
 #[cfg(test)]
+mod tests;
+
+#[cfg(test)]
 pub(crate) use self::queue::OUTGOING_BYTES;
 pub(crate) use self::{
     link::Opened,

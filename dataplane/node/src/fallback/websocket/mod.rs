@@ -86,7 +86,7 @@ async fn open(url: &RelayUrl, proxies: &Proxies) -> Result<RelaySocket, String> 
 }
 
 /// No message is longer than the protocol's, and nothing is held back beyond a batch.
-fn config_of() -> WebSocketConfig {
+pub(super) fn config_of() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(READ)
         .write_buffer_size(WRITE)

@@ -209,7 +209,8 @@ fn status(answer: &[u8]) -> Option<u16> {
     let line = std::str::from_utf8(answer.split(|byte| *byte == b'\r').next()?).ok()?;
     let mut words = line.split(' ');
     words.next().filter(|version| version.starts_with("HTTP/1."))?;
-    words.next().filter(|code| code.len() == 3)?.parse().ok()
+    let code = words.next()?;
+    (code.len() == 3 && code.bytes().all(|digit| digit.is_ascii_digit())).then(|| code.parse().ok())?
 }
 
 #[cfg(test)]

@@ -57,10 +57,14 @@ impl FromStr for RelayUrl {
         if host.is_empty() {
             return Err(refuse("it names no host"));
         }
-        let port = match (authority.port_u16(), authority.port()) {
-            (Some(port), _) => port,
-            (None, None) => 443,
-            (None, Some(_)) => return Err(refuse("its port is no port")),
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => 443,
+            Some(rest) => rest
+                .strip_prefix(':')
+                .and_then(|port| port.parse().ok())
+                .filter(|port| *port != 0)
+                .ok_or_else(|| refuse("its port is no port"))?,
+            None => return Err(refuse("it names no host")),
         };
         Ok(Self { host, port, uri })
     }
