@@ -88,7 +88,7 @@ impl From<Stopped> for RelayError {
 }
 
 /// Starts a relay on a UDP port; it serves no network yet.
-pub(crate) async fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Handle, RelayError> {
+pub(crate) fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Handle, RelayError> {
     let (listen_v4, listen_v6) = match listen.ip() {
         IpAddr::V4(v4) => (Some(v4), None),
         // As TCP does it: all of IPv6 is all of IPv4, too.
@@ -108,9 +108,8 @@ pub(crate) async fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Ha
         trusted_proxies: config.trusted_proxies.clone(),
         ..ServerConfig::default()
     };
-    let started = tokio::task::spawn_blocking(|| Server::start(config)).await;
-    let started = started.map_err(|error| StartError::Threads(io::Error::other(error)))?;
-    started.map_err(|error| match error {
+    // On this very thread, which has the TCP port already: it may be in a network namespace of its own.
+    Server::start(config).map_err(|error| match error {
         StartError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
             RelayError::PortTaken { address: listen }
         }

@@ -217,7 +217,7 @@ async fn listen(
         if !config.relay.enabled {
             return Ok((listener, address, None));
         }
-        match relay::start(&config.relay, config.relay.listen.unwrap_or(address)).await {
+        match relay::start(&config.relay, config.relay.listen.unwrap_or(address)) {
             Ok(handle) => return Ok((listener, address, Some(handle))),
             // Any number would do, and this one is free for TCP only.
             Err(RelayError::PortTaken { .. })

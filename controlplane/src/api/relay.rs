@@ -43,6 +43,6 @@ fn client(client: &ClientReport, network: &NetworkState) -> proto::RelayClient {
         to_datagrams: client.to.datagrams,
         to_bytes: client.to.bytes,
         dropped: client.drops.total(),
-        idle_ms: 0,
+        state: if client.here { "here" } else { "away" }.into(),
     }
 }

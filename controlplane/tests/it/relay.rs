@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use ringmesh_controlplane::{StartError, config::RelayConfig, run};
 use ringmesh_proto::{admin, control::Reason};
 use ringmesh_tunnel::netmap::MemberKind;
@@ -11,11 +12,15 @@ use tokio::{
     net::{TcpStream, UdpSocket},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::Role},
+};
 
 use crate::{
     client::{TestNode, believe, connect_offering, reason},
     harness::{Operator, Running, config},
-    tunnel::{Session, relay_of},
+    tunnel::{DataPlane, relay_of},
 };
 
 /// For what must come.
@@ -29,28 +34,6 @@ async fn synced(coordinator: &Running, name: &str) -> (TestNode, crate::client::
     let mut stream = node.sync().await.unwrap();
     node.update(&mut stream).await;
     (node, stream)
-}
-
-/// A session with the relay over UDP, to ask it for signs of life.
-struct Client {
-    session: Session,
-    socket: UdpSocket,
-    relay: SocketAddr,
-}
-
-impl Client {
-    async fn of(node: &TestNode) -> Self {
-        let [relay, ..] = relay_of(node).1.endpoints[..] else { panic!("the relay is nowhere") };
-        Self {
-            session: Session::new(node, relay),
-            socket: UdpSocket::bind("127.0.0.1:0").await.unwrap(),
-            relay,
-        }
-    }
-
-    async fn is_served(&mut self, patience: Duration) -> bool {
-        self.session.answers(&self.socket, self.relay, patience).await
-    }
 }
 
 async fn relay_clients(operator: &mut Operator) -> admin::ListRelayClientsResponse {
@@ -101,7 +84,7 @@ async fn a_restart_keeps_the_relays_key_and_what_it_remembers_of_handshakes() {
     let coordinator = Running::start_with_relay().await;
     let (mut node, _stream) = synced(&coordinator, "a").await;
     let (before, _) = relay_of(&node);
-    assert!(Client::of(&node).await.is_served(PATIENCE).await);
+    assert!(DataPlane::over_udp(&node).await.is_served(PATIENCE).await);
     let state = coordinator.state_dir();
     let directory = coordinator.stop().await;
     let floors = std::fs::read_dir(&state)
@@ -122,7 +105,7 @@ async fn a_restart_keeps_the_relays_key_and_what_it_remembers_of_handshakes() {
     let (after, record) = relay_of(&node);
     assert_eq!((after.id, after.identity_key, after.ipv6), (before.id, before.identity_key, before.ipv6));
     assert_eq!(record.endpoints, [coordinator.ready.address], "it moved, and nodes are told");
-    assert!(Client::of(&node).await.is_served(PATIENCE).await);
+    assert!(DataPlane::over_udp(&node).await.is_served(PATIENCE).await);
     coordinator.stop().await;
 }
 
@@ -143,7 +126,7 @@ async fn a_network_from_before_there_were_relays_is_given_one() {
     taken.address = Some(coordinator.ready.address);
     let mut stream = taken.sync().await.unwrap();
     taken.update(&mut stream).await;
-    assert!(Client::of(&taken).await.is_served(PATIENCE).await);
+    assert!(DataPlane::over_udp(&taken).await.is_served(PATIENCE).await);
     coordinator.stop().await;
 }
 
@@ -186,14 +169,14 @@ async fn whoever_is_removed_is_not_served_any_more() {
     let mut operator = coordinator.operator().await;
     let (stays, _stream) = synced(&coordinator, "stays").await;
     let (goes, _other) = synced(&coordinator, "goes").await;
-    let (mut staying, mut going) = (Client::of(&stays).await, Client::of(&goes).await);
+    let (mut staying, mut going) = (DataPlane::over_udp(&stays).await, DataPlane::over_udp(&goes).await);
     assert!(staying.is_served(PATIENCE).await);
     assert!(going.is_served(PATIENCE).await && going.is_served(PATIENCE).await);
     operator.remove("goes").await;
     // Its session is over, and it gets no other; the others' go on.
     let (gone, still) = tokio::join!(going.is_served(SILENCE), staying.is_served(PATIENCE));
     assert!(!gone && still);
-    assert!(!Client::of(&goes).await.is_served(SILENCE).await);
+    assert!(!DataPlane::over_udp(&goes).await.is_served(SILENCE).await);
     let clients = relay_clients(&mut operator).await.clients;
     assert_eq!(clients.iter().map(|client| client.name.as_str()).collect::<Vec<_>>(), ["stays"]);
     coordinator.stop().await;
@@ -207,14 +190,14 @@ async fn who_joins_is_served_and_a_stranger_is_not() {
     let mut stranger = TestNode::new("x");
     (stranger.network, stranger.map, stranger.secrets) =
         (node.network, node.map.clone(), node.secrets.clone());
-    assert!(!Client::of(&stranger).await.is_served(SILENCE).await);
+    assert!(!DataPlane::over_udp(&stranger).await.is_served(SILENCE).await);
     // A member who does not know the network's secret.
     let mut robbed = TestNode::new("a");
     robbed.identity = ringmesh_tunnel::key::IdentitySecret::from_seed(*node.identity.seed());
     (robbed.network, robbed.map) = (node.network, node.map.clone());
     robbed.secrets = vec![(1, ringmesh_tunnel::key::NetworkSecret::generate())];
-    assert!(!Client::of(&robbed).await.is_served(SILENCE).await);
-    assert!(Client::of(&node).await.is_served(PATIENCE).await);
+    assert!(!DataPlane::over_udp(&robbed).await.is_served(SILENCE).await);
+    assert!(DataPlane::over_udp(&node).await.is_served(PATIENCE).await);
     coordinator.stop().await;
 }
 
@@ -224,17 +207,20 @@ async fn operators_see_whom_the_relay_serves() {
     let mut operator = coordinator.operator().await;
     assert!(relay_clients(&mut operator).await.clients.is_empty());
     let (node, _stream) = synced(&coordinator, "a").await;
-    let mut client = Client::of(&node).await;
+    let mut client = DataPlane::over_udp(&node).await;
     assert!(client.is_served(PATIENCE).await);
     let found = relay_clients(&mut operator).await;
     let [listed] = &found.clients[..] else { panic!("{found:?}") };
     assert_eq!((listed.id.clone(), listed.name.as_str()), (node.id.to_string(), "a"));
     assert_eq!(listed.path, "udp");
-    assert_eq!(listed.endpoint, client.socket.local_addr().unwrap().to_string());
+    assert_eq!(listed.endpoint, client.address().to_string());
     assert_eq!((listed.channels, found.relayed_datagrams), (0, 0), "it relayed nothing");
     // What it refuses is counted.
-    client.socket.send_to(&[16, 0, 0, 0, 1, 2, 3, 4, 4, 0, 0, 0], client.relay).await.unwrap();
+    // Of a channel that was not given out, in the first network.
+    client.inject(&[16, 0, 0, 0, 1, 2, 3, 0x40, 4, 0, 0, 0]).await;
     assert!(client.is_served(PATIENCE).await);
+    let drops = relay_clients(&mut operator).await.drops;
+    assert_eq!(drops.get("unknown_channel"), Some(&1), "{drops:?}");
     let unknown = admin::ListRelayClientsRequest { network: "nope".into() };
     let refused = operator.relay.list_relay_clients(unknown).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::NetworkUnknown);
@@ -308,7 +294,7 @@ async fn the_relay_can_be_told_to_be_elsewhere() {
     let (_, record) = relay_of(&node);
     assert_eq!(record.endpoints, [free]);
     assert_eq!(record.websockets, ["wss://mesh.example.com/base/relay/v1"]);
-    assert!(Client::of(&node).await.is_served(PATIENCE).await);
+    assert!(DataPlane::over_udp(&node).await.is_served(PATIENCE).await);
     coordinator.stop().await;
 }
 
@@ -325,7 +311,7 @@ async fn tls(address: SocketAddr, protocols: &[&[u8]]) -> std::io::Result<TlsStr
     TlsConnector::from(Arc::new(config)).connect(ServerName::IpAddress(address.ip().into()), stream).await
 }
 
-/// Asks for a WebSocket, and returns the status line.
+/// Asks for a WebSocket, and returns the status line; empty if the connection was closed instead.
 async fn upgrade(stream: &mut TlsStream<TcpStream>, path: &str, headers: &str) -> String {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: mesh\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -334,12 +320,14 @@ async fn upgrade(stream: &mut TlsStream<TcpStream>, path: &str, headers: &str) -
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let read = async {
-        while !answer.windows(2).any(|end| end == b"\r\n") {
-            answer.push(stream.read_u8().await.unwrap());
+        while !answer.ends_with(b"\r\n\r\n") {
+            // A refusal without a word is none of the answers that tests expect.
+            let Ok(byte) = stream.read_u8().await else { return };
+            answer.push(byte);
         }
     };
     tokio::time::timeout(PATIENCE, read).await.unwrap();
-    String::from_utf8(answer).unwrap().trim_end().into()
+    String::from_utf8(answer).unwrap().lines().next().unwrap_or_default().into()
 }
 
 #[tokio::test]
@@ -392,5 +380,94 @@ async fn without_a_relay_there_are_no_websockets_and_no_client_to_list() {
     assert!(operator.list().await.is_empty());
     // Nobody listens to UDP.
     drop(UdpSocket::bind(address).await.unwrap());
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn members_meet_at_the_relay_by_udp_and_websocket_until_one_is_removed() {
+    let coordinator = Running::start_with_relay().await;
+    let mut operator = coordinator.operator().await;
+    let (_, _first) = synced(&coordinator, "b").await;
+    let (mut a, mut stream) = synced(&coordinator, "a").await;
+    let mut b = coordinator.member("c").await;
+    let mut other = b.sync().await.unwrap();
+    b.update(&mut other).await;
+    a.update(&mut stream).await;
+
+    let mut upgraded = tls(coordinator.ready.address, &[b"http/1.1"]).await.unwrap();
+    assert!(upgrade(&mut upgraded, "/relay/v1", "").await.starts_with("HTTP/1.1 101"));
+    let mut near = DataPlane::over_udp(&a).await;
+    let mut far = DataPlane::over_websocket(&b, upgraded).await;
+    assert!(near.is_served(PATIENCE).await && far.is_served(PATIENCE).await);
+    let met = tokio::select! {
+        met = near.answers(b.id, PATIENCE) => met,
+        () = far.run() => unreachable!("it runs for ever"),
+    };
+    assert!(met, "through the relay, as neither knows where the other is");
+    let report = relay_clients(&mut operator).await;
+    let mut paths: Vec<(&str, &str)> =
+        report.clients.iter().map(|client| (client.name.as_str(), client.path.as_str())).collect();
+    paths.sort_unstable();
+    assert_eq!(paths, [("a", "udp"), ("c", "websocket")]);
+    assert!(report.relayed_datagrams > 0 && report.relayed_bytes > 0, "{report:?}");
+    assert!(report.clients.iter().all(|client| client.from_bytes > 0 && client.to_bytes > 0), "{report:?}");
+
+    operator.remove("c").await;
+    let (still, gone) = tokio::join!(
+        async {
+            let lost = !near.answers(b.id, SILENCE).await;
+            lost && near.is_served(PATIENCE).await
+        },
+        async { !far.is_served(SILENCE).await },
+    );
+    assert!(still && gone, "its channels and its session are over, the other's session is not");
+    let clients = relay_clients(&mut operator).await.clients;
+    assert_eq!(clients.iter().map(|client| client.name.as_str()).collect::<Vec<_>>(), ["a"]);
+    coordinator.stop().await;
+}
+
+/// How many of `count` upgrades at the same time are let in, so that their pings are answered.
+async fn admitted(address: SocketAddr, forwarded: impl Fn(usize) -> String, count: usize) -> usize {
+    let mut streams = Vec::new();
+    for i in 0..count {
+        let mut stream = tls(address, &[b"http/1.1"]).await.unwrap();
+        upgrade(&mut stream, "/relay/v1", &forwarded(i)).await;
+        streams.push(WebSocketStream::from_raw_socket(stream, Role::Client, None).await);
+    }
+    let mut admitted = 0;
+    for stream in &mut streams {
+        if stream.send(Message::Ping("?".into())).await.is_err() {
+            continue;
+        }
+        let answer = tokio::time::timeout(PATIENCE, stream.next()).await.expect("an answer, or the end");
+        admitted += usize::from(matches!(answer, Some(Ok(Message::Pong(_)))));
+    }
+    admitted
+}
+
+#[tokio::test]
+async fn where_a_connection_comes_from_is_believed_of_a_configured_proxy_alone() {
+    let bound = ringmesh_relay::Limits::DEFAULT.unproven_per_source;
+    let many = bound + 4;
+    let elsewhere = |i: usize| format!("X-Forwarded-For: 198.51.100.{i}\r\n");
+    let coordinator = Running::start_with_relay().await;
+    // Strangers of one source are bounded, whatever they say of themselves; who proved to be a member is not counted.
+    let (node, _stream) = synced(&coordinator, "a").await;
+    let mut upgraded = tls(coordinator.ready.address, &[b"http/1.1"]).await.unwrap();
+    upgrade(&mut upgraded, "/relay/v1", "").await;
+    let mut member = DataPlane::over_websocket(&node, upgraded).await;
+    assert!(member.is_served(PATIENCE).await);
+    assert_eq!(admitted(coordinator.ready.address, elsewhere, many).await, bound);
+    assert!(member.is_served(PATIENCE).await, "strangers do not push a member out");
+    coordinator.stop().await;
+
+    let coordinator = Running::start_with(|config| {
+        config.relay.enabled = true;
+        config.relay.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+    })
+    .await;
+    assert_eq!(admitted(coordinator.ready.address, elsewhere, many).await, many);
+    let same = |_| "X-Forwarded-For: 203.0.113.9\r\n".to_owned();
+    assert_eq!(admitted(coordinator.ready.address, same, many).await, bound);
     coordinator.stop().await;
 }
