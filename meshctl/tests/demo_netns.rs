@@ -119,8 +119,14 @@ fn the_demo_passes_for_nobody_on_the_portable_back_end() {
 #[track_caller]
 fn goes_by(transport: &str, nat: &str) {
     let copy = Copy::new();
+    let demo = copy.demo();
+    expect_path(&copy, demo, transport, nat);
+}
+
+#[track_caller]
+fn expect_path(copy: &Copy, mut demo: Command, transport: &str, nat: &str) {
     let arguments = ["--output", "json", "--nodes", "2", "--transport", transport, "--nat", nat];
-    let output = copy.demo().args(arguments).output().unwrap();
+    let output = demo.args(arguments).output().unwrap();
     let report = report(&output);
     assert!(output.status.success(), "{report:#}\n{}", String::from_utf8_lossy(&output.stderr));
     conforms(&report);
@@ -135,6 +141,17 @@ fn goes_by(transport: &str, nat: &str) {
     assert!(sent["facts"]["bytes"].as_u64().unwrap() >= 1 << 20, "{sent}");
     step("torn down");
     assert_eq!(copy.processes(), 0);
+}
+
+#[test]
+fn nobody_can_have_nodes_behind_masquerading_routers_too() {
+    let copy = Copy::new();
+    let mut demo = copy.demo();
+    demo.args(["--io", "poll"]);
+    if geteuid().is_root() {
+        demo.gid(NOBODY).uid(NOBODY);
+    }
+    expect_path(&copy, demo, "relay", "masquerade");
 }
 
 #[test]

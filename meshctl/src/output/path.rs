@@ -5,14 +5,17 @@ use serde::Serialize;
 
 use super::table::{Columns, round_trip};
 
-/// A path in words: `direct 203.0.113.7:51820`, `relay "fra" at 198.51.100.2:443`, `websocket "fra" at fra.example.org:443`,
+/// A path in words: `direct 203.0.113.7:51820`, `relay "fra" at 198.51.100.2:443`, `websocket "fra" at wss://fra.example.org/relay/v1`,
 /// `ssh 203.0.113.7:22`; empty if there is none.
 ///
-/// `endpoint` is where datagrams leave this machine, `via` the relay in between; either may be empty.
+/// `endpoint` is where datagrams leave this machine, `via` the relay in between; either may be empty. An endpoint that says
+/// itself what it is stands alone.
 pub(crate) fn named(path: &str, via: &str, endpoint: &str) -> String {
     match (path, via, endpoint) {
         ("", ..) => String::new(),
         (_, "", "") => path.to_owned(),
+        // As the name of an incoming stream does.
+        (_, "", _) if endpoint.split(' ').any(|word| word == path) => endpoint.to_owned(),
         (_, "", _) => format!("{path} {endpoint}"),
         (_, _, "") => format!("{path} \"{via}\""),
         _ => format!("{path} \"{via}\" at {endpoint}"),
@@ -91,6 +94,8 @@ mod tests {
             ("relay", "fra", "198.51.100.2:443", "relay \"fra\" at 198.51.100.2:443"),
             ("websocket", "fra", "", "websocket \"fra\""),
             ("ssh", "", "203.0.113.7:22", "ssh 203.0.113.7:22"),
+            ("ssh", "", "ssh me@gate.example:22", "ssh me@gate.example:22"),
+            ("ssh", "", "incoming ssh link", "incoming ssh link"),
             ("direct", "", "", "direct"),
             ("", "", "203.0.113.7:51820", ""),
         ] {

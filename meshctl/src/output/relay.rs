@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Document,
     path::named,
-    table::{Columns, bytes, span},
+    table::{Columns, bytes},
 };
 
 /// The clients of a coordinator's relay: `schemas/relay-clients.json`.
@@ -33,7 +33,7 @@ pub(crate) struct Client {
     pub(crate) to_datagrams: u64,
     pub(crate) to_bytes: u64,
     pub(crate) dropped: u64,
-    pub(crate) idle_ms: u64,
+    pub(crate) state: String,
 }
 
 impl From<admin::ListRelayClientsResponse> for Clients {
@@ -62,7 +62,7 @@ impl From<admin::RelayClient> for Client {
             to_datagrams: client.to_datagrams,
             to_bytes: client.to_bytes,
             dropped: client.dropped,
-            idle_ms: client.idle_ms,
+            state: client.state,
         }
     }
 }
@@ -184,17 +184,17 @@ impl Service {
 impl Clients {
     fn table(&self) -> String {
         let mut table =
-            Columns::new(["CLIENT", "ID", "PATH", "CHANNELS", "FROM IT", "TO IT", "DROPPED", "HEARD"]);
+            Columns::new(["CLIENT", "ID", "STATE", "PATH", "CHANNELS", "FROM IT", "TO IT", "DROPPED"]);
         for client in &self.clients {
             table.row([
                 client.name.clone(),
                 client.id.clone(),
+                client.state.clone(),
                 named(&client.path, "", &client.endpoint),
                 client.channels.to_string(),
                 bytes(client.from_bytes),
                 bytes(client.to_bytes),
                 client.dropped.to_string(),
-                format!("{} ago", span(client.idle_ms)),
             ]);
         }
         table.text()
@@ -218,7 +218,7 @@ mod tests {
             to_datagrams: 30_000,
             to_bytes: 38_759_812,
             dropped: 0,
-            idle_ms: 1_100,
+            state: "here".to_owned(),
         };
         admin::ListRelayClientsResponse {
             // Out of order on purpose: the table sorts by name.
@@ -232,6 +232,7 @@ mod tests {
                     channels: 0,
                     from_datagrams: 30_007,
                     dropped: 7,
+                    state: "away".to_owned(),
                     ..client
                 },
             ],

@@ -416,7 +416,7 @@ pub(crate) mod tests {
             peers: vec![
                 by(1, "direct", "", "203.0.113.1:51820"),
                 local::Peer { rtt_us: Some(32_100), loss_percent: Some(12), ..relayed },
-                by(3, "websocket", "fra", "fra.example.org:443"),
+                by(3, "websocket", "fra", "wss://fra.example.org/relay/v1"),
                 by(4, "ssh", "", "203.0.113.4:22"),
             ],
             ..running()

@@ -6,6 +6,7 @@ mod coordinator;
 mod impostor;
 mod joining;
 mod refusals;
+mod relays;
 mod secrets;
 mod support;
 mod systemd;
