@@ -16,6 +16,7 @@ use crate::{
     network::{
         Plan, Registry, Signed,
         enroll::{self, Enrollment, Joiner},
+        relay::Places,
         tokens::{self, Wish},
     },
     store::sqlite::SqliteStore,
@@ -24,16 +25,20 @@ use crate::{
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
-async fn coordinator(directory: &std::path::Path) -> Coordinator {
-    let options = Options {
+fn options(relay: bool) -> Options {
+    Options {
         clock: Clock::new(|| NOW),
         heartbeat: std::time::Duration::from_secs(20),
         endpoints: vec!["192.0.2.1:443".into()],
         tls_key: [0; 32],
-        relay: false,
-    };
+        relay,
+    }
+}
+
+async fn coordinator(directory: &std::path::Path, relay: bool) -> Coordinator {
     let store = Arc::new(SqliteStore::open(directory).unwrap());
-    let coordinator = Coordinator::open(store, Vault::open(directory, true).unwrap(), options).await.unwrap();
+    let vault = Vault::open(directory, true).unwrap();
+    let coordinator = Coordinator::open(store, vault, options(relay)).await.unwrap();
     coordinator.ensure_network(&NetworkConfig::default()).await.unwrap();
     coordinator
 }
@@ -78,7 +83,7 @@ async fn member(coordinator: &Coordinator, identity: &IdentitySecret) -> NodeOf 
 #[tokio::test]
 async fn a_node_record_staged_on_an_older_stream_never_lands_after_a_newer_one() {
     let directory = tempfile::tempdir().unwrap();
-    let coordinator = coordinator(directory.path()).await;
+    let coordinator = coordinator(directory.path(), false).await;
     let identity = IdentitySecret::generate();
     let who = member(&coordinator, &identity).await;
     let record = |port: u16, serial: u64| -> Signed<_> {
@@ -113,4 +118,68 @@ async fn a_node_record_staged_on_an_older_stream_never_lands_after_a_newer_one()
     assert_eq!(port(), Some(2));
     coordinator.put_node_record(&who, second, newest);
     assert_eq!(port(), Some(3));
+}
+
+#[tokio::test]
+async fn nodes_are_told_where_the_relay_is_when_that_changes_and_only_then() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(directory.path(), true).await;
+    let told = || {
+        coordinator.with_registry(|registry| {
+            let state = registry.networks().next().unwrap();
+            let (id, key) = state.own_relay().unwrap();
+            let held = state.node_records.get(&id)?;
+            held.envelope.check_signature().unwrap();
+            assert_eq!(held.envelope.signer, key.public_key());
+            Some((held.record.endpoints.clone(), held.record.serial, state.newest_change()))
+        })
+    };
+    let places = |port: u16| Places {
+        endpoints: vec![([192, 0, 2, 1], port).into()],
+        websockets: vec!["wss://192.0.2.1/relay/v1".into()],
+    };
+    assert_eq!(told(), None, "nobody knows yet");
+    coordinator.place_relay(places(1));
+    let first = told().unwrap();
+    assert_eq!(first.0, places(1).endpoints);
+    coordinator.place_relay(places(1));
+    assert_eq!(told().unwrap(), first);
+    coordinator.place_relay(places(2));
+    let second = told().unwrap();
+    assert_eq!(second.0, places(2).endpoints);
+    // Later than the first, although the clock stands still.
+    assert!(second.1 > first.1);
+    // A network that is made later is told of at once.
+    let lab = NetworkConfig { name: "lab".into(), ..NetworkConfig::default() };
+    let id = coordinator.create_network(&crate::auth::Authed::itself(), &lab).await.unwrap();
+    let known = |state: &crate::network::NetworkState| {
+        let (relay, _) = state.own_relay().unwrap();
+        state.node_records.get(&relay).map(|held| held.record.endpoints.clone())
+    };
+    assert_eq!(coordinator.with_network(id, known).unwrap(), Some(places(2).endpoints));
+}
+
+#[tokio::test]
+async fn coordinators_of_one_store_make_one_relay() {
+    let directory = tempfile::tempdir().unwrap();
+    // A network from before there were relays.
+    let first = coordinator(directory.path(), false).await;
+    let store = first.0.store.clone();
+    let open = || async {
+        let vault = Vault::open(directory.path(), false).unwrap();
+        Coordinator::open(store.clone(), vault, options(true)).await.unwrap()
+    };
+    let (a, b) = (open().await, open().await);
+    let (made_by_a, made_by_b) = tokio::join!(a.ensure_relays(), b.ensure_relays());
+    made_by_a.unwrap();
+    made_by_b.unwrap();
+    b.ensure_relays().await.unwrap();
+    let relays = |coordinator: &Coordinator| {
+        coordinator.with_registry(|registry| {
+            let state = registry.networks().next().unwrap();
+            state.relays.keys().copied().collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(relays(&b).len(), 1);
+    assert_eq!(relays(&a), relays(&b));
 }

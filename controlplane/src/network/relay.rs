@@ -103,8 +103,10 @@ pub(super) fn plan_named(
 }
 
 impl NetworkState {
-    /// The relay that coordinators run for this network. Should several have made one at the same time, all run the same.
-    pub(crate) fn own_relay(&self) -> Option<(NodeId, &IdentitySecret)> {
+    /// The relay that coordinators run for this network, with its secret key. Should several have made one at the same time, all run
+    /// the same.
+    #[must_use]
+    pub fn own_relay(&self) -> Option<(NodeId, &IdentitySecret)> {
         self.relays.first_key_value().map(|(id, key)| (*id, key))
     }
 

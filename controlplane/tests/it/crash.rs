@@ -41,6 +41,7 @@ async fn a_coordinator_serves_until_it_is_told_to_stop() {
             .init();
     }
     let mut config = config(directory);
+    config.relay.enabled = std::env::var_os("RINGMESH_TEST_LOG").is_some();
     if let Ok(listen) = std::env::var("RINGMESH_TEST_LISTEN") {
         config.listen = listen.parse().unwrap();
     }

@@ -1,6 +1,6 @@
 //! Canaries: every secret that passed through a coordinator, looked for in its files and in its log at TRACE.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use base64::{
     Engine as _,
@@ -22,6 +22,7 @@ use crate::{
     client::{Lie, TestNode, connect},
     crash,
     harness::{Operator, config},
+    tunnel::{DataPlane, relay_of},
 };
 
 /// A secret and all the ways in which it might be written.
@@ -103,6 +104,13 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
     canaries.push(Canary::new("session", &stream.session));
     canaries.push(Canary::new("exporter", &stream.connection.exporter));
     canaries.push(Canary::new("node's seed", node.identity.seed()));
+    let mut data = DataPlane::over_udp(&node).await;
+    assert!(data.is_served(Duration::from_secs(10)).await);
+    let own = node.identity.public_key().noise_key();
+    for (epoch, secret) in &node.secrets {
+        let psk = secret.derive_psk(node.network, *epoch, &own, &relay_of(&node).0.noise_key);
+        canaries.push(Canary::new("key with the relay", psk.expose()));
+    }
     TestNode::new("b").join(&token).await.unwrap();
     let stock = admin::AddStockDeviceRequest {
         name: "phone".into(),
@@ -141,6 +149,9 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
     ] {
         canaries.push(Canary::new(signer.to_string(), network.authority().key(signer).unwrap().seed()));
     }
+    let (_, relay) = network.own_relay().unwrap();
+    canaries.push(Canary::new("relay's seed", relay.seed()));
+    canaries.push(Canary::new("relay's noise key", relay.noise_secret().expose()));
     canaries.push(Canary::new("wrapping key", &fs::read(state.join("key")).unwrap()));
     let tls_key = fs::read_to_string(state.join("tls.key")).unwrap();
     let line = tls_key.lines().nth(1).unwrap();
@@ -148,10 +159,12 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
 
     let traced = fs::read(&log).unwrap();
     let text = String::from_utf8_lossy(&traced);
-    for expected in ["TRACE", "a node joined", "a join token was made", "a proof failed"] {
+    for expected in
+        ["TRACE", "a node joined", "a join token was made", "a proof failed", "told where the relay is"]
+    {
         assert!(text.contains(expected), "the log is not what it should be: no {expected:?}");
     }
-    assert!(canaries.len() >= 14);
+    assert!(canaries.len() >= 17);
     // What may be stored is found, so that what may not be would be.
     let public = Canary::new("token's public key", token.secret().public_key().as_bytes());
     assert!(files.iter().any(|(path, bytes)| path.contains("coordinator.db") && public.is_in(bytes)));
