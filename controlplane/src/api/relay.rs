@@ -16,7 +16,10 @@ pub(super) fn clients(report: &NetworkReport, network: &NetworkState) -> proto::
     for (reason, count) in relay.chain(session).filter(|(_, count)| *count > 0) {
         *drops.entry(reason.into()).or_default() += count;
     }
-    let seen = report.clients.iter().filter(|client| client.hop.is_some());
+    let was_here = |client: &&ClientReport| {
+        client.here || client.hop.is_some() || client.from.datagrams + client.to.datagrams > 0
+    };
+    let seen = report.clients.iter().filter(was_here);
     proto::ListRelayClientsResponse {
         clients: seen.map(|client| self::client(client, network)).collect(),
         relayed_datagrams: report.passed_on.datagrams,

@@ -212,7 +212,7 @@ async fn operators_see_whom_the_relay_serves() {
     let found = relay_clients(&mut operator).await;
     let [listed] = &found.clients[..] else { panic!("{found:?}") };
     assert_eq!((listed.id.clone(), listed.name.as_str()), (node.id.to_string(), "a"));
-    assert_eq!(listed.path, "udp");
+    assert_eq!((listed.path.as_str(), listed.state.as_str()), ("udp", "here"));
     assert_eq!(listed.endpoint, client.address().to_string());
     assert_eq!((listed.channels, found.relayed_datagrams), (0, 0), "it relayed nothing");
     // What it refuses is counted.
