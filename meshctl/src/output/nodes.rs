@@ -181,7 +181,7 @@ impl Document for Removed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::json;
+    use crate::output::{json, tests::conforms};
 
     const NOW: u64 = 1_790_000_000_000;
 
@@ -229,6 +229,7 @@ mod tests {
                     tags: Vec::new(),
                     ..node("phone", 4)
                 },
+                admin::Node { relay: true, tags: Vec::new(), ..node("relay", 5) },
             ],
             revision: 14,
         }
@@ -236,6 +237,7 @@ mod tests {
 
     #[test]
     fn nodes_of_every_state() {
+        conforms("nodes", &Nodes::from(list()));
         insta::assert_snapshot!(Nodes::from(list()).text(NOW));
     }
 

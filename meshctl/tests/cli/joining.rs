@@ -101,6 +101,7 @@ fn leave_forgets_the_network_here_and_at_the_coordinator() {
         two.run(&["leave"]).failed(4);
         let ping = two.run(&["ping", "one"]);
         assert_eq!(ping.code, 4, "{ping:?}");
+        two.run(&["why", "one"]).failed(4);
         assert_eq!(coordinator.members().len(), 1);
         // And in again.
         two.join(&coordinator);
