@@ -22,12 +22,19 @@ const TRIES: usize = 8;
 /// Between two runs, for queues and timers of the one before to drain.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What a reader of figures about paths must know.
+const PATHS_REMARK: &str = "paths: the relay had no rate limits; daemon_cpu is of both nodes and the coordinator with its \
+                            relay; the path was checked at both ends before and after each run";
+
 /// What to compare and how.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Subjects to measure, comma-separated [default: all that can be]
+    /// Subjects to measure, comma-separated [default: raw, uring, poll and wireguard-go, as far as they can be]
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<SubjectKind>,
+    /// Compare our own paths with each other: direct, relay, websocket and ssh
+    #[arg(long, conflicts_with = "only")]
+    paths: bool,
     /// Runs of each measurement of each subject
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     repetitions: u16,
@@ -56,7 +63,16 @@ pub(crate) struct Options {
 
 impl Options {
     fn kinds(&self) -> &[SubjectKind] {
-        if self.only.is_empty() { SubjectKind::value_variants() } else { &self.only }
+        match (self.paths, self.only.as_slice()) {
+            (true, _) => &SubjectKind::PATHS,
+            (false, []) => &SubjectKind::SYSTEMS,
+            (false, only) => only,
+        }
+    }
+
+    /// Whether a subject that cannot be had is a fault: it was asked for.
+    fn insists(&self) -> bool {
+        self.paths || !self.only.is_empty()
     }
 }
 
@@ -105,6 +121,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let comparison = Comparison::new(options);
     comparison.gate.wait_for_quiet()?;
     let (subjects, mut remarks) = set_up(options)?;
+    if subjects.iter().any(|subject| subject.kind().path().is_some()) {
+        remarks.push(PATHS_REMARK.to_owned());
+    }
     let mut spoiled = Spoiled::default();
     let samples = comparison.measure(&subjects, &mut spoiled)?;
     remarks.extend(spoiled.remarks());
@@ -119,29 +138,35 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Output::Table => result(&report.to_text()),
         Output::Json => result(&report.to_json()?),
     }
-    if spoiled.given_up.is_empty() { Ok(()) } else { Err(Incomplete(spoiled.given_up.len()).into()) }
+    if spoiled.given_up.is_empty() {
+        return Ok(());
+    }
+    Err(Incomplete { missing: spoiled.given_up.len(), busy: spoiled.by_others > 0 }.into())
 }
 
 /// Some measurements could not be had.
 #[derive(Debug)]
-pub(crate) struct Incomplete(usize);
+pub(crate) struct Incomplete {
+    missing: usize,
+    /// Others used the box, so that it may be otherwise another time.
+    pub(crate) busy: bool,
+}
 
 impl std::error::Error for Incomplete {}
 
 impl fmt::Display for Incomplete {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} measurements are missing from the result: others used the box too much", self.0)
+        write!(out, "{} measurements are missing from the result, which says why", self.missing)
     }
 }
 
 /// Brings up every subject: those asked for must come up, of the others those that can.
 fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
-    let asked = !options.only.is_empty();
     let tools = Tools::find(options.meshctl.as_deref())?;
     let (mut subjects, mut remarks) = (Vec::new(), Vec::new());
     for &kind in options.kinds() {
         if let Some(reason) = tools.missing_for(kind) {
-            if asked {
+            if options.insists() {
                 bail!("cannot measure {}: {reason}", kind.name());
             }
             remarks.push(format!("{} was left out: {reason}", kind.name()));
@@ -156,10 +181,13 @@ fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
     Ok((subjects, remarks))
 }
 
-/// Runs that do not count, because others used the box meanwhile.
+/// Runs that do not count.
 #[derive(Debug, Default)]
 struct Spoiled {
-    runs: usize,
+    /// Others used the box meanwhile.
+    by_others: usize,
+    /// Packets took another path than the one that was to be measured.
+    by_path: usize,
     /// Measurements that could not be had at all.
     given_up: Vec<String>,
 }
@@ -167,8 +195,12 @@ struct Spoiled {
 impl Spoiled {
     fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
-        if self.runs > 0 {
-            remarks.push(format!("{} runs did not count, because others used the box meanwhile", self.runs));
+        let reasons = [
+            (self.by_others, "others used the box meanwhile"),
+            (self.by_path, "packets took another path than the one to be measured"),
+        ];
+        for (runs, reason) in reasons.into_iter().filter(|(runs, _)| *runs > 0) {
+            remarks.push(format!("{runs} runs did not count, because {reason}"));
         }
         remarks.extend(self.given_up.iter().map(|what| format!("given up: {what}")));
         remarks
@@ -226,18 +258,30 @@ impl Comparison {
         Ok(samples)
     }
 
-    /// One run that strangers did not spoil, if it can be had; with `--force`, one run.
+    /// One run that strangers did not spoil, if it can be had; with `--force`, one run. A run by another path than the one
+    /// to be measured never counts.
     fn one(&self, step: Step, subject: &Subject, spoiled: &mut Spoiled) -> Result<Option<Reading>> {
+        let name = subject.kind().name();
         for _ in 0..TRIES {
             thread::sleep(PAUSE);
             self.gate.wait_for_quiet()?;
+            if let Some(strayed) = measure::settle(subject)? {
+                spoiled.by_path += 1;
+                progress(&format!("{step:?} of {name} cannot begin: {strayed}"));
+                continue;
+            }
             let reading = measure::run(step, subject, self.effort)?;
+            if let Some(strayed) = subject.strayed()? {
+                spoiled.by_path += 1;
+                progress(&format!("{step:?} of {name} was spoiled: {strayed}"));
+                continue;
+            }
             if self.gate.force || Gate::is_quiet(&reading.usage) {
                 return Ok(Some(reading));
             }
-            spoiled.runs += 1;
+            spoiled.by_others += 1;
             let busy = Busy::new(&reading.usage);
-            progress(&format!("{step:?} of {} was spoiled: {busy}", subject.kind().name()));
+            progress(&format!("{step:?} of {name} was spoiled: {busy}"));
         }
         Ok(None)
     }

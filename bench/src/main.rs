@@ -42,7 +42,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report::progress(&format!("error: {error:#}"));
-            if error.is::<gate::Busy>() || error.is::<compare::Incomplete>() {
+            let incomplete = error.downcast_ref::<compare::Incomplete>();
+            if error.is::<gate::Busy>() || incomplete.is_some_and(|incomplete| incomplete.busy) {
                 report::progress(
                     "the box is busy: wait until the others are done, or measure anyway with --force",
                 );

@@ -1,19 +1,25 @@
 //! What is measured, in which units, and how one run of it goes.
 
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::cpu::Usage;
 use crate::load::ping::Pinger;
 use crate::load::tcp::Streams;
 use crate::load::{Timing, Windowed, udp};
 use crate::stats::percentile;
-use crate::subject::{End, Subject};
+use crate::subject::{End, Strayed, Subject};
 
 /// How long a subject may take until the first ping passes: a handshake, with some retries.
 const READY_WITHIN: Duration = Duration::from_secs(15);
+/// How long it may take until both ends have settled on the path that is to be measured: what they like better, and cannot
+/// have, is tried and waited for first.
+const PATH_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks at the path.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// One kind of run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,7 +160,32 @@ pub(crate) struct Effort {
 /// When it does not within [`READY_WITHIN`].
 pub(crate) fn wait_until_ready(subject: &Subject) -> Result<()> {
     let to = subject.second().address();
-    subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)
+    subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)?;
+    let strayed = settle(subject)?;
+    ensure!(
+        strayed.is_none(),
+        "{} after {PATH_WITHIN:?}",
+        strayed.map_or(String::new(), |it| it.to_string())
+    );
+    Ok(())
+}
+
+/// Waits until the packets of both ends take the path that is to be measured, or tells which other one was there last.
+///
+/// # Errors
+/// When nothing passes, or a daemon does not say by which path.
+pub(crate) fn settle(subject: &Subject) -> Result<Option<Strayed>> {
+    let give_up = Instant::now() + PATH_WITHIN;
+    let to = subject.second().address();
+    loop {
+        let strayed = subject.strayed()?;
+        if strayed.is_none() || Instant::now() >= give_up {
+            return Ok(strayed);
+        }
+        // Paths are looked after only while packets pass.
+        subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)?;
+        thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Runs one step over a subject.

@@ -249,8 +249,8 @@ impl SubjectReport {
 
 fn ratios(measured: &[Measured], samples: &Samples) -> Vec<Ratio> {
     let mut ratios = Vec::new();
-    for subject in measured.iter().map(|subject| subject.kind).filter(|kind| kind.is_ours()) {
-        for to in [SubjectKind::WireguardGo, SubjectKind::Raw] {
+    for subject in measured.iter().map(|subject| subject.kind) {
+        for &to in subject.references() {
             for quantity in Quantity::ALL {
                 let (Some(ours), Some(theirs)) =
                     (samples.summary(subject, quantity), samples.summary(to, quantity))

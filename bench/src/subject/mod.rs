@@ -1,11 +1,14 @@
-//! What is compared: two hosts joined by a cable, and on them the raw link, our daemons or somebody else's.
+//! What is compared: two hosts joined by a cable, and on them the raw link, our daemons or somebody else's; or our daemons
+//! around a router that leaves them but one path.
 //!
 //! A cable (a veth pair) with nothing in between is the fastest link there is here, so that the daemons and not the link
 //! are the limit. It passes super-packets whole, which flatters everybody who makes them; see `docs/benchmarks.md`.
 
 mod ours;
+mod star;
 mod wireguard_go;
 
+use std::fmt;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -34,9 +37,58 @@ pub(crate) enum SubjectKind {
     Poll,
     /// The `wireguard-go` found in PATH.
     WireguardGo,
+    /// Our daemons around a router, straight over UDP.
+    Direct,
+    /// The same by way of the coordinator's relay, over UDP.
+    Relay,
+    /// The same by way of the coordinator's relay, over WebSockets.
+    Websocket,
+    /// The same over an SSH stream from node to node.
+    Ssh,
+}
+
+/// One of our paths, as `meshctl peers` calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PathKind {
+    Direct,
+    Relay,
+    Websocket,
+    Ssh,
+}
+
+impl PathKind {
+    /// Returns the label.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relay => "relay",
+            Self::Websocket => "websocket",
+            Self::Ssh => "ssh",
+        }
+    }
+}
+
+/// A path other than the one that was to be measured, by the end that says so.
+#[derive(Clone, Debug)]
+pub(crate) struct Strayed {
+    host: String,
+    path: String,
+    asked: &'static str,
+}
+
+impl fmt::Display for Strayed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, path, asked } = self;
+        write!(out, "the path of the {host} end was {path:?} and not {asked:?}")
+    }
 }
 
 impl SubjectKind {
+    /// What is compared unless something else is asked for: ourselves with others and with the cable.
+    pub(crate) const SYSTEMS: [Self; 4] = [Self::Raw, Self::Uring, Self::Poll, Self::WireguardGo];
+    /// What is compared by `--paths`: our own ways to reach a peer.
+    pub(crate) const PATHS: [Self; 4] = [Self::Direct, Self::Relay, Self::Websocket, Self::Ssh];
+
     /// Returns the name in the result and on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -44,12 +96,35 @@ impl SubjectKind {
             Self::Uring => "uring",
             Self::Poll => "poll",
             Self::WireguardGo => "wireguard-go",
+            Self::Direct | Self::Relay | Self::Websocket | Self::Ssh => {
+                self.path().map_or("", PathKind::label)
+            }
         }
     }
 
     /// Says whether our daemons are measured.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Uring | Self::Poll)
+        matches!(self, Self::Uring | Self::Poll) || self.path().is_some()
+    }
+
+    /// Returns the path that all packets must take, if this is about one.
+    pub(crate) fn path(self) -> Option<PathKind> {
+        match self {
+            Self::Direct => Some(PathKind::Direct),
+            Self::Relay => Some(PathKind::Relay),
+            Self::Websocket => Some(PathKind::Websocket),
+            Self::Ssh => Some(PathKind::Ssh),
+            Self::Raw | Self::Uring | Self::Poll | Self::WireguardGo => None,
+        }
+    }
+
+    /// Returns what its medians are divided by: only what stands on the same ground can be compared.
+    pub(crate) fn references(self) -> &'static [Self] {
+        match self {
+            Self::Uring | Self::Poll => &[Self::WireguardGo, Self::Raw],
+            Self::Relay | Self::Websocket | Self::Ssh => &[Self::Direct],
+            Self::Raw | Self::WireguardGo | Self::Direct => &[],
+        }
     }
 }
 
@@ -83,9 +158,13 @@ impl Tools {
         };
         match kind {
             SubjectKind::Raw => None,
-            SubjectKind::Uring | SubjectKind::Poll => self.meshctl.is_none().then_some(
-                "there is no meshctl beside this program; cargo build it, or name one with --meshctl",
-            ),
+            _ if kind.is_ours() && self.meshctl.is_none() => {
+                Some("there is no meshctl beside this program; cargo build it, or name one with --meshctl")
+            }
+            SubjectKind::Uring | SubjectKind::Poll => None,
+            SubjectKind::Direct | SubjectKind::Relay | SubjectKind::Websocket | SubjectKind::Ssh => {
+                (!star::can_block()).then_some("there is no nft (apt-get install nftables)")
+            }
             SubjectKind::WireguardGo => {
                 let installed = runs("wireguard-go") && runs("wg");
                 (!installed).then_some("not installed (apt-get install wireguard-go wireguard-tools)")
@@ -123,6 +202,8 @@ pub(crate) struct Subject {
     version: String,
     ends: [End; 2],
     daemons: Daemons,
+    /// What to ask about the path, where it matters which it is.
+    meshctl: Option<PathBuf>,
     // Last, so that everything in it has ended before it is taken down.
     _lab: Lab,
 }
@@ -134,23 +215,49 @@ impl Subject {
     /// With what could not be set up, and what the program in question said.
     pub(crate) fn set_up(kind: SubjectKind, tools: &Tools) -> Result<Self> {
         let lab = Lab::new()?;
-        let hosts = [lab.host("first")?, lab.host("second")?];
-        let (near, far) = lab.cable(&hosts[0], &hosts[1])?;
-        for ((host, link), address) in hosts.iter().zip([near, far]).zip(UNDERLAY) {
-            host.add_address(&link, address.into(), UNDERLAY_PREFIX)?;
-        }
         let mut daemons = Daemons::default();
-        let (addresses, version) = match kind {
-            SubjectKind::Raw => (UNDERLAY, "veth pair".to_owned()),
-            SubjectKind::Uring | SubjectKind::Poll => {
-                let meshctl = tools.meshctl.as_deref().context("there is no meshctl to measure")?;
-                ours::set_up(&hosts, meshctl, kind.name(), &mut daemons)?
+        let ours = || tools.meshctl.as_deref().context("there is no meshctl to measure");
+        let (hosts, Up { addresses, version }) = match kind.path() {
+            Some(path) => star::set_up(&lab, path, ours()?, &mut daemons)?,
+            None => {
+                let hosts = cabled(&lab)?;
+                let up = if kind == SubjectKind::WireguardGo {
+                    wireguard_go::set_up(&hosts, &mut daemons)?
+                } else if kind.is_ours() {
+                    let plan = ours::Plan {
+                        meshctl: ours()?,
+                        back_end: kind.name(),
+                        coordinator: &hosts[0],
+                        coordinator_address: UNDERLAY[0],
+                        coordinator_relays: false,
+                        nodes: &hosts,
+                        ssh: false,
+                    };
+                    plan.carry_out(&mut daemons)?
+                } else {
+                    Up { addresses: UNDERLAY, version: "veth pair".to_owned() }
+                };
+                (hosts, up)
             }
-            SubjectKind::WireguardGo => wireguard_go::set_up(&hosts, &mut daemons)?,
         };
         let [first, second] = hosts;
         let ends = [End { host: first, address: addresses[0] }, End { host: second, address: addresses[1] }];
-        Ok(Self { kind, version, ends, daemons, _lab: lab })
+        Ok(Self { kind, version, ends, daemons, meshctl: tools.meshctl.clone(), _lab: lab })
+    }
+
+    /// Tells of an end whose packets take another path than the one that is to be measured.
+    ///
+    /// # Errors
+    /// When a daemon does not say.
+    pub(crate) fn strayed(&self) -> Result<Option<Strayed>> {
+        let Some((path, meshctl)) = self.kind.path().zip(self.meshctl.as_deref()) else { return Ok(None) };
+        for End { host, .. } in &self.ends {
+            let found = ours::path(host, meshctl)?;
+            if found != path.label() {
+                return Ok(Some(Strayed { host: host.name().to_owned(), path: found, asked: path.label() }));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns who it is.
@@ -187,6 +294,24 @@ impl Subject {
         let mtu = u32::try_from(mtu.context("asking for the MTU")?).context("the MTU is negative")?;
         Ok(Measured { kind: self.kind, version: self.version.clone(), mtu })
     }
+}
+
+/// What runs on two hosts.
+#[derive(Debug)]
+struct Up {
+    /// By which each is reached through what is measured.
+    addresses: [Ipv4Addr; 2],
+    version: String,
+}
+
+/// Two hosts, and a cable between them.
+fn cabled(lab: &Lab) -> Result<[Host; 2]> {
+    let hosts = [lab.host("first")?, lab.host("second")?];
+    let (near, far) = lab.cable(&hosts[0], &hosts[1])?;
+    for ((host, link), address) in hosts.iter().zip([near, far]).zip(UNDERLAY) {
+        host.add_address(&link, address.into(), UNDERLAY_PREFIX)?;
+    }
+    Ok(hosts)
 }
 
 /// Processes that end with their subject.

@@ -1,4 +1,4 @@
-//! Our daemons between the two hosts: a coordinator on the first, a node on each, joined by token as anyone would.
+//! Our daemons: a coordinator, and a node on each of the two hosts, joined by token as anyone would.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -6,53 +6,92 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ringmesh_lab::Host;
 use serde_json::Value;
 
-use super::{Daemons, UNDERLAY, output};
+use super::{Daemons, Up, output};
 use crate::cpu::cpus;
 
 /// Where the daemons listen for clients; every host has its own `/run`.
 const COORDINATOR_SOCKET: &str = "/run/mesh/coordinator.sock";
 const NODE_SOCKET: &str = "/run/mesh/meshd.sock";
 const PORT: u16 = 443;
+/// Where a node takes SSH streams when it is asked to.
+const SSH_PORT: &str = "2222";
 /// A daemon's socket appears shortly after its start.
 const APPEARS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Returns the hosts' addresses in the mesh, and the version with the back end that is in use.
-pub(super) fn set_up(
-    hosts: &[Host; 2],
-    meshctl: &Path,
-    back_end: &str,
-    daemons: &mut Daemons,
-) -> Result<([Ipv4Addr; 2], String)> {
-    let mut coordinator = run(&hosts[0], meshctl, &["coordinator", "run"])?;
-    coordinator.args(["--advertise", &format!("{}:{PORT}", UNDERLAY[0])]).env("MESH_LOG", "warn");
-    daemons.start(coordinator)?;
-    wait_for_socket(&hosts[0], COORDINATOR_SOCKET, daemons)?;
+/// Which daemons run where.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    pub(super) meshctl: &'a Path,
+    pub(super) back_end: &'a str,
+    pub(super) coordinator: &'a Host,
+    /// Where the nodes reach the coordinator, and its relay.
+    pub(super) coordinator_address: Ipv4Addr,
+    /// Whether the coordinator is part of what is measured, because packets may pass through it.
+    pub(super) coordinator_relays: bool,
+    pub(super) nodes: &'a [Host; 2],
+    /// Whether nodes take SSH streams from each other.
+    pub(super) ssh: bool,
+}
 
-    for (index, host) in hosts.iter().enumerate() {
-        // By default both would pin their worker to the same CPU, as they may on two machines.
-        let cpu = (index % cpus()).to_string();
-        let mut node = run(host, meshctl, &["node", "run", "--io", back_end, "--cpu", &cpu])?;
+impl Plan<'_> {
+    /// Starts everything; fails unless the nodes use the back end that was asked for.
+    pub(super) fn carry_out(&self, daemons: &mut Daemons) -> Result<Up> {
+        self.start_coordinator(daemons)?;
+        for (index, host) in self.nodes.iter().enumerate() {
+            // By default both would pin their worker to the same CPU, as they may on two machines.
+            let cpu = (index % cpus()).to_string();
+            self.start_node(host, &cpu, daemons)?;
+        }
+        let mut addresses = [Ipv4Addr::UNSPECIFIED; 2];
+        for (host, address) in self.nodes.iter().zip(&mut addresses) {
+            let status = json(run(host, self.meshctl, &["status", "-o", "json"])?)?;
+            let used = text(&status, &["data_plane", "back_end"])?;
+            let asked = self.back_end;
+            ensure!(used == asked, "the node uses {used} and not {asked}, which was asked for");
+            *address = text(&status, &["network", "self", "ipv4"])?.parse().context("the node's address")?;
+        }
+        let version = output(run(&self.nodes[0], self.meshctl, &["--version"])?, "")?;
+        Ok(Up { addresses, version: version.trim().to_owned() })
+    }
+
+    fn start_coordinator(&self, daemons: &mut Daemons) -> Result<()> {
+        let mut command = run(self.coordinator, self.meshctl, &["coordinator", "run"])?;
+        // Without rate limits, which are its defaults: what is measured is what it can do, not what it may.
+        command.args(["--relay-client-rate", "0", "--relay-total-rate", "0"]);
+        command.args(["--advertise", &format!("{}:{PORT}", self.coordinator_address)]);
+        command.env("MESH_LOG", "warn");
+        if self.coordinator_relays {
+            daemons.start_measured(command)?;
+        } else {
+            daemons.start(command)?;
+        }
+        wait_for_socket(self.coordinator, COORDINATOR_SOCKET, daemons)
+    }
+
+    fn start_node(&self, host: &Host, cpu: &str, daemons: &mut Daemons) -> Result<()> {
+        let mut node = run(host, self.meshctl, &["node", "run", "--io", self.back_end, "--cpu", cpu])?;
+        if self.ssh {
+            node.args(["--ssh-port", SSH_PORT]);
+        }
         node.env("MESH_LOG", "warn");
         daemons.start_measured(node)?;
         wait_for_socket(host, NODE_SOCKET, daemons)?;
-        let created = json(run(&hosts[0], meshctl, &["token", "create", "-o", "json"])?)?;
-        let join = run(host, meshctl, &["join", "--token", "-", "--name", host.name()])?;
-        output(join, text(&created, &["secret"])?)?;
+        let created = json(run(self.coordinator, self.meshctl, &["token", "create", "-o", "json"])?)?;
+        let join = run(host, self.meshctl, &["join", "--token", "-", "--name", host.name()])?;
+        output(join, text(&created, &["secret"])?).map(drop)
     }
+}
 
-    let mut addresses = [Ipv4Addr::UNSPECIFIED; 2];
-    for (host, address) in hosts.iter().zip(&mut addresses) {
-        let status = json(run(host, meshctl, &["status", "-o", "json"])?)?;
-        let used = text(&status, &["data_plane", "back_end"])?;
-        ensure!(used == back_end, "the node uses {used} and not {back_end}, which was asked for");
-        *address = text(&status, &["network", "self", "ipv4"])?.parse().context("the node's address")?;
-    }
-    let version = output(run(&hosts[0], meshctl, &["--version"])?, "")?;
-    Ok((addresses, version.trim().to_owned()))
+/// Asks a node how it reaches its one peer: `direct`, `relay`, `websocket`, `ssh`, or nothing if it does not know.
+pub(super) fn path(host: &Host, meshctl: &Path) -> Result<String> {
+    let answer = json(run(host, meshctl, &["peers", "-o", "json"])?)?;
+    let peers = answer.get("peers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let [peer] = peers else { bail!("{} has {} peers and not one", host.name(), peers.len()) };
+    text(peer, &["path"]).map(str::to_owned)
 }
 
 fn run(host: &Host, meshctl: &Path, arguments: &[&str]) -> Result<Command> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use ringmesh_lab::Host;
 
-use super::{Daemons, UNDERLAY, output};
+use super::{Daemons, UNDERLAY, Up, output};
 
 const INTERFACE: &str = "wg0";
 const PORT: u16 = 51820;
@@ -17,8 +17,7 @@ const PREFIX: u8 = 24;
 /// Its interface appears shortly after its start.
 const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 
-/// Returns the hosts' addresses inside the tunnel, and the version.
-pub(super) fn set_up(hosts: &[Host; 2], daemons: &mut Daemons) -> Result<([Ipv4Addr; 2], String)> {
+pub(super) fn set_up(hosts: &[Host; 2], daemons: &mut Daemons) -> Result<Up> {
     let shared = key(["genpsk"], "")?;
     let secrets = [key(["genkey"], "")?, key(["genkey"], "")?];
     for (index, host) in hosts.iter().enumerate() {
@@ -39,7 +38,7 @@ pub(super) fn set_up(hosts: &[Host; 2], daemons: &mut Daemons) -> Result<([Ipv4A
         host.add_address(INTERFACE, ADDRESSES[index].into(), PREFIX)?;
         host.link_up(INTERFACE)?;
     }
-    Ok((ADDRESSES, version()?))
+    Ok(Up { addresses: ADDRESSES, version: version()? })
 }
 
 /// Hands over the configuration as soon as the daemon takes it.
