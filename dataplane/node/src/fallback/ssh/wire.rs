@@ -31,7 +31,8 @@ const PIECE: usize = 16 * 1024;
 pub(super) fn wire<S>(stream: S) -> (Wire<S>, Leash, Gate) {
     let (leash, cut) = oneshot::channel();
     let gate = Gate::default();
-    (Wire { stream, waiting: Vec::new(), start: 0, cut, gate: gate.clone() }, Leash { _cut: leash }, gate)
+    let wire = Wire { stream, waiting: Vec::new(), start: 0, cut, is_cut: false, gate: gate.clone() };
+    (wire, Leash { _cut: leash }, gate)
 }
 
 /// Cuts the connection when it is dropped.
@@ -79,16 +80,15 @@ pub(super) struct Wire<S> {
     /// What of `waiting` was written.
     start: usize,
     cut: oneshot::Receiver<()>,
+    is_cut: bool,
     gate: Gate,
 }
 
 impl<S: AsyncWrite + Unpin> Wire<S> {
     /// Whether somebody dropped the leash; else that wakes the task.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match Pin::new(&mut self.cut).poll(cx) {
-            Poll::Ready(_) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Poll::Pending => Ok(()),
-        }
+        self.is_cut = self.is_cut || Pin::new(&mut self.cut).poll(cx).is_ready();
+        if self.is_cut { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 
     /// Writes what waits as far as the stream takes it; ready when nothing is left.
@@ -200,5 +200,75 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gated<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, duplex},
+        time::timeout,
+    };
+
+    use super::*;
+
+    const A_WHILE: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn writing_waits_for_nobody_up_to_the_bound_and_reading_empties_the_buffer() {
+        let (near, mut far) = duplex(1000);
+        let (mut wire, _leash, _gate) = wire(near);
+        let all: Vec<u8> = (0..MOST + 1000).map(|index| (index * 7 % 251) as u8).collect();
+        timeout(A_WHILE, wire.write_all(&all)).await.expect("it waited").unwrap();
+        timeout(A_WHILE, wire.flush()).await.expect("it waited").unwrap();
+        timeout(A_WHILE, wire.write_all(b"more")).await.expect_err("there is no bound");
+        let reading = tokio::spawn(async move {
+            let mut byte = [0; 1];
+            let _ = wire.read(&mut byte).await;
+        });
+        let mut came = vec![0; all.len()];
+        far.read_exact(&mut came).await.unwrap();
+        assert!(came == all);
+        reading.abort();
+    }
+
+    #[tokio::test]
+    async fn the_writer_waits_at_the_gate_while_much_is_buffered() {
+        let (near, mut far) = duplex(1000);
+        let (mut wire, _leash, gate) = wire(near);
+        let (inside, mut outside) = duplex(1 << 20);
+        let mut gated = Gated::new(inside, gate);
+        timeout(A_WHILE, gated.write_all(b"open")).await.expect("the gate is shut").unwrap();
+        wire.write_all(&vec![1; ENOUGH + 2000]).await.unwrap();
+        let mut writing = tokio::spawn(async move { gated.write_all(b"later").await });
+        assert!(timeout(A_WHILE, &mut writing).await.is_err());
+        let reading = tokio::spawn(async move {
+            let mut byte = [0; 1];
+            let _ = wire.read(&mut byte).await;
+        });
+        far.read_exact(&mut vec![0; 4000]).await.unwrap();
+        writing.await.unwrap().unwrap();
+        let mut came = [0; 9];
+        outside.read_exact(&mut came).await.unwrap();
+        assert_eq!(&came, b"openlater");
+        reading.abort();
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_fails_for_ever_and_wakes_who_waits() {
+        let (near, _far) = duplex(1000);
+        let (mut wire, leash, _gate) = wire(near);
+        let waiting = tokio::spawn(async move {
+            let result = wire.read_u8().await;
+            (wire, result)
+        });
+        tokio::task::yield_now().await;
+        drop(leash);
+        let (mut wire, result) = timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(wire.write(b"x").await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(wire.shutdown().await.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

@@ -25,13 +25,13 @@ const SOON: Duration = Duration::from_secs(20);
 struct Side {
     links: Links,
     hub: Hub,
-    dials: mpsc::Receiver<DialOpen>,
+    _dials: mpsc::Receiver<DialOpen>,
 }
 
 impl Side {
     fn new() -> Self {
-        let (links, hub, dials) = links(Waker::new().unwrap());
-        Self { links, hub, dials }
+        let (links, hub, _dials) = links(Waker::new().unwrap());
+        Self { links, hub, _dials }
     }
 
     /// The next thing that happens.
