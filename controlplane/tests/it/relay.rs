@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use ringmesh_controlplane::{StartError, config::RelayConfig, run};
+use ringmesh_controlplane::{StartError, config::RelayConfig, run, server::Limits};
 use ringmesh_proto::{admin, control::Reason};
 use ringmesh_tunnel::netmap::MemberKind;
 use rustls::{ClientConfig, crypto::aws_lc_rs, pki_types::ServerName};
@@ -362,6 +362,22 @@ async fn one_port_serves_grpc_and_websockets() {
 }
 
 #[tokio::test]
+async fn who_says_nothing_is_closed_whatever_it_came_for() {
+    let coordinator = Running::start_with_relay().await;
+    let end = async |protocols: &[&[u8]]| {
+        let mut stream = tls(coordinator.ready.address, protocols).await.unwrap();
+        let mut answer = Vec::new();
+        // By the handshake's deadline, and by the relay's for its upgrade.
+        let patience = PATIENCE + Duration::from_secs(2);
+        drop(tokio::time::timeout(patience, stream.read_to_end(&mut answer)).await.expect("closed"));
+        answer
+    };
+    let (unknown, websocket) = tokio::join!(end(&[]), end(&[b"http/1.1"]));
+    assert!(unknown.is_empty() && websocket.is_empty());
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn without_a_relay_there_are_no_websockets_and_no_client_to_list() {
     let coordinator = Running::start().await;
     let address = coordinator.ready.address;
@@ -466,6 +482,8 @@ async fn where_a_connection_comes_from_is_believed_of_a_configured_proxy_alone()
         config.relay.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
     })
     .await;
+    // More than the coordinator lets one address have of other connections: a proxy has many behind it.
+    let many = Limits::default().unproven_per_source + 4;
     assert_eq!(admitted(coordinator.ready.address, elsewhere, many).await, many);
     let same = |_| "X-Forwarded-For: 203.0.113.9\r\n".to_owned();
     assert_eq!(admitted(coordinator.ready.address, same, many).await, bound);
