@@ -32,7 +32,7 @@ pub(crate) struct End {
     /// Its owner's name for the pair.
     pub(crate) number: u32,
     pub(crate) owner: Slot,
-    /// Whether the owner asked for it, and so is told of changes.
+    /// Whether the owner asked for it, and so is charged with it.
     pub(crate) asked: bool,
     /// Whether word of it waits to be sent.
     pub(crate) owed: bool,

@@ -499,10 +499,10 @@ impl Relay {
         }
     }
 
-    /// Puts an end among those that are to be told, once, if its owner asked for it and is here.
+    /// Puts an end among those that are to be told, once, if its owner is here.
     fn owe(&mut self, place: Place) {
         let Some(end) = self.channels.end(place) else { return };
-        if end.owed || !end.asked || !self.client(end.owner).is_some_and(|client| client.here) {
+        if end.owed || !self.client(end.owner).is_some_and(|client| client.here) {
             return;
         }
         let number = end.number;

@@ -219,7 +219,7 @@ fn asking_again_gives_the_same_channel() {
 }
 
 #[test]
-fn one_that_did_not_ask_is_reached_but_not_told() {
+fn one_that_did_not_ask_is_reached_and_is_told_what_changes() {
     let mut world = World::met(2);
     world.bind(1, 2);
     assert_eq!(world.client(2).told, 0);
@@ -227,6 +227,11 @@ fn one_that_did_not_ask_is_reached_but_not_told() {
     let (channel, _) = world.client(2).relayed[0];
     let answer = [relayed::emit(channel).as_slice(), &sealed(50)].concat();
     assert!(goes_to(world.from(2, &answer), hop(1)));
+    for _ in 0..12 {
+        world.pass(Duration::from_secs(10));
+        let _ = world.hello(2);
+    }
+    assert_eq!(world.client(2).bound[&node(1)], (channel, false), "the other went");
 }
 
 #[test]

@@ -152,6 +152,8 @@ impl Session<'_> {
         engine.settle(now);
         if self.place.is_some() && engine.is_proven(self.link) {
             self.place = None;
+            // From now on it is idleness that ends it.
+            self.timer.as_mut().reset(self.heard + self.shared.limits.idle);
         }
         taken.map_err(|error| {
             tracing::debug!(link = %self.link, %error, "WebSocket speaks something else");
