@@ -1,7 +1,7 @@
 //! From the verified map to what the data plane needs: who are the peers, by which keys, addresses, candidates and links.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -45,7 +45,10 @@ pub(crate) fn of_map(
     roads: &mut Roads,
     now: UnixTime,
 ) -> Vec<PeerConfig> {
-    let mut links = roads.replace(map.peers(now).flat_map(|member| roads_to(map, known, member)));
+    let silent = map.peers(now).map(|member| member.id).filter(|id| map.node_record(*id).is_none());
+    let silent: BTreeSet<_> = silent.collect();
+    let wanted = map.peers(now).flat_map(|member| roads_to(map, known, member));
+    let mut links = roads.replace(wanted, |peer| silent.contains(&peer));
     map.peers(now).filter_map(|member| peer(map, known, member, &mut links)).collect()
 }
 

@@ -59,12 +59,18 @@ pub(crate) struct Roads {
 }
 
 impl Roads {
-    /// Makes exactly `wanted` the roads, best first for each peer, and gives the candidates of each peer.
+    /// Makes `wanted` the roads, best first for each peer, and gives the candidates of each peer.
+    ///
+    /// A peer that is `silent`, of whose whereabouts the map tells nothing at all, keeps the roads it had: a coordinator that
+    /// has just started knows of no node where it is, and no open stream is to end for that.
     pub(crate) fn replace(
         &mut self,
         wanted: impl IntoIterator<Item = (NodeId, Road)>,
+        silent: impl Fn(NodeId) -> bool,
     ) -> BTreeMap<NodeId, Vec<LinkCandidate>> {
         let before = std::mem::take(&mut self.numbers);
+        let kept = before.keys().filter(|(peer, _)| silent(*peer)).cloned();
+        let wanted = wanted.into_iter().chain(kept);
         let mut candidates: BTreeMap<NodeId, Vec<LinkCandidate>> = BTreeMap::new();
         for (peer, road) in wanted {
             let links = candidates.entry(peer).or_default();
@@ -100,6 +106,11 @@ mod tests {
     const ONE: NodeId = NodeId::from_bytes([1; 8]);
     const TWO: NodeId = NodeId::from_bytes([2; 8]);
 
+    /// Of nobody it is unknown where he is.
+    fn heard(_: NodeId) -> bool {
+        false
+    }
+
     fn web(url: &str) -> Road {
         Road::WebSocket { url: url.to_owned() }
     }
@@ -107,25 +118,40 @@ mod tests {
     #[test]
     fn a_road_keeps_its_number_as_others_come_and_go() {
         let mut roads = Roads::default();
-        let first = roads.replace([(ONE, web("wss://a")), (ONE, web("wss://b")), (TWO, web("wss://a"))]);
+        let first =
+            roads.replace([(ONE, web("wss://a")), (ONE, web("wss://b")), (TWO, web("wss://a"))], heard);
         let (a, b, other) = (first[&ONE][0], first[&ONE][1], first[&TWO][0]);
         assert!(a.number != b.number && a.number != other.number && b.number != other.number);
 
-        let second = roads.replace([(ONE, web("wss://c")), (ONE, web("wss://b"))]);
+        let second = roads.replace([(ONE, web("wss://c")), (ONE, web("wss://b"))], heard);
         assert_eq!(second[&ONE][1], b);
         assert_eq!(roads.find(ONE, b.number), Some(&web("wss://b")));
         assert_eq!(roads.find(TWO, b.number), None, "a number is one peer's");
         assert_eq!(roads.find(ONE, a.number), None, "a road that is gone is not dialled");
 
-        let third = roads.replace([(ONE, web("wss://a"))]);
+        let third = roads.replace([(ONE, web("wss://a"))], heard);
         assert!(third[&ONE][0].number > other.number, "a number means one road for ever");
+    }
+
+    #[test]
+    fn a_peer_of_whom_nothing_is_told_keeps_its_roads_and_one_that_tells_does_not() {
+        let mut roads = Roads::default();
+        let first = roads.replace([(ONE, web("wss://a")), (TWO, web("wss://a"))], heard);
+        let after_restart = roads.replace([], |peer| peer == ONE);
+        assert_eq!(after_restart.get(&ONE), first.get(&ONE));
+        assert_eq!(after_restart.get(&TWO), None);
+        let told = roads.replace([(ONE, web("wss://b"))], heard);
+        assert_eq!(told[&ONE].len(), 1);
+        assert_ne!(told.get(&ONE), first.get(&ONE));
+        let both = roads.replace([(ONE, web("wss://b"))], |peer| peer == ONE);
+        assert_eq!(both, told, "a configured road is there once");
     }
 
     #[test]
     fn a_peer_has_no_more_roads_than_the_core_keeps_and_each_once() {
         let mut roads = Roads::default();
         let many = (0..20).map(|number| (ONE, web(&format!("wss://{}", number / 2))));
-        let links = &roads.replace(many)[&ONE];
+        let links = &roads.replace(many, heard)[&ONE];
         assert_eq!(links.len(), LINKS_MAX);
         assert!(roads.find(ONE, links[7].number).is_some());
         assert_eq!(roads.numbers.len(), LINKS_MAX);

@@ -1,7 +1,7 @@
 //! What people read of paths.
 
 use ringmesh_tunnel::{
-    Channel, Link, LinkCandidate, Origin,
+    Carrier, Channel, Link, LinkCandidate, Origin,
     key::{IdentitySecret, NetworkId, PublicKey},
     time::UnixTime,
 };
@@ -174,7 +174,7 @@ fn a_relay_is_told_with_its_state_and_what_it_sees() {
 fn candidates_are_reported_with_the_words_of_whoever_failed() {
     let mut scene = Scene::new(channel());
     let url = "wss://relay.example/relay/v1".to_owned();
-    let links = scene.roads.replace([(PEER, Road::WebSocket { url })]);
+    let links = scene.roads.replace([(PEER, Road::WebSocket { url })], |_| false);
     let LinkCandidate { number, carrier } = links[&PEER][0];
     scene.book.failed(PEER, number, "TCP failed: connection refused");
     let closed = PathStatus {
