@@ -137,7 +137,17 @@ pub struct Loss {
 #[derive(Debug, Default)]
 struct Unverified {
     verified: bool,
-    sent: VecDeque<Duration>,
+    /// When, and by the receiver's index of a data message, for which of the sender's peers.
+    sent: VecDeque<(Duration, [u8; 4])>,
+}
+
+impl Unverified {
+    /// The most for any one peer.
+    fn most(&self) -> usize {
+        let mut counts = BTreeMap::new();
+        self.sent.iter().for_each(|(_, peer)| *counts.entry(peer).or_default() += 1);
+        counts.into_values().max().unwrap_or(0)
+    }
 }
 
 /// Carries datagrams from address to address, through routers and the weather.
@@ -291,6 +301,11 @@ impl Network {
         }
     }
 
+    /// A host's process begins anew, and remembers nothing of what it sent where.
+    pub(crate) fn forget_sent(&mut self, host: NodeIndex) {
+        self.watched.retain(|&(sender, _), relation| sender != host || relation.verified);
+    }
+
     // What a test asks.
 
     /// Where a host is attached.
@@ -364,11 +379,12 @@ impl Network {
         self.lost
     }
 
-    /// The most datagrams that a host has sent within the last 60 s to one address from which it never got anything.
+    /// The most datagrams that a host has sent within the last 60 s, for one of its peers, to an address from which it never got
+    /// anything.
     #[must_use]
     pub fn most_unverified(&self) -> Option<(NodeIndex, SocketAddr, usize)> {
         let unverified = self.watched.iter().filter(|(_, relation)| !relation.verified);
-        let counted = unverified.map(|(&(host, to), relation)| (host, to, relation.sent.len()));
+        let counted = unverified.map(|(&(host, to), relation)| (host, to, relation.most()));
         counted.max_by_key(|&(.., count)| count)
     }
 
@@ -379,7 +395,8 @@ impl Network {
         self.sent += 1;
         // Initiations have a limit of their own: WireGuard's timer.
         if payload.len() != INITIATION_LEN {
-            self.watch(sender, to, now);
+            let peer = payload.get(4..8).and_then(|index| index.try_into().ok());
+            self.watch(sender, to, peer.unwrap_or_default(), now);
         }
         let host = &self.hosts[sender.number()];
         let Some(from) = host.place.like(to).filter(|_| !host.udp_blocked) else { return };
@@ -420,12 +437,15 @@ impl Network {
         taken
     }
 
-    fn watch(&mut self, sender: NodeIndex, to: SocketAddr, now: Duration) {
+    fn watch(&mut self, sender: NodeIndex, to: SocketAddr, peer: [u8; 4], now: Duration) {
         if self.watched.len() < MAX_WATCHED || self.watched.contains_key(&(sender, to)) {
             let relation = self.watched.entry((sender, to)).or_default();
             if !relation.verified {
-                relation.sent.push_back(now);
-                while relation.sent.front().is_some_and(|&sent| now.saturating_sub(sent) > UNVERIFIED_WINDOW)
+                relation.sent.push_back((now, peer));
+                while relation
+                    .sent
+                    .front()
+                    .is_some_and(|&(sent, _)| now.saturating_sub(sent) > UNVERIFIED_WINDOW)
                 {
                     relation.sent.pop_front();
                 }

@@ -92,6 +92,12 @@ impl Node {
         self.channels.is_some()
     }
 
+    /// Datagrams that it passed on as a relay, in all its lives.
+    #[must_use]
+    pub fn passed_on(&self) -> u64 {
+        self.channels.as_ref().map_or(0, |channels| channels.passed_on)
+    }
+
     /// Whether its process runs.
     #[must_use]
     pub const fn is_running(&self) -> bool {
@@ -144,6 +150,9 @@ impl Node {
         self.wall_offset_ms = old.wall_offset_ms;
         self.fault = old.fault;
         self.events = old.events;
+        if let (Some(channels), Some(old)) = (&mut self.channels, &old.channels) {
+            channels.passed_on = old.passed_on;
+        }
         self.handshaker.restore(floors);
         self.set_own_candidates(old.own_candidates);
         self.apply(old.peers, now);

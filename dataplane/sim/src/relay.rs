@@ -16,6 +16,7 @@ pub(crate) struct Channels {
     /// Who asked, and whether it was told that the other is there.
     told: BTreeMap<(NodeId, NodeId), bool>,
     last: u32,
+    pub(crate) passed_on: u64,
 }
 
 impl Channels {
@@ -55,6 +56,7 @@ impl Channels {
         let back = self.channel(target, owner)?;
         let hop = tunnel.hop_to(target)?;
         datagram[..relayed::HEADER_LEN].copy_from_slice(&relayed::emit(back));
+        self.passed_on += 1;
         Some(hop)
     }
 

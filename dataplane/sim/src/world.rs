@@ -331,6 +331,7 @@ impl World {
     pub fn restart(&mut self, node: NodeIndex) {
         self.streams.end_process(node, &self.network, self.elapsed);
         self.streams.start_process(node);
+        self.network.forget_sent(node);
         let (seed, now) = (self.rng.bits(), self.now(node));
         self.nodes[node.number()].restart(seed, now);
         let addresses = self.network.place(node).addresses();

@@ -46,6 +46,8 @@ impl Life {
             }
             Recovery::UnblockUdp(node) => self.world.network.block_udp(node, false),
             Recovery::UnblockTcp(node) => self.world.network.block_tcp(node, false),
+            // Two misfortunes may have stopped it.
+            Recovery::Start(node) if self.world.node(node).is_running() => {}
             Recovery::Start(node) => {
                 self.world.restart(node);
                 self.watch.restarted(&self.world, node);
@@ -113,6 +115,9 @@ impl Life {
             return;
         }
         let relay = *self.rng.pick(&self.relays);
+        if !self.world.node(relay).is_running() {
+            return;
+        }
         self.note(format!("relay {relay:?} stops"));
         self.world.stop(relay);
         let start = if self.rng.chance(0.5) { now } else { until };

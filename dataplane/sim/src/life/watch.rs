@@ -26,8 +26,12 @@ const REKEY_AGE: Duration = Duration::from_secs(110);
 const SAME_CAUSE: Duration = Duration::from_secs(12);
 /// A cause explains a session that comes up this much later.
 const CAUSE_LASTS: Duration = Duration::from_secs(30);
-/// Packets missing in a row that a node must take for silence, at two in a second.
-const SILENT_PACKETS: usize = 5;
+/// A pair is of interest to its nodes for so long after the last packet.
+const ACTIVE_FOR: Duration = Duration::from_secs(12);
+/// A road that is younger than this may not have been found.
+const NEW_ROAD: Duration = Duration::from_secs(6);
+/// Packets missing in a row, at two in a second, in the time of which three probes of every path may have gone unanswered.
+const SILENT_PACKETS: usize = 4;
 /// Packets of each direction that are remembered.
 const REMEMBERED: usize = 64;
 /// Idle for so long, a pair has said all that was left to say.
@@ -57,9 +61,9 @@ struct Watched {
     last_talk: Option<Duration>,
     /// Packets of each direction, lower node first.
     sent: [VecDeque<(u64, Duration)>; 2],
-    /// When each side's last session came up, and whether a restart since explains the next one.
+    /// When each side's last session came up, and whether a restart or the want of a road since explains the next one.
     session: [Option<Duration>; 2],
-    restarted: [bool; 2],
+    explained: [bool; 2],
 }
 
 /// A packet that must arrive.
@@ -143,7 +147,7 @@ impl Watch {
     pub(super) fn restarted(&mut self, world: &World, node: NodeIndex) {
         self.moved(world, &[node]);
         for (_, pair) in self.pairs.iter_mut().filter(|(pair, _)| pair.0 == node || pair.1 == node) {
-            pair.restarted = [true; 2];
+            pair.explained = [true; 2];
         }
     }
 
@@ -179,6 +183,7 @@ impl Watch {
     /// Looks whether all promises are kept.
     pub(super) fn look(&mut self, world: &World) -> Result<(), String> {
         self.note_losses(world);
+        self.note_roadless(world);
         self.check_packets(world)?;
         self.check_events(world)?;
         self.check_quiet(world)?;
@@ -201,6 +206,24 @@ impl Watch {
                 if concerns(loss.sender) && loss.receiver.is_some_and(concerns) {
                     pair.settled = pair.settled.max(loss.at);
                 }
+            }
+        }
+    }
+
+    /// A pair that wants to talk and has no road falls silent, and so does one whose only road is new: that a relay was started
+    /// is not known to its clients at once. A silent session may be renewed.
+    fn note_roadless(&mut self, world: &World) {
+        let now = world.elapsed();
+        for (&(a, b), pair) in &mut self.pairs {
+            // A new session is of interest, too: the two tell each other where they are.
+            let recent =
+                pair.session.iter().flatten().chain(&pair.last_talk).any(|&at| at + ACTIVE_FOR > now);
+            let wants = pair.talking_since.is_some() || recent;
+            let footings = pair.since(now, NEW_ROAD);
+            let relay = world.node(a).is_relay() || world.node(b).is_relay();
+            let reached = if relay { !footings.is_empty() } else { !roads(a, b, &footings).is_empty() };
+            if (wants || relay) && !reached {
+                pair.explained = [true; 2];
             }
         }
     }
@@ -279,13 +302,14 @@ impl Watch {
         let Some(pair) = self.pairs.get_mut(&(node.min(peer), node.max(peer))) else { return Ok(()) };
         let side = usize::from(node > peer);
         let before = pair.session[side].replace(at);
-        let restarted = std::mem::take(&mut pair.restarted[side]);
-        let Some(before) = before.filter(|_| !restarted) else { return Ok(()) };
+        let explained = std::mem::take(&mut pair.explained[side]);
+        let Some(before) = before.filter(|_| !explained) else { return Ok(()) };
         let age = at.saturating_sub(before);
         let relay = world.node(node).is_relay() || world.node(peer).is_relay();
-        let disturbed = relay && at <= pair.settled + CAUSE_LASTS;
-        let explained = age >= REKEY_AGE || age <= SAME_CAUSE || disturbed || pair.was_silent(world, at);
-        if explained {
+        // Without packets there is nothing to tell silence by.
+        let unseen = relay || pair.talking_since.is_none_or(|since| since + CAUSE_LASTS > at);
+        let disturbed = unseen && at <= pair.settled + CAUSE_LASTS;
+        if age >= REKEY_AGE || age <= SAME_CAUSE || disturbed || pair.was_silent(world, at) {
             return Ok(());
         }
         Err(format!(
@@ -309,14 +333,17 @@ impl Watch {
         if self.pairs.values().any(unanswered) {
             return Ok(());
         }
-        let relayless = world.relays().is_empty();
-        let counts =
-            (world.network.between_nodes(&world.relays()), if relayless { world.network.sent() } else { 0 });
+        let relays = world.relays();
+        let straight = world.network.between_nodes(&relays);
+        let relayed = relays.iter().map(|&relay| world.node(relay).passed_on()).sum::<u64>();
+        let counts = (straight, if relays.is_empty() { world.network.sent() } else { relayed });
         let before = *self.quiet_counts.get_or_insert(counts);
         if before == counts {
             return Ok(());
         }
-        Err(format!("nobody has talked since {since:?}, and still {before:?} datagrams became {counts:?}"))
+        Err(format!(
+            "nobody has talked since {since:?}, and still {before:?} datagrams, straight and relayed, became {counts:?}"
+        ))
     }
 
     fn check_paths(&mut self, world: &World) -> Result<(), String> {
@@ -387,33 +414,8 @@ impl Watch {
                 pair.settled, pair.direct, pair.footings
             );
             for (node, peer) in [(a, b), (b, a)] {
-                if let Some(status) = world.peer(node, peer) {
-                    let _ = writeln!(text, "  at {node:?}: {:?} by {:?}", status.state, status.endpoint);
-                    status.paths.iter().for_each(|path| {
-                        let time = |at: Option<std::time::Instant>| at.map(|at| world.time_of(at));
-                        let _ = writeln!(
-                            text,
-                            "    {:?} {:?} {:?}{} rtt {:?} loss {:?} heard {:?} failure {:?} next {:?} {:?}",
-                            path.candidate,
-                            path.origin,
-                            path.state,
-                            if path.selected { " SELECTED" } else { "" },
-                            path.rtt,
-                            path.loss,
-                            time(path.last_heard),
-                            path.failure,
-                            time(path.next_try),
-                            path.link,
-                        );
-                    });
-                }
-                let relays = world.relays();
-                for (relay, status) in
-                    relays.iter().filter_map(|&relay| Some((relay, world.peer(node, relay)?)))
-                {
-                    let _ =
-                        writeln!(text, "    relay {relay:?}: {:?} by {:?}", status.state, status.endpoint);
-                }
+                describe_peer(world, node, peer, &mut text);
+                world.relays().into_iter().for_each(|relay| describe_peer(world, node, relay, &mut text));
             }
         }
         text
@@ -453,6 +455,29 @@ impl Watched {
                 missing >= SILENT_PACKETS
             })
         })
+    }
+}
+
+/// What a node knows of a peer.
+fn describe_peer(world: &World, node: NodeIndex, peer: NodeIndex, text: &mut String) {
+    let Some(status) = world.peer(node, peer) else { return };
+    let _ = writeln!(text, "  {node:?} to {peer:?}: {:?} by {:?}", status.state, status.endpoint);
+    let time = |at: Option<std::time::Instant>| at.map(|at| world.time_of(at));
+    for path in &status.paths {
+        let _ = writeln!(
+            text,
+            "    {:?} {:?} {:?}{} rtt {:?} loss {:?} heard {:?} failure {:?} next {:?} {:?}",
+            path.candidate,
+            path.origin,
+            path.state,
+            if path.selected { " SELECTED" } else { "" },
+            path.rtt,
+            path.loss,
+            time(path.last_heard),
+            path.failure,
+            time(path.next_try),
+            path.link,
+        );
     }
 }
 
