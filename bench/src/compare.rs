@@ -9,13 +9,13 @@ use std::{fmt, fs, thread};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::cpu::cpus;
+use crate::cpu::{Usage, cpus};
 use crate::gate::{Busy, FOREIGN_LIMIT, Gate};
 use crate::load::Timing;
 use crate::load::ping::INTERVAL;
 use crate::measure::{self, Effort, Reading, Step};
 use crate::report::{Machine, Report, Sample, Samples, Settings, progress, result};
-use crate::subject::{Subject, SubjectKind, Tools};
+use crate::subject::{Strayed, Subject, SubjectKind, Tools};
 
 /// Runs of one measurement that strangers may spoil before it is given up.
 const TRIES: usize = 8;
@@ -192,7 +192,39 @@ struct Spoiled {
     given_up: Vec<String>,
 }
 
+/// Why a run does not count.
+#[derive(Debug)]
+enum Fault {
+    Others(Busy),
+    Path(Strayed),
+}
+
+impl Fault {
+    /// Judges a run by what the box did meanwhile, and by the path found afterwards. Force excuses the former alone: with
+    /// another path it is another thing that was measured.
+    fn of(gate: Gate, usage: &Usage, strayed: Option<Strayed>) -> Option<Self> {
+        let busy = || (!gate.force && !Gate::is_quiet(usage)).then(|| Self::Others(Busy::new(usage)));
+        strayed.map(Self::Path).or_else(busy)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Others(busy) => busy.fmt(out),
+            Self::Path(strayed) => strayed.fmt(out),
+        }
+    }
+}
+
 impl Spoiled {
+    fn count(&mut self, fault: &Fault) {
+        match fault {
+            Fault::Others(_) => self.by_others += 1,
+            Fault::Path(_) => self.by_path += 1,
+        }
+    }
+
     fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
         let reasons = [
@@ -258,30 +290,24 @@ impl Comparison {
         Ok(samples)
     }
 
-    /// One run that strangers did not spoil, if it can be had; with `--force`, one run. A run by another path than the one
-    /// to be measured never counts.
+    /// One run that counts, if it can be had.
     fn one(&self, step: Step, subject: &Subject, spoiled: &mut Spoiled) -> Result<Option<Reading>> {
         let name = subject.kind().name();
         for _ in 0..TRIES {
             thread::sleep(PAUSE);
             self.gate.wait_for_quiet()?;
-            if let Some(strayed) = measure::settle(subject)? {
-                spoiled.by_path += 1;
-                progress(&format!("{step:?} of {name} cannot begin: {strayed}"));
-                continue;
-            }
-            let reading = measure::run(step, subject, self.effort)?;
-            if let Some(strayed) = subject.strayed()? {
-                spoiled.by_path += 1;
-                progress(&format!("{step:?} of {name} was spoiled: {strayed}"));
-                continue;
-            }
-            if self.gate.force || Gate::is_quiet(&reading.usage) {
-                return Ok(Some(reading));
-            }
-            spoiled.by_others += 1;
-            let busy = Busy::new(&reading.usage);
-            progress(&format!("{step:?} of {name} was spoiled: {busy}"));
+            let fault = match measure::settle(subject)? {
+                Some(strayed) => Fault::Path(strayed),
+                None => {
+                    let reading = measure::run(step, subject, self.effort)?;
+                    match Fault::of(self.gate, &reading.usage, subject.strayed()?) {
+                        Some(fault) => fault,
+                        None => return Ok(Some(reading)),
+                    }
+                }
+            };
+            progress(&format!("{step:?} of {name} was spoiled: {fault}"));
+            spoiled.count(&fault);
         }
         Ok(None)
     }
@@ -313,4 +339,46 @@ fn machine() -> Result<Machine> {
     let halt_poll = fs::read_to_string("/sys/module/haltpoll/parameters/guest_halt_poll_ns");
     let halt_poll_ns = halt_poll.ok().and_then(|nanos| nanos.trim().parse().ok());
     Ok(Machine { kernel, cpu, cpus: cpus(), halt_poll_ns })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subject::PathKind;
+
+    fn usage(share: f64) -> Usage {
+        let elapsed = Duration::from_secs(1);
+        Usage { elapsed, foreign: share * cpus() as f64, ..Usage::default() }
+    }
+
+    #[test]
+    fn a_run_by_another_path_never_counts_and_a_busy_one_only_by_force() {
+        let strayed = || Some(Strayed::new("first", "websocket", PathKind::Relay));
+        for force in [false, true] {
+            let gate = Gate { patience: Duration::ZERO, force };
+            assert!(matches!(Fault::of(gate, &usage(0.0), strayed()), Some(Fault::Path(_))));
+            assert!(matches!(Fault::of(gate, &usage(0.5), strayed()), Some(Fault::Path(_))));
+            assert!(Fault::of(gate, &usage(0.0), None).is_none());
+            assert_eq!(Fault::of(gate, &usage(0.5), None).is_none(), force);
+        }
+    }
+
+    #[test]
+    fn the_result_tells_apart_why_runs_did_not_count() {
+        let mut spoiled = Spoiled::default();
+        spoiled.count(&Fault::Path(Strayed::new("first", "relay", PathKind::Direct)));
+        let said = spoiled.remarks();
+        assert_eq!(
+            said,
+            ["1 runs did not count, because packets took another path than the one to be measured"]
+        );
+        spoiled.count(&Fault::Others(Busy::new(&usage(0.5))));
+        assert!(spoiled.remarks()[0].contains("others used the box"), "{:?}", spoiled.remarks());
+    }
+
+    #[test]
+    fn a_path_that_is_not_the_one_asked_for_is_told_with_both() {
+        let said = Strayed::new("second", "websocket", PathKind::Relay).to_string();
+        assert_eq!(said, "the path of the second end was \"websocket\" and not \"relay\"");
+    }
 }

@@ -351,6 +351,19 @@ mod tests {
     }
 
     #[test]
+    fn paths_are_compared_with_the_direct_one_and_with_nothing_on_other_ground() {
+        let mut samples = Samples::default();
+        let kinds = [SubjectKind::Raw, SubjectKind::Direct, SubjectKind::Relay, SubjectKind::Ssh];
+        for (kind, value) in kinds.into_iter().zip([20e9, 2e9, 1e9, 4e9]) {
+            samples.add(kind, Quantity::Tcp1, Sample { value, foreign_share: 0.0, disturbed: false });
+        }
+        let measured = kinds.map(|kind| Measured { kind, version: String::new(), mtu: 1408 });
+        let found: Vec<_> =
+            ratios(&measured, &samples).iter().map(|it| (it.subject, it.to, it.ratio)).collect();
+        assert_eq!(found, [("relay", "direct", 0.5), ("ssh", "direct", 2.0)]);
+    }
+
+    #[test]
     fn a_forced_result_says_so_and_marks_its_cells() {
         let (forced, clean) = (report(true).to_text(), report(false).to_text());
         assert!(forced.contains("FORCED") && forced.contains("6.00! (3.00 to 9.00)"), "{forced}");

@@ -57,6 +57,28 @@ fn a_quick_run_measures_the_cable_both_back_ends_and_wireguard_go() {
 }
 
 #[test]
+fn a_quick_run_of_the_paths_measures_each_and_divides_by_the_direct_one() {
+    let done = compare(&["--quick", "--force", "--paths", "-o", "json"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let subjects = report["subjects"].as_array().unwrap();
+    let names: Vec<_> = subjects.iter().map(|subject| subject["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["direct", "relay", "websocket", "ssh"]);
+    let ratios = report["ratios"].as_array().unwrap();
+    for path in &names[1..] {
+        for quantity in ["tcp1", "daemon_cpu", "udp64", "ping_p50"] {
+            let found =
+                ratios.iter().find(|ratio| ratio["subject"] == *path && ratio["quantity"] == quantity);
+            let ratio = found.unwrap_or_else(|| panic!("no {quantity} of {path}: {ratios:?}"));
+            assert_eq!(ratio["to"], "direct");
+            assert!(ratio["ratio"].as_f64().unwrap() > 0.0, "{ratio}");
+        }
+    }
+    let remarks = report["remarks"].as_array().unwrap();
+    assert!(remarks.iter().any(|it| it.as_str().unwrap().contains("no rate limits")), "{remarks:?}");
+}
+
+#[test]
 fn a_busy_box_is_refused_with_the_way_out() {
     let stop = AtomicBool::new(false);
     let done = thread::scope(|scope| {
@@ -89,8 +111,13 @@ fn a_meshctl_that_does_not_exist_is_an_error() {
 
 #[test]
 fn nonsense_is_a_usage_error() {
-    for nonsense in [["--seconds", "0"], ["--repetitions", "0"], ["--only", "ipsec"]] {
-        let done = compare(&nonsense);
+    for nonsense in [
+        &["--seconds", "0"][..],
+        &["--repetitions", "0"],
+        &["--only", "ipsec"],
+        &["--paths", "--only", "direct"],
+    ] {
+        let done = compare(nonsense);
         assert_eq!(done.status.code(), Some(2), "{nonsense:?}: {}", text(&done.stderr));
     }
 }

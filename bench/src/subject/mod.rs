@@ -50,9 +50,13 @@ pub(crate) enum SubjectKind {
 /// One of our paths, as `meshctl peers` calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PathKind {
+    /// UDP from node to node.
     Direct,
+    /// UDP by way of a relay.
     Relay,
+    /// A WebSocket to a relay, for both nodes.
     Websocket,
+    /// SSH from node to node.
     Ssh,
 }
 
@@ -74,6 +78,13 @@ pub(crate) struct Strayed {
     host: String,
     path: String,
     asked: &'static str,
+}
+
+impl Strayed {
+    /// The host called `host` says `path`, where `asked` was to be measured.
+    pub(crate) fn new(host: &str, path: &str, asked: PathKind) -> Self {
+        Self { host: host.to_owned(), path: path.to_owned(), asked: asked.label() }
+    }
 }
 
 impl fmt::Display for Strayed {
@@ -254,7 +265,7 @@ impl Subject {
         for End { host, .. } in &self.ends {
             let found = ours::path(host, meshctl)?;
             if found != path.label() {
-                return Ok(Some(Strayed { host: host.name().to_owned(), path: found, asked: path.label() }));
+                return Ok(Some(Strayed::new(host.name(), &found, path)));
             }
         }
         Ok(None)

@@ -1,0 +1,100 @@
+//! Nothing is allocated for a packet while the path engine is at work: neither on a direct path among several candidates nor
+//! on one through a relay, neither sealing nor opening, nor at the relay.
+
+#[path = "../benches/mesh/mod.rs"]
+mod mesh;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+use mesh::{DATAGRAM, End, Mesh, Road};
+
+thread_local! {
+    /// Allocations of this thread, while they are counted.
+    static COUNT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+struct Counting;
+
+// SAFETY: hands everything to the system's allocator; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get().map(|count| count + 1)));
+        // SAFETY: the caller's promises are the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from the system's allocator, by the function above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Runs `work` and returns how often it allocated.
+fn allocations(work: impl FnOnce()) -> u64 {
+    COUNT.set(Some(0));
+    work();
+    COUNT.take().expect("counted")
+}
+
+/// Between two packets of the same end.
+const PACE: Duration = Duration::from_millis(1);
+/// Less than the life of a session, whose renewal is no packet's work, and many intervals of probes.
+const LASTING: Duration = Duration::from_secs(60);
+const WARM_UP: Duration = Duration::from_secs(5);
+
+fn packets_allocate_nothing(road: Road) {
+    let mut mesh = Mesh::connected(road);
+    let packets = [End::Near, End::Far].map(|end| (end, end.packet(1408)));
+    let (mut sealing, mut relaying, mut opening, mut probing) = (0, 0, 0, 0);
+    let until = mesh.now.monotonic + LASTING;
+    // What is kept for its memory gets it the first time.
+    while mesh.now.monotonic + LASTING - WARM_UP < until {
+        mesh.advance(PACE);
+        mesh.exchange(End::Near, 1408);
+        mesh.exchange(End::Far, 1408);
+    }
+    let own = mesh.own;
+    while mesh.now.monotonic < until {
+        probing += allocations(|| mesh.advance(PACE));
+        for (end, packet) in &packets {
+            let (mut datagram, mut len) = ([0; DATAGRAM], 0);
+            sealing += allocations(|| (len, _) = mesh.seal(*end, packet, &mut datagram));
+            relaying += allocations(|| mesh.pass_on(*end, &mut datagram[..len]));
+            opening += allocations(|| mesh.open(end.other(), &mut datagram[..len]));
+        }
+    }
+    assert!(mesh.is_settled(), "packets took another path in the end");
+    assert_eq!((sealing, relaying, opening), (0, 0, 0));
+    if road != Road::Relay {
+        // There, looking for a better path in vain allocates, now and then.
+        assert_eq!(probing, 0, "nor is anything for a probe");
+    }
+    // Each end probes once a second, and is answered.
+    let seconds = (LASTING - WARM_UP).as_secs();
+    assert!(road == Road::Stock || mesh.own - own >= 2 * seconds, "the path engine was not at work");
+}
+
+#[test]
+fn a_packet_on_a_direct_path_among_eight_candidates_allocates_nothing() {
+    packets_allocate_nothing(Road::Direct { candidates: 8 });
+}
+
+#[test]
+fn a_packet_on_a_path_through_a_relay_allocates_nothing() {
+    packets_allocate_nothing(Road::Relay);
+}
+
+#[test]
+fn a_packet_to_a_stock_device_allocates_nothing() {
+    packets_allocate_nothing(Road::Stock);
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+}
