@@ -86,7 +86,7 @@ impl Drop for LinkSocket {
 /// A directory in which others may write would let them put their own socket in the place of ours.
 fn check_directory(path: &Path) -> Result<(), Failure> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    let directory = directory.unwrap_or(Path::new("."));
+    let directory = directory.unwrap_or_else(|| Path::new("."));
     let shown = directory.display();
     let found = fs::metadata(directory)
         .map_err(|error| Failure::host(format!("looking at {shown} for the link socket"), &error))?;

@@ -31,7 +31,8 @@ fn alternate(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = found.first().map(SocketAddr::is_ipv6) else { return found };
     let (mut one, mut other): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|address| address.is_ipv6() == first);
-    (one.reverse(), other.reverse());
+    one.reverse();
+    other.reverse();
     let mut addresses = Vec::new();
     while addresses.len() < MAX_ADDRESSES && !(one.is_empty() && other.is_empty()) {
         addresses.extend(one.pop());

@@ -131,6 +131,7 @@ pub(crate) async fn dial_road(road: &SshRoad) -> Result<SshStream, Failure> {
     .await
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "the others explain themselves")]
 fn refused_socket(error: &russh::Error, road: &SshRoad) -> String {
     let socket = road.socket.display();
     match error {
@@ -256,6 +257,7 @@ fn shown_expected(expected: &Expected) -> String {
     }
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "the others explain themselves")]
 fn handshake_failure(error: &russh::Error) -> String {
     match error {
         russh::Error::NoCommonAlgo { kind, theirs, .. } => {

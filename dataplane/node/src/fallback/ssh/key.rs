@@ -12,6 +12,7 @@ const MAX_KEY_FILE: u64 = 64 * 1024;
 ///
 /// # Errors
 /// A sentence with cause and cure; nothing of the key is in it.
+#[allow(clippy::wildcard_enum_match_arm, reason = "whatever else there may be, we cannot sign with it")]
 pub(super) fn load(path: &Path) -> Result<PrivateKey, String> {
     let shown = path.display();
     let refuse = |why: &str| format!("the key file {shown} cannot be used: {why}");

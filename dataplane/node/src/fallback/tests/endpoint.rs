@@ -157,7 +157,8 @@ async fn full_speed_both_ways_at_once_goes_on() {
     let both =
         async { tokio::join!(tokio::spawn(push(side, link)), tokio::spawn(push(node.side, incoming))) };
     let (one, two) = timeout(Duration::from_secs(60), both).await.expect("it came to a stop");
-    (one.unwrap(), two.unwrap());
+    one.unwrap();
+    two.unwrap();
 }
 
 /// A client that checks nothing: what a stranger would use.

@@ -84,7 +84,7 @@ impl Established {
                         came += batch.datagrams().filter(|datagram| datagram.len() == 1452).count();
                     }
                     Arrival::Closed { .. } => {}
-                    other => panic!("{other:?}"),
+                    other @ (Arrival::Opened { .. } | Arrival::Failed { .. }) => panic!("{other:?}"),
                 }
             }
             while self.near.links.receive().is_some() {}

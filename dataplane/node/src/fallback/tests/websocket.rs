@@ -63,6 +63,7 @@ async fn server(answer: Answer) -> (RelayUrl, mpsc::Receiver<WebSocketStream<Tls
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
             let Ok(tls) = acceptor.accept(tcp).await else { continue };
+            #[allow(clippy::result_large_err, reason = "the library's signature")]
             let judge = move |request: &Request, response| judge(answer, request, response);
             if let Ok(socket) = accept_hdr_async(tls, judge).await {
                 let _ = accepted.send(socket).await;
@@ -275,6 +276,22 @@ async fn an_idle_link_pings_and_one_without_any_answer_ends() {
     assert!(matches!(pumped.await.unwrap(), Ended::Quiet));
     assert!(begun.elapsed() <= QUIET, "{:?}", begun.elapsed());
     side.closed(link).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_only_sends_lives_by_the_answers_to_its_pings() {
+    let (one, two) = duplex(1 << 16);
+    let mut side = Side::new();
+    let (link, pumped) = bare(&mut side, one, Opened::Here).await;
+    let mut other = WebSocketStream::from_raw_socket(two, Role::Server, None).await;
+    let reading =
+        tokio::spawn(async move { while other.next().await.is_some_and(|message| message.is_ok()) {} });
+    for _ in 0..5 * QUIET.as_secs() {
+        side.send(link, &[vec![1; 100]]);
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(!pumped.is_finished());
+    reading.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
@@ -175,10 +175,14 @@ async fn read(
 
 async fn write(sink: &mut (impl Sink<Message, Error = tungstenite::Error> + Unpin), end: &LinkEnd) -> Ended {
     let mut buffer = Vec::new();
+    // Also while there is much to send: what comes back to a link that only sends is the answers to its pings.
+    let mut pings = interval_at(Instant::now() + SIGN_OF_LIFE_AFTER, SIGN_OF_LIFE_AFTER);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let result = match timeout(SIGN_OF_LIFE_AFTER, end.outgoing(&mut buffer)).await {
-            Ok(()) => write_frames(sink, &buffer).await,
-            Err(_) => send(sink, Message::Ping(Default::default())).await,
+        let result = tokio::select! {
+            biased;
+            _ = pings.tick() => send(sink, Message::Ping(Default::default())).await,
+            () = end.outgoing(&mut buffer) => write_frames(sink, &buffer).await,
         };
         if let Err(ended) = result {
             return ended;
