@@ -95,6 +95,12 @@ impl Mesh {
         Ok(Self { coordinator, nodes, terrain, ground, lab })
     }
 
+    /// Every node with every other, both ways.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&Node, &Node)> {
+        let pairs = self.nodes.iter().flat_map(|one| self.nodes.iter().map(move |other| (one, other)));
+        pairs.filter(|(one, other)| one.name() != other.name())
+    }
+
     /// A token that any number of nodes may use.
     pub(super) fn token(&self) -> Result<String, Failure> {
         let request =
