@@ -89,7 +89,7 @@ impl Ledger {
     }
 
     /// All packets, in the order they were sent.
-    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Entry> {
         self.entries.iter()
     }
 

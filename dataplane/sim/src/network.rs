@@ -388,6 +388,15 @@ impl Network {
         counted.max_by_key(|&(.., count)| count)
     }
 
+    /// The datagrams that a host has sent within the last 60 s to one address from which it never got anything.
+    #[must_use]
+    pub fn sent_unverified(&self, host: NodeIndex, to: SocketAddr) -> usize {
+        self.watched
+            .get(&(host, to))
+            .filter(|relation| !relation.verified)
+            .map_or(0, |relation| relation.sent.len())
+    }
+
     // Carrying.
 
     /// Takes a datagram at time `now`; what becomes of it is up to routers, cuts and the weather.

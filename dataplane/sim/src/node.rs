@@ -169,6 +169,12 @@ impl Node {
         self.own_candidates = candidates;
     }
 
+    /// Tells peers that it may be reached at this address, which is not its own.
+    pub fn claim(&mut self, address: SocketAddr) {
+        let others = self.own_candidates.iter().copied();
+        self.set_own_candidates(others.chain([address]).collect());
+    }
+
     /// The machine's addresses changed, and its daemon heard of it.
     pub(crate) fn network_changed(&mut self, candidates: Vec<SocketAddr>, now: Now) {
         self.seen_from.clear();

@@ -38,9 +38,11 @@ fn promises_are_kept_whatever_happens() {
     let sum = |count: fn(&Summary) -> u64| lives.iter().map(count).sum::<u64>();
     let (packets, demanded) = (sum(|life| life.packets), sum(|life| life.demanded));
     assert!(demanded * 10 > packets, "only {demanded} of {packets} packets had to arrive");
+    let single = sum(|life| life.single);
+    assert!(single * 2000 <= demanded, "{single} of {demanded} packets were lost one by one");
     assert!(sum(|life| life.direct) > 0, "some pair had to be direct");
     println!(
-        "{} lives, {packets} packets, {demanded} had to arrive, {} datagrams, {} sessions, {} looks at a direct path",
+        "{} lives, {packets} packets, {demanded} had to arrive and {single} did not, {} datagrams, {} sessions, {} looks at a direct path",
         lives.len(),
         sum(|life| life.datagrams),
         sum(|life| life.sessions),

@@ -43,6 +43,8 @@ pub struct Summary {
     pub packets: u64,
     /// Packets whose arrival was demanded.
     pub demanded: u64,
+    /// Packets that had to arrive and did not, though those before and after did.
+    pub single: u64,
     /// Looks at a pair that had to be on a direct path, and was.
     pub direct: u64,
     /// Sessions that came up.
@@ -120,6 +122,7 @@ impl Life {
             datagrams: self.world.network.sent(),
             packets: self.world.ledger.len() as u64,
             demanded: self.watch.demanded(),
+            single: self.watch.single(),
             direct: self.watch.direct(),
             sessions: self.watch.sessions(),
             fingerprint: self.world.fingerprint(),
@@ -157,7 +160,7 @@ impl Life {
         self.talks.clear();
         self.next_talks = now + self.rng.duration(&(Duration::from_secs(20)..=Duration::from_secs(60)));
         if now > Duration::ZERO && self.rng.chance(0.15) {
-            self.quiet_until = now + self.rng.duration(&(Duration::from_secs(35)..=Duration::from_secs(50)));
+            self.quiet_until = now + self.rng.duration(&(Duration::from_secs(55)..=Duration::from_secs(75)));
             self.next_misfortune = self.next_misfortune.max(self.quiet_until);
             self.note("nobody talks".into());
         } else {

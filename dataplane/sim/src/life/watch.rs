@@ -35,7 +35,7 @@ const SILENT_PACKETS: usize = 4;
 /// Packets of each direction that are remembered.
 const REMEMBERED: usize = 64;
 /// Idle for so long, a pair has said all that was left to say.
-const SETTLED_IDLE: Duration = Duration::from_secs(30);
+const SETTLED_IDLE: Duration = Duration::from_secs(45);
 /// A pair that got no answer tries for 90 s to begin a session.
 const GIVES_UP: Duration = Duration::from_secs(100);
 /// Candidates and streams of one peer that a core may keep.
@@ -88,6 +88,7 @@ pub(crate) struct Watch {
     /// Rare looks are due then.
     next_inspection: Duration,
     demanded: u64,
+    single: u64,
     direct: u64,
     sessions: u64,
 }
@@ -107,6 +108,10 @@ impl Watch {
 
     pub(super) const fn demanded(&self) -> u64 {
         self.demanded
+    }
+
+    pub(super) const fn single(&self) -> u64 {
+        self.single
     }
 
     pub(super) const fn direct(&self) -> u64 {
@@ -130,6 +135,10 @@ impl Watch {
                 pair.footings.entry(footing).or_insert(now);
             }
             let direct = world.direct(a, b);
+            // It may have been direct by luck.
+            if pair.direct.is_some_and(|(before, _)| direct < before) {
+                pair.settled = now;
+            }
             if pair.direct.is_none_or(|(before, _)| before != direct) {
                 pair.direct = Some((direct, now));
             }
@@ -236,7 +245,11 @@ impl Watch {
             let pair = &self.pairs[&owed.pair];
             let arrived = entry.delivered.is_some_and(|at| at <= owed.sent + ARRIVES_WITHIN);
             let disturbed = pair.settled >= owed.sent;
-            if !arrived && !disturbed && !taken_by_weather(world, owed) {
+            if arrived || disturbed || taken_by_weather(world, owed) {
+                continue;
+            }
+            self.single += 1;
+            if pair.neighbour_missing(world, entry.from > entry.to, owed) {
                 return Err(format!(
                     "packet {} from {:?} to {:?}, sent at {:?}, had a road ({:?}) and did not arrive (it did at {:?})",
                     owed.number,
@@ -441,6 +454,19 @@ impl Watched {
         self.talking_since.is_some_and(ready)
             && ready(self.settled)
             && self.since(now, DIRECT_WITHIN).contains(&Footing::Direct)
+    }
+
+    /// Whether the packet before or after this one is missing, too: what is under way when a relay's client changes to a faster
+    /// way can be overtaken by the change, and then one is lost.
+    fn neighbour_missing(&self, world: &World, upwards: bool, owed: Owed) -> bool {
+        let neighbours = self.sent[usize::from(upwards)].iter().filter(|(number, sent)| {
+            *number != owed.number && sent.abs_diff(owed.sent) < 2 * super::PACKET_INTERVAL
+        });
+        let is_missing =
+            |number: u64| world.ledger.get(number).is_some_and(|entry| entry.delivered.is_none());
+        neighbours
+            .filter(|(_, sent)| *sent + ARRIVES_WITHIN / 2 < world.elapsed())
+            .any(|&(number, _)| is_missing(number))
     }
 
     /// Whether one side heard nothing of the other for three probes' time, lately.
