@@ -4,6 +4,7 @@
 //! is wrong; who a peer is, and what it may send, is the session's matter, as on every path.
 
 mod client;
+mod crowd;
 mod host_key;
 mod key;
 mod server;

@@ -2,10 +2,10 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +28,11 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{PACKET, PIECES, SUBSYSTEM, WINDOW, limits, preferred, private_key, wire};
+use super::{
+    PACKET, PIECES, SUBSYSTEM, WINDOW,
+    crowd::{Crowd, Stranger},
+    limits, preferred, private_key, wire,
+};
 use crate::{
     error::Failure,
     fallback::{
@@ -38,14 +42,6 @@ use crate::{
     },
 };
 
-/// Connections in all.
-const MAX_CONNECTIONS: usize = 512;
-/// Connections in all that have not shown a member's key and opened the channel.
-const MAX_STRANGERS: usize = 64;
-/// The same of one IPv4 address, or of one /64.
-const MAX_STRANGERS_PER_SOURCE: usize = 8;
-/// Links that one member may have; a new one closes its oldest, which is likely dead.
-const MAX_PER_MEMBER: usize = 4;
 /// Keys or other methods that a client may try.
 const MAX_ATTEMPTS: usize = 3;
 /// How long a refusal is put off, so that its time tells nothing.
@@ -158,7 +154,7 @@ impl SshServer {
             inactivity_timeout: Some(QUIET),
             ..Config::default()
         };
-        let endpoint = Arc::new(Shared { config: Arc::new(config), members, hub, crowd: Mutex::default() });
+        let endpoint = Arc::new(Shared { config: Arc::new(config), members, hub, crowd: Crowd::default() });
         Ok(Self { task: tokio::spawn(accept(listener, endpoint)) })
     }
 }
@@ -168,115 +164,7 @@ struct Shared {
     config: Arc<Config>,
     members: Members,
     hub: Hub,
-    crowd: Mutex<Crowd>,
-}
-
-/// Who is here.
-#[derive(Debug, Default)]
-struct Crowd {
-    connections: usize,
-    strangers: usize,
-    sources: BTreeMap<Source, usize>,
-    /// What ends each member's links, the oldest first.
-    links: BTreeMap<IdentityKey, VecDeque<oneshot::Sender<()>>>,
-}
-
-/// Whom to hold responsible: an IPv4 address, or the /64 from which an IPv6 host takes its addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
-    V4([u8; 4]),
-    V6([u8; 8]),
-}
-
-impl Source {
-    fn of(address: SocketAddr) -> Self {
-        match address.ip().to_canonical() {
-            IpAddr::V4(v4) => Self::V4(v4.octets()),
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, e, f, g, h, ..] = v6.octets();
-                Self::V6([a, b, c, d, e, f, g, h])
-            }
-        }
-    }
-}
-
-impl Shared {
-    fn crowd(&self) -> MutexGuard<'_, Crowd> {
-        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets a connection in, unless there are too many.
-    fn admit(self: &Arc<Self>, from: SocketAddr) -> Option<Stranger> {
-        let source = Source::of(from);
-        let mut crowd = self.crowd();
-        let of_source = crowd.sources.get(&source).copied().unwrap_or_default();
-        if crowd.connections >= MAX_CONNECTIONS
-            || crowd.strangers >= MAX_STRANGERS
-            || of_source >= MAX_STRANGERS_PER_SOURCE
-        {
-            return None;
-        }
-        crowd.connections = crowd.connections.saturating_add(1);
-        crowd.strangers = crowd.strangers.saturating_add(1);
-        crowd.sources.insert(source, of_source.saturating_add(1));
-        let place = Some(Place { shared: Arc::clone(self) });
-        Some(Stranger { shared: Arc::clone(self), source, place })
-    }
-
-    /// A place among the links of one member: resolves when a newer one takes it.
-    fn register(&self, member: IdentityKey) -> oneshot::Receiver<()> {
-        let (ends, ended) = oneshot::channel();
-        let mut crowd = self.crowd();
-        let links = crowd.links.entry(member).or_default();
-        links.retain(|link| !link.is_closed());
-        links.push_back(ends);
-        while links.len() > MAX_PER_MEMBER {
-            links.pop_front();
-        }
-        crowd.links.retain(|_, links| links.iter().any(|link| !link.is_closed()));
-        ended
-    }
-}
-
-/// Counts a connection while it lasts.
-struct Place {
-    shared: Arc<Shared>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut crowd = self.shared.crowd();
-        crowd.connections = crowd.connections.saturating_sub(1);
-    }
-}
-
-/// Counts a connection while it has proven nothing, which ends when this is dropped.
-struct Stranger {
-    shared: Arc<Shared>,
-    source: Source,
-    place: Option<Place>,
-}
-
-impl Stranger {
-    /// It has shown a member's key and opened the channel: only its place is counted from now on.
-    fn become_known(mut self) -> Option<Place> {
-        self.place.take()
-    }
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let mut crowd = self.shared.crowd();
-        crowd.strangers = crowd.strangers.saturating_sub(1);
-        if let Some(count) = crowd.sources.get_mut(&self.source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                crowd.sources.remove(&self.source);
-            }
-        }
-        // The place, if it is still here, counts itself, and needs the lock for it.
-        drop(crowd);
-    }
+    crowd: Crowd,
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
@@ -285,7 +173,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((tcp, from)) => match shared.admit(from) {
+                Ok((tcp, from)) => match shared.crowd.admit(from) {
                     Some(stranger) => {
                         let shared = Arc::clone(&shared);
                         connections.spawn(serve(tcp, from, stranger, shared));
@@ -319,7 +207,7 @@ async fn serve(tcp: TcpStream, from: SocketAddr, stranger: Stranger, shared: Arc
         Err(_) => return debug!(%from, "an SSH connection did not become a link in time"),
     };
     let Some(_place) = stranger.become_known() else { return };
-    let replaced = shared.register(member);
+    let replaced = shared.crowd.register(member);
     let end = shared.hub.accept(Carrier::Ssh);
     debug!(%from, key = %member, link = %end.link(), "a member opened an SSH link");
     let stream = wire::Gated::new(channel.into_stream(), gate);

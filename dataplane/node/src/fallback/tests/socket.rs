@@ -127,21 +127,43 @@ async fn strangers_of_one_user_are_few_and_proven_streams_make_room() {
         streams.push(stream);
     }
     let mut refused = UnixStream::connect(&place.path).await.unwrap();
-    let answer = timeout(SOON, refused.read(&mut [0; 1])).await.unwrap();
+    let answer = timeout(PROOF / 2, refused.read(&mut [0; 1])).await.expect("it is not cut at once");
     assert!(
         matches!(&answer, Ok(0)) || answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
     );
 
     side.links.confirm(links[0]);
     // The place is free once the task has heard of it.
+    streams.push(until_taken(&place.path, &mut side).await.0);
+}
+
+/// Connects until there is a place for it; gives the stream and its link.
+async fn until_taken(path: &std::path::Path, side: &mut Side) -> (UnixStream, Link) {
     let until = Instant::now() + SOON;
     loop {
-        let mut stream = UnixStream::connect(&place.path).await.unwrap();
+        let mut stream = UnixStream::connect(path).await.unwrap();
         let _ = stream.write_all(b"\x00\x02hi").await;
-        let arrival = side.arrival_within(Duration::from_millis(50)).await;
-        if matches!(arrival, Some(Arrival::Datagrams { .. })) {
-            break;
+        match side.arrival_within(Duration::from_millis(100)).await {
+            Some(Arrival::Datagrams { link, .. }) => return (stream, link),
+            _ => assert!(Instant::now() < until, "no room was made"),
         }
-        assert!(Instant::now() < until, "no room was made");
     }
+}
+
+#[tokio::test]
+async fn even_proven_streams_of_one_user_have_a_bound() {
+    let place = Place::new();
+    let mut side = Side::new();
+    let _socket = LinkSocket::bind(&place.path, side.hub.clone()).await.unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..192 {
+        let (stream, link) = until_taken(&place.path, &mut side).await;
+        side.links.confirm(link);
+        streams.push(stream);
+    }
+    let mut refused = UnixStream::connect(&place.path).await.unwrap();
+    let answer = timeout(PROOF / 2, refused.read(&mut [0; 1])).await.expect("it is not cut at once");
+    assert!(
+        matches!(&answer, Ok(0)) || answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    );
 }
