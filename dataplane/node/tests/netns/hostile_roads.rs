@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringmesh_lab::{
-    Host, Impair, Router,
+    Blocks, Host, Impair, Router,
     impair::{Road, Roads},
     in_sandbox,
 };
@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     roads::{Behind, first_answer, path_to, until_path},
     support::{block_on, daemon::Place},
-    world::{Member, World, transfer},
+    world::{Machine, Member, World, transfer},
 };
 
 /// What decides the road's mischief; printed with every failure.
@@ -26,29 +26,48 @@ const DATAGRAMS: u32 = 1_000;
 /// The first byte of a datagram for another node that a relay passes on.
 const RELAYED: u8 = 16;
 
-/// Alice, whose every datagram to the relay takes an impaired road, and Bob; they cannot reach each other straight.
+/// Alice, whose every datagram to the relay takes an impaired road, and Bob. No UDP passes between them but by the relay.
 struct Scene {
     alice: Member,
     bob: Member,
     road: Impair,
-    _routers: [Router; 2],
+    _routers: Vec<Router>,
     _world: World,
 }
 
+/// What there is besides the relay over UDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Other {
+    /// The relay over a WebSocket.
+    WebSocket,
+    /// That, and Bob's SSH endpoint.
+    Ssh,
+}
+
 impl Scene {
-    async fn new() -> Self {
+    async fn new(other: Other) -> Self {
         let world = World::new().await;
         let left = Behind::new(&world.lab, &world.switch, "alice", Router::symmetric);
-        let right = Behind::new(&world.lab, &world.switch, "bob", Router::masquerade);
         let at = SocketAddr::new(left.router.inside().ipv4().into(), 0);
         let road = Impair::start(left.router.host(), at, world.address, Roads::default(), SEED).unwrap();
         left.router.host().divert_udp(world.address, road.address().port()).unwrap();
         let mut alice = world.member(left.machine, Place::new(), "alice").await;
-        let bob = world.member(right.machine, Place::new(), "bob").await;
+        let mut routers = vec![left.router];
+        let bob = if other == Other::Ssh {
+            let blocks = Blocks::udp().but_for(world.address.ip()).but_for(at.ip());
+            routers[0].host().block(&blocks).unwrap();
+            let mut place = Place::new();
+            place.config.ssh_port = Some(2222);
+            world.member(Machine::new(&world.switch, "bob"), place, "bob").await
+        } else {
+            let right = Behind::new(&world.lab, &world.switch, "bob", Router::masquerade);
+            routers.push(right.router);
+            world.member(right.machine, Place::new(), "bob").await
+        };
         first_answer(&alice.machine, bob.ipv4, Duration::from_secs(5));
         until_path(&mut alice, "bob", "relay", Duration::from_secs(10)).await;
         assert!(road.counters().iter().all(|way| way.sent > 0), "it goes that way: {:?}", road.counters());
-        Self { alice, bob, road, _routers: [left.router, right.router], _world: world }
+        Self { alice, bob, road, _routers: routers, _world: world }
     }
 }
 
@@ -102,7 +121,7 @@ fn count(from: &Member, to: &Member) -> Tally {
 fn a_relay_that_alters_and_repeats_delivers_nothing_wrong_and_nothing_twice() {
     in_sandbox(|| {
         block_on(async {
-            let mut scene = Scene::new().await;
+            let mut scene = Scene::new(Other::WebSocket).await;
             let bad = Road {
                 corrupt: 0.1,
                 duplicate: 0.3,
@@ -126,32 +145,32 @@ fn a_relay_that_alters_and_repeats_delivers_nothing_wrong_and_nothing_twice() {
     });
 }
 
-/// On a road that is `bad` the relay is left for another way to it, and used again when it is good.
-async fn is_left_and_taken_again(bad: Road) {
-    let mut scene = Scene::new().await;
+/// On a road that is `bad` the relay over UDP is left for the `other` path, and taken again when the road is good.
+async fn is_left_and_taken_again(bad: Road, other: Other, path: &str) {
+    let mut scene = Scene::new(other).await;
     scene.road.set(Roads::both(bad));
     let took = first_answer(&scene.alice.machine, scene.bob.ipv4, Duration::from_secs(8));
-    println!("an answer {took:?} after the road went bad");
-    let left = until_path(&mut scene.alice, "bob", "websocket", Duration::from_secs(10)).await;
-    println!("left after {left:?}");
+    let left = until_path(&mut scene.alice, "bob", path, Duration::from_secs(10)).await;
+    println!("an answer {took:.2?} after the road went bad, and {path} {left:.2?} later");
     let tally = count(&scene.bob, &scene.alice);
     assert_eq!((tally.wrong, tally.twice, tally.right.len()), (0, 0, DATAGRAMS as usize));
-    assert_eq!(path_to(&mut scene.alice, "bob").await, "websocket");
+    assert_eq!(path_to(&mut scene.alice, "bob").await, path);
     scene.road.set(Roads::default());
     let mut pings = scene.alice.machine.host.command("ping").unwrap();
     let mut pings = pings.args(["-q", "-i", "0.2", &scene.bob.ipv4.to_string()]).spawn().unwrap();
     let again = until_path(&mut scene.alice, "bob", "relay", Duration::from_secs(60)).await;
-    println!("taken again after {again:?}");
+    println!("taken again after {again:.2?}");
     pings.kill().unwrap();
     pings.wait().unwrap();
 }
 
 #[test]
-fn a_relay_that_withholds_everything_is_left() {
-    in_sandbox(|| block_on(is_left_and_taken_again(Road::closed())));
+fn a_relay_that_withholds_everything_is_left_for_its_websocket() {
+    in_sandbox(|| block_on(is_left_and_taken_again(Road::closed(), Other::WebSocket, "websocket")));
 }
 
 #[test]
-fn a_relay_that_answers_and_passes_nothing_on_is_left() {
-    in_sandbox(|| block_on(is_left_and_taken_again(Road { only: Some(RELAYED), ..Road::closed() })));
+fn a_relay_that_answers_and_passes_nothing_on_is_left_for_another_road() {
+    let bad = Road { only: Some(RELAYED), ..Road::closed() };
+    in_sandbox(|| block_on(is_left_and_taken_again(bad, Other::Ssh, "ssh")));
 }

@@ -19,6 +19,7 @@ mod hostile_roads;
 mod joining;
 mod lost;
 mod nat;
+mod own_relay;
 mod pair;
 mod removal;
 mod roads;

@@ -95,8 +95,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // With the processes it started: it leads a group.
-        let _ = Command::new("kill").args(["-9", &format!("-{}", self.0.id())]).status();
+        // What it started ends with the lab.
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
@@ -311,9 +311,20 @@ pub async fn until_path(of: &mut Member, name: &str, path: &str, limit: Duration
             return began.elapsed();
         }
         if began.elapsed() > limit {
-            let status = of.node.status().await;
-            panic!("not by {path} to {name} within {limit:?}, but by {now:?}: {status:#?}");
+            panic!("not by {path} to {name} within {limit:?}, but by {now:?}:\n{}", why(of, name).await);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a node has to say of the ways to a peer and to its relays, for whoever reads why a test failed.
+pub async fn why(of: &mut Member, name: &str) -> String {
+    let request = ringmesh_proto::local::WhyRequest { node: name.to_owned() };
+    let why = match of.node.client.why(request).await {
+        Ok(why) => why.into_inner(),
+        Err(status) => return status.to_string(),
+    };
+    let paths = why.paths.iter().map(|path| format!("\n  {path:?}"));
+    let relays = why.relays.iter().map(|relay| format!("\n  {relay:?}"));
+    why.verdict + &paths.chain(relays).collect::<String>()
 }
