@@ -76,9 +76,12 @@ async fn measure(server: &TestServer, label: &str) {
     let (after, used, took) = (server.report().await, relay_time() - used, began.elapsed());
     let passed = after.networks[0].passed_on.datagrams - before.networks[0].passed_on.datagrams;
     let bytes = after.networks[0].passed_on.bytes - before.networks[0].passed_on.bytes;
+    let reasons =
+        after.networks[0].drops.iter().filter(|&(_, count)| count > 0).map(|(reason, _)| reason.as_str());
+    let reasons = reasons.collect::<Vec<_>>().join(", ");
     let dropped = after.networks[0].drops.total() - before.networks[0].drops.total();
     println!(
-        "{label:34} {:8.0} datagrams/s, {:5.2} Gbit/s; {:8.0} datagrams per second of the relay's processor ({:.0} % of one), {dropped} dropped, {} streams cut",
+        "{label:34} {:8.0} datagrams/s, {:5.2} Gbit/s; {:8.0} datagrams per second of the relay's processor ({:.0} % of one), {dropped} dropped ({reasons}), {} streams cut",
         passed as f64 / took.as_secs_f64(),
         bytes as f64 * 8.0 / took.as_secs_f64() / 1e9,
         passed as f64 / used.as_secs_f64(),

@@ -47,7 +47,7 @@ relay_drops! {
     SharedRate = "shared_rate",
     /// A packet inside the session with the relay: the relay passes on sealed datagrams only.
     PlainPacket = "plain_packet",
-    /// The stream it was for does not drain: it was cut.
+    /// As much waits for the stream it was for as may: it drains too slowly, or not at all, and is cut then.
     SlowReader = "slow_reader",
     /// The stream it was for has ended.
     NoLink = "no_link",

@@ -145,7 +145,7 @@ impl Engine {
         };
         match network.relay.handle_datagram(datagram, from, &mut self.limiter, now) {
             Ok(Verdict::Forward { to, receiver }) => {
-                self.send(datagram, to, Some((worker, receiver)));
+                self.send(datagram, to, Some((worker, receiver)), now);
                 Taken::Gone
             }
             Ok(Verdict::Consumed) => {
@@ -179,14 +179,14 @@ impl Engine {
         Taken::Gone
     }
 
-    fn send(&mut self, datagram: &[u8], to: Hop, receiver: For) {
+    fn send(&mut self, datagram: &[u8], to: Hop, receiver: For, now: Now) {
         match to {
             Hop::Udp(to) => {
                 self.outbox.push(&self.sockets, to, datagram, receiver);
                 self.count_failed();
             }
             Hop::Link(link) => {
-                if let Err(reason) = self.links.push(link, datagram)
+                if let Err(reason) = self.links.push(link, datagram, now.monotonic)
                     && let Some((worker, receiver)) = receiver
                     && let Some(Some(network)) = self.networks.get_mut(usize::from(worker))
                 {
@@ -292,7 +292,7 @@ impl Engine {
                 }
             }
             let Some(transmit) = network.relay.poll_transmit(&mut datagram, now) else { return };
-            self.send(&datagram[..transmit.len], transmit.to, None);
+            self.send(&datagram[..transmit.len], transmit.to, None, now);
         }
     }
 
@@ -348,7 +348,7 @@ impl Engine {
 
     /// All that was taken from a stream's queue was written.
     pub(super) fn written(&mut self, link: Link) {
-        self.links.written(link);
+        self.links.written(link, Instant::now());
     }
 
     /// Whether something authentic of a member came by a stream.

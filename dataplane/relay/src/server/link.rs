@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::task::Waker;
+use std::time::Instant;
 
 use ringmesh_tunnel::key::NodeId;
 use ringmesh_tunnel::{Carrier, Link};
@@ -29,6 +30,8 @@ struct State {
     queued: usize,
     /// Bytes that the task took and has not written yet.
     in_flight: usize,
+    /// When something was written last, or was there to be written after a while without.
+    moved: Option<Instant>,
     waker: Option<Waker>,
     /// Networks that may remember it, a bit each.
     touched: u64,
@@ -91,15 +94,20 @@ impl Links {
         }
     }
 
-    /// Queues a datagram. When there is no room, the stream is cut: who reads so slowly is better off with a new one.
-    pub(super) fn push(&mut self, link: Link, datagram: &[u8]) -> Result<(), RelayDrop> {
+    /// Queues a datagram. When there is no room it is dropped, as on any network; when there is none and nothing was written for a
+    /// while, the stream is cut. So a burst, or a sender who means harm, ends nobody's stream that drains.
+    pub(super) fn push(&mut self, link: Link, datagram: &[u8], now: Instant) -> Result<(), RelayDrop> {
         let state = self.states.get_mut(&link.number).ok_or(RelayDrop::NoLink)?;
         if state.cut {
             return Err(RelayDrop::NoLink);
         }
         let length = HEADER_LEN + datagram.len();
-        if state.queued + state.in_flight + length > self.limits.send_queue {
-            self.cut += u64::from(state.cut());
+        let waiting = state.queued + state.in_flight;
+        let moved = *if waiting == 0 { state.moved.insert(now) } else { state.moved.get_or_insert(now) };
+        if waiting + length > self.limits.send_queue {
+            if now.saturating_duration_since(moved) >= self.limits.stalled {
+                self.cut += u64::from(state.cut());
+            }
             return Err(RelayDrop::SlowReader);
         }
         if state.queue.back().is_none_or(|last| last.len() + length > MAX_MESSAGE_LEN) {
@@ -142,9 +150,10 @@ impl Links {
         state.cut
     }
 
-    pub(super) fn written(&mut self, link: Link) {
+    pub(super) fn written(&mut self, link: Link, now: Instant) {
         if let Some(state) = self.states.get_mut(&link.number) {
             state.in_flight = 0;
+            state.moved = Some(now);
         }
     }
 
@@ -207,6 +216,8 @@ impl Links {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const LIMITS: Limits =
@@ -218,10 +229,10 @@ mod tests {
 
     #[test]
     fn frames_leave_in_order_in_messages_no_longer_than_allowed() {
-        let mut links = Links::new(LIMITS);
+        let (mut links, now) = (Links::new(LIMITS), Instant::now());
         let link = links.open().unwrap();
         for number in 0..100u8 {
-            links.push(link, &[number; 1500]).unwrap();
+            links.push(link, &[number; 1500], now).unwrap();
         }
         let mut next = 0;
         while let Chunk::Message(mut message) = links.next_chunk(link, Waker::noop()) {
@@ -236,25 +247,50 @@ mod tests {
 
     #[test]
     fn who_does_not_read_is_cut_and_what_was_taken_but_not_written_counts() {
-        let mut links = Links::new(LIMITS);
+        let (mut links, now) = (Links::new(LIMITS), Instant::now());
         let link = links.open().unwrap();
         let mut pushed = 0;
-        while links.push(link, &[0; 1000]).is_ok() {
+        while links.push(link, &[0; 1000], now).is_ok() {
             pushed += 1002;
             // The task takes what there is and never gets it written.
             let _ = links.next_chunk(link, Waker::noop());
         }
         assert!(pushed <= LIMITS.send_queue && pushed > LIMITS.send_queue - 1002, "{pushed}");
+        let later = now + LIMITS.stalled;
+        assert_eq!(
+            links.push(link, &[0; 1000], later - Duration::from_millis(1)),
+            Err(RelayDrop::SlowReader)
+        );
+        assert_eq!(links.cut_count(), 0, "not for a burst");
+        assert_eq!(links.push(link, &[0; 1000], later), Err(RelayDrop::SlowReader));
         assert!(matches!(links.next_chunk(link, Waker::noop()), Chunk::Cut));
-        assert_eq!(links.push(link, &[0]), Err(RelayDrop::NoLink));
+        assert_eq!(links.push(link, &[0], later), Err(RelayDrop::NoLink));
         assert_eq!(links.cut_count(), 1);
+    }
 
-        let other = links.open().unwrap();
-        for _ in 0..1000 {
-            links.push(other, &[0; 1000]).unwrap();
-            let _ = links.next_chunk(other, Waker::noop());
-            links.written(other);
+    #[test]
+    fn a_flood_ends_no_stream_that_drains() {
+        let (mut links, mut now) = (Links::new(LIMITS), Instant::now());
+        let link = links.open().unwrap();
+        let mut dropped = 0;
+        for _ in 0..100 {
+            for _ in 0..500 {
+                dropped += u32::from(links.push(link, &[0; 1000], now).is_err());
+            }
+            now += LIMITS.stalled / 2;
+            let _ = links.next_chunk(link, Waker::noop());
+            links.written(link, now);
         }
+        assert!(dropped > 10_000, "{dropped}");
+        assert_eq!(links.cut_count(), 0);
+        // A rest is no stall: what counts is how long something waits.
+        while let Chunk::Message(_) = links.next_chunk(link, Waker::noop()) {}
+        links.written(link, now);
+        now += 10 * LIMITS.stalled;
+        for _ in 0..500 {
+            let _ = links.push(link, &[0; 1000], now);
+        }
+        assert_eq!(links.cut_count(), 0);
     }
 
     #[test]

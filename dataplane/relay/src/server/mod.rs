@@ -107,8 +107,10 @@ pub struct Limits {
     pub time_to_prove: Duration,
     /// How long a WebSocket lives by which nothing comes, not even a ping.
     pub idle: Duration,
-    /// Bytes that wait for one WebSocket to drain; with more it is cut.
+    /// Bytes that wait for one WebSocket to drain; more are dropped.
     pub send_queue: usize,
+    /// How long a WebSocket whose queue is full may write nothing before it is cut.
+    pub stalled: Duration,
 }
 
 impl Limits {
@@ -121,6 +123,7 @@ impl Limits {
         time_to_prove: Duration::from_secs(10),
         idle: Duration::from_secs(60),
         send_queue: 1 << 20,
+        stalled: Duration::from_secs(2),
     };
 }
 

@@ -273,6 +273,17 @@ impl Node {
         self.packets.send(packet(self.number, to, payload)).await.unwrap();
     }
 
+    /// Takes packets until this payload comes; shorter ones may be left over from when paths were found.
+    pub(crate) async fn receive_this(&mut self, payload: &[u8]) {
+        loop {
+            let got = self.receive().await;
+            if got.len() == payload.len() {
+                assert!(got == payload, "another payload");
+                return;
+            }
+        }
+    }
+
     /// The next packet's payload.
     pub(crate) async fn receive(&mut self) -> Vec<u8> {
         let packet = timeout(WAIT, self.received.recv()).await.expect("a packet").unwrap();
