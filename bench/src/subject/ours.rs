@@ -1,5 +1,6 @@
 //! Our daemons: a coordinator, and a node on each of the two hosts, joined by token as anyone would.
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -63,7 +64,7 @@ impl Plan<'_> {
         // Without rate limits, which are its defaults: what is measured is what it can do, not what it may.
         command.args(["--relay-client-rate", "0", "--relay-total-rate", "0"]);
         command.args(["--advertise", &format!("{}:{PORT}", self.coordinator_address)]);
-        command.env("MESH_LOG", "warn");
+        command.env("MESH_LOG", log());
         if self.coordinator_relays {
             daemons.start_measured(command)?;
         } else {
@@ -77,7 +78,7 @@ impl Plan<'_> {
         if self.ssh {
             node.args(["--ssh-port", SSH_PORT]);
         }
-        node.env("MESH_LOG", "warn");
+        node.env("MESH_LOG", log());
         daemons.start_measured(node)?;
         wait_for_socket(host, NODE_SOCKET, daemons)?;
         let created = json(run(self.coordinator, self.meshctl, &["token", "create", "-o", "json"])?)?;
@@ -92,6 +93,11 @@ pub(super) fn path(host: &Host, meshctl: &Path) -> Result<String> {
     let peers = answer.get("peers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let [peer] = peers else { bail!("{} has {} peers and not one", host.name(), peers.len()) };
     text(peer, &["path"]).map(str::to_owned)
+}
+
+/// What daemons log to standard error: warnings, unless the caller wants to know more.
+fn log() -> OsString {
+    std::env::var_os("MESH_LOG").unwrap_or_else(|| "warn".into())
 }
 
 fn run(host: &Host, meshctl: &Path, arguments: &[&str]) -> Result<Command> {
