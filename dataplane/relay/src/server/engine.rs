@@ -311,6 +311,7 @@ impl Engine {
                 self.stirred |= 1 << worker;
             }
         }
+        self.sockets.renew(now.monotonic);
         self.armed = now.monotonic;
         self.settle(now);
         self.armed = self.next_deadline(now);

@@ -39,7 +39,7 @@ use tokio::time::{Instant, sleep_until};
 use self::engine::Engine;
 use self::handshakes::{Life, Queues, Request};
 use self::source::Unproven;
-use self::udp::{Batch, Socket1, Sockets};
+use self::udp::{Batch, Port, Sockets};
 use self::upgrade::Rules;
 use self::websocket::Connection;
 use crate::rate::Rates;
@@ -414,7 +414,7 @@ async fn serve_commands(shared: &Shared, mut commands: mpsc::Receiver<Command>) 
 }
 
 /// Never ends.
-async fn serve_socket(shared: &Shared, socket: Option<&Socket1>) {
+async fn serve_socket(shared: &Shared, socket: Option<&Port>) {
     let Some(socket) = socket else { return std::future::pending().await };
     let mut batch = Batch::new();
     loop {

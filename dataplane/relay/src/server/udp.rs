@@ -3,8 +3,10 @@
 //! Datagrams for the same address that are equal in length leave in one system call (GSO), whatever they came in: a sender's
 //! own train, or one by one. A train waits for no longer than the batch lasts in which its first datagram came.
 
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -27,14 +29,22 @@ const MAX_TRAIN: usize = 65_000;
 /// looks like a device that cannot do trains at all.
 const MAX_SEGMENT: usize = 1472;
 
+/// How long a socket goes without trains after the kernel refused one. It was one train too long for its device, perhaps, and
+/// whoever sent it must not slow down all others for good.
+const TRAINLESS: Duration = Duration::from_secs(10);
+
 /// One socket.
 #[derive(Debug)]
-pub(super) struct Socket1 {
+pub(super) struct Port {
     socket: UdpSocket,
-    state: UdpSocketState,
+    state: RefCell<UdpSocketState>,
+    /// Datagrams that a train could have at the start.
+    segments: usize,
+    /// Since when trains are refused.
+    refused: Cell<Option<Instant>>,
 }
 
-impl Socket1 {
+impl Port {
     fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
@@ -47,7 +57,23 @@ impl Socket1 {
         socket.bind(&address.into())?;
         let socket = UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Self { socket, state })
+        let segments = state.max_gso_segments();
+        Ok(Self { socket, state: RefCell::new(state), segments, refused: Cell::new(None) })
+    }
+
+    /// Tries trains again, if they were refused some time ago.
+    fn renew(&self, now: Instant) {
+        if self.state.borrow().max_gso_segments() >= self.segments {
+            return;
+        }
+        let since = self.refused.get().unwrap_or(now);
+        self.refused.set(Some(since));
+        if now.saturating_duration_since(since) >= TRAINLESS
+            && let Ok(fresh) = UdpSocketState::new(UdpSockRef::from(&self.socket))
+        {
+            self.refused.set(None);
+            self.state.replace(fresh);
+        }
     }
 
     /// Waits until something is there, or may be.
@@ -59,7 +85,7 @@ impl Socket1 {
     pub(super) fn receive(&self, batch: &mut Batch) -> io::Result<Option<usize>> {
         let mut slices = batch.buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
         let received = self.socket.try_io(Interest::READABLE, || {
-            self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.meta)
+            self.state.borrow().recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.meta)
         });
         match received {
             Ok(count) => Ok(Some(count)),
@@ -71,7 +97,7 @@ impl Socket1 {
     fn send(&self, to: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
         let segment_size = (segment < contents.len()).then_some(segment);
         let transmit = Transmit { destination: to, ecn: None, contents, segment_size, src_ip: None };
-        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+        self.state.borrow().try_send(UdpSockRef::from(&self.socket), &transmit)
     }
 }
 
@@ -103,8 +129,8 @@ impl Batch {
 /// The sockets of both families, on one port.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    pub(super) v4: Option<Socket1>,
-    pub(super) v6: Option<Socket1>,
+    pub(super) v4: Option<Port>,
+    pub(super) v6: Option<Port>,
     port: u16,
 }
 
@@ -123,7 +149,7 @@ impl Sockets {
     }
 
     fn bind_once(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, mut port: u16) -> io::Result<Self> {
-        let bind = |ip: IpAddr, port| Socket1::bind(SocketAddr::new(ip, port));
+        let bind = |ip: IpAddr, port| Port::bind(SocketAddr::new(ip, port));
         let v4 = v4.map(|ip| bind(ip.into(), port)).transpose()?;
         if let Some(v4) = &v4 {
             port = v4.socket.local_addr()?.port();
@@ -151,12 +177,17 @@ impl Sockets {
         self.port
     }
 
-    fn of(&self, to: SocketAddr) -> Option<&Socket1> {
+    /// Does what is to be done now and then.
+    pub(super) fn renew(&self, now: Instant) {
+        self.v4.iter().chain(&self.v6).for_each(|socket| socket.renew(now));
+    }
+
+    fn of(&self, to: SocketAddr) -> Option<&Port> {
         if to.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 
     fn max_segments(&self, to: SocketAddr) -> usize {
-        self.of(to).map_or(1, |socket| socket.state.max_gso_segments())
+        self.of(to).map_or(1, |socket| socket.state.borrow().max_gso_segments())
     }
 
     fn send(&self, to: SocketAddr, contents: &[u8], segment: usize) -> io::Result<()> {
@@ -276,5 +307,92 @@ impl Outbox {
         }
         train.bytes.clear();
         train.receivers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket as StdSocket;
+
+    use super::*;
+
+    fn sockets() -> (Sockets, StdSocket, SocketAddr) {
+        let sockets = Sockets::bind(Some(Ipv4Addr::LOCALHOST), None, 0).unwrap();
+        let receiver = StdSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let to = receiver.local_addr().unwrap();
+        (sockets, receiver, to)
+    }
+
+    fn receive(socket: &StdSocket) -> Vec<u8> {
+        let mut buffer = [0; 2048];
+        let length = socket.recv(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    }
+
+    #[tokio::test]
+    async fn datagrams_of_all_lengths_arrive_whole_and_in_order() {
+        let (sockets, receiver, to) = sockets();
+        let (other, other_to) = {
+            let other = StdSocket::bind("127.0.0.1:0").unwrap();
+            let to = other.local_addr().unwrap();
+            (other, to)
+        };
+        let mut outbox = Outbox::new();
+        let lengths = [100, 100, 100, 60, 100, 100, 1400, 1400, 1, 1, 1500, 1500, 7];
+        for (number, &length) in lengths.iter().enumerate() {
+            outbox.push(&sockets, to, &vec![number as u8; length], None);
+            outbox.push(&sockets, other_to, &[number as u8; 10], None);
+        }
+        outbox.flush(&sockets);
+        for (number, &length) in lengths.iter().enumerate() {
+            assert_eq!(receive(&receiver), vec![number as u8; length]);
+            assert_eq!(receive(&other), [number as u8; 10]);
+        }
+        let bytes: usize = lengths.iter().map(|length| length + 10).sum();
+        assert_eq!((outbox.sent.datagrams, outbox.sent.bytes), (26, bytes as u64));
+        assert_eq!(outbox.failed().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn more_destinations_than_trains_are_all_served() {
+        let (sockets, _, _) = sockets();
+        let receivers: Vec<_> =
+            (0..TRAINS * 2 + 3).map(|_| StdSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let mut outbox = Outbox::new();
+        for round in 0..3u8 {
+            for receiver in &receivers {
+                outbox.push(&sockets, receiver.local_addr().unwrap(), &[round; 50], None);
+            }
+        }
+        outbox.flush(&sockets);
+        for receiver in &receivers {
+            assert_eq!([0, 1, 2].map(|_| receive(receiver)[0]), [0, 1, 2]);
+        }
+    }
+
+    #[tokio::test]
+    async fn trains_are_tried_again_some_time_after_one_was_refused() {
+        let (sockets, _receiver, to) = sockets();
+        let port = sockets.v4.as_ref().unwrap();
+        if port.segments == 1 {
+            return;
+        }
+        // More segments than any kernel takes in one call.
+        assert!(port.send(to, &[0; 60_000], 1).is_err());
+        assert_eq!(sockets.max_segments(to), 1);
+        let now = Instant::now();
+        sockets.renew(now);
+        sockets.renew(now + TRAINLESS / 2);
+        assert_eq!(sockets.max_segments(to), 1);
+        sockets.renew(now + TRAINLESS);
+        assert_eq!(sockets.max_segments(to), port.segments);
+    }
+
+    #[tokio::test]
+    async fn what_has_no_socket_of_its_family_is_told() {
+        let (sockets, _, _) = sockets();
+        assert!(sockets.send("[::1]:9".parse().unwrap(), b"x", 1).is_err());
+        assert_eq!(sockets.max_segments("[::1]:9".parse().unwrap()), 1);
     }
 }
