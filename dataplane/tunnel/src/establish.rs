@@ -170,7 +170,8 @@ impl Tunnel {
             let old = peer.handshake.take();
             let insisted = why == Begin::Retry && old.as_ref().is_some_and(|old| old.insist);
             let insist = why == Begin::Insist || insisted;
-            peer.handshake = Some(PendingHandshake { id, index: None, insist, message: None });
+            let doubt = why == Begin::Retry && old.as_ref().is_some_and(|old| old.doubt);
+            peer.handshake = Some(PendingHandshake { id, index: None, insist, doubt, message: None });
             if let Some(index) = old.and_then(|old| old.index) {
                 self.indices.remove(index);
             }

@@ -148,6 +148,8 @@ pub(crate) struct PendingHandshake {
     pub(crate) index: Option<u32>,
     /// Begun because a peer did not confirm our response: it must not give way to that peer's next initiation.
     pub(crate) insist: bool,
+    /// Begun because no path answered.
+    pub(crate) doubt: bool,
     /// The initiation, once made: what goes again, unchanged, when there is another path to send it by.
     pub(crate) message: Option<Box<[u8; INITIATION_LEN]>>,
 }

@@ -10,7 +10,7 @@ use crate::key::NodeId;
 use crate::netmap::candidate_is_allowed;
 use crate::notice::{BindRefusal, MAX_OFFERED, Notice, Offered};
 use crate::outbound::relay_header;
-use crate::path::set::{Action, Context, RelayView, RelayViews};
+use crate::path::set::{Action, Context, LEAST_PAUSE, RelayView, RelayViews};
 use crate::path::{Carrier, Hop, Link, Path, PathFailure};
 use crate::peer::{ACTIVE_FOR, MAX_NOTICES, QueuedNotice};
 use crate::time::Now;
@@ -235,7 +235,8 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (id, relay) = (peer.id, peer.relay);
         if peer.mesh {
-            peer.paths.wake(now);
+            // Not in this turn of `handle_deadline`, which would come back here.
+            peer.paths.wake(now + LEAST_PAUSE);
         }
         let Some(path) = peer.paths.selected() else { return };
         self.push_event(Event::PathSelected { peer: id, path });
@@ -292,19 +293,25 @@ impl Tunnel {
         let random = &mut self.random;
         let token = || random.bytes().ok().map(u64::from_be_bytes);
         let outcome = peer.paths.due(context, token, &mut actions, now.monotonic);
-        actions.drain(..).for_each(|action| self.act(slot, action));
+        actions.drain(..).for_each(|action| self.act(slot, action, now.monotonic));
         self.actions = actions;
         if outcome.changed {
             self.path_selected(slot, now.monotonic);
         }
         if outcome.lost {
-            // The peer may have forgotten the session.
+            // The peer may have forgotten the session. If it only was out of reach, its first answer ends the attempt.
+            let pending = self.peers.get(slot).is_some_and(|peer| peer.handshake.is_some());
             self.begin_handshake(slot, Begin::Fresh, now);
+            if let Some(handshake) =
+                self.peers.get_mut(slot).filter(|_| !pending).and_then(|peer| peer.handshake.as_mut())
+            {
+                handshake.doubt = true;
+            }
         }
         self.reschedule(slot);
     }
 
-    fn act(&mut self, slot: Slot, action: Action) {
+    fn act(&mut self, slot: Slot, action: Action, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let id = peer.id;
         match action {
@@ -316,6 +323,7 @@ impl Tunnel {
                 }
             }
             Action::Bind { relay } => {
+                self.touch_relay(relay, now);
                 let Some(relay) = self.peers.by_id(relay) else { return };
                 if let Some(peer) = self.peers.get_mut(relay)
                     && peer.notices.len() < MAX_RELAY_NOTICES
@@ -390,6 +398,10 @@ impl Tunnel {
     pub(crate) fn probe_answered(&mut self, slot: Slot, path: Path, token: u64, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(slot) else { return false };
         let answered = peer.paths.answered(path, token, now).is_some();
+        if answered && peer.handshake.as_ref().is_some_and(|handshake| handshake.doubt) {
+            peer.timers.abandon_attempt();
+            self.end_handshake(slot);
+        }
         self.reschedule(slot);
         answered
     }

@@ -146,6 +146,12 @@ impl Timers {
         false
     }
 
+    /// The attempt is of no use any more.
+    pub(crate) fn abandon_attempt(&mut self) {
+        self.retry = None;
+        self.tries = 0;
+    }
+
     /// A new attempt begins: its tries count from zero.
     pub(crate) fn restart_attempt(&mut self) {
         self.tries = 0;

@@ -442,7 +442,9 @@ impl Tunnel {
             peer.pings.push_back(Ping { token: *token, sent: now.monotonic });
         }
         peer.owes_keepalive = false;
-        let sent = if notice.is_request() { Sent::Data } else { Sent::Quiet };
+        // That a path on trial does not answer says nothing about the peer.
+        let usual = path.is_none() || path == peer.paths.selected();
+        let sent = if notice.is_request() && usual { Sent::Data } else { Sent::Quiet };
         let (bytes, len) = notice.emit();
         self.seal(slot, &bytes[..len], path, sent, datagram, now)
     }
