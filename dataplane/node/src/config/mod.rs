@@ -295,7 +295,7 @@ mod tests {
             ("[relay]\nwebsocket_urls = [\"ws://a/relay/v1\"]", "wss://"),
             ("[relay]\ntrusted_proxies = [\"proxy\"]", "192.0.2.0/24"),
             ("ssh_port = 22\n[relay]", "neither ssh_port"),
-            ("relay = true", "relay"),
+            ("relay = true", "a table `[relay]`"),
         ] {
             let error = Config::parse(text, "node.toml").unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");

@@ -13,7 +13,7 @@ use crate::error::Failure;
 /// Makes the daemon a relay: it joins with a relay's token, has no TUN device and changes nothing on the machine, and passes
 /// on what the network's nodes seal for each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table `[relay]`")]
 pub struct RelayMode {
     /// Where nodes whose UDP is blocked connect by WebSocket over TLS; not given: nowhere.
     pub websocket_listen: Option<SocketAddr>,

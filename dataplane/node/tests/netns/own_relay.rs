@@ -27,11 +27,6 @@ fn client<'a>(status: &'a StatusResponse, name: &str) -> &'a ringmesh_proto::loc
 fn nodes_that_only_a_daemon_of_its_own_can_relay_reach_each_other_by_udp_and_by_websocket() {
     in_sandbox(|| {
         block_on(async {
-            tracing_subscriber::fmt()
-                .with_env_filter(tracing_subscriber::EnvFilter::new(
-                    "ringmesh_node=debug,ringmesh_relay=debug",
-                ))
-                .init();
             let world = World::with(|config, _| config.relay.enabled = false).await;
             let mut machine = Machine::new(&world.switch, "relay");
             let mut place = Place::new();
@@ -75,21 +70,7 @@ fn nodes_that_only_a_daemon_of_its_own_can_relay_reach_each_other_by_udp_and_by_
             }
             assert!(told.relay_service.unwrap().passed_on_datagrams > 0);
 
-            tokio::time::sleep(Duration::from_secs(
-                std::env::var("RM_WAIT").map_or(0, |w| w.parse().unwrap()),
-            ))
-            .await;
             left.router.host().block(&Blocks::udp()).unwrap();
-            tokio::time::sleep(Duration::from_secs(8)).await;
-            println!(
-                "WHY {:#?}",
-                alice.node.client.why(ringmesh_proto::local::WhyRequest { node: "carrier".into() }).await
-            );
-            println!(
-                "WHY {:#?}",
-                alice.node.client.why(ringmesh_proto::local::WhyRequest { node: "bob".into() }).await
-            );
-            println!("RELAY {:#?}", relay.status().await.relay_service);
             first_answer(&alice.machine, bob.ipv4, SECOND_ROAD);
             until_path(&mut alice, "bob", "websocket", SECOND_ROAD).await;
             assert_eq!(client(&relay.status().await, "alice").path, "websocket");
