@@ -283,6 +283,8 @@ pub(crate) struct Paths {
     prompted: Option<Instant>,
     /// When anything here wants attention.
     next: Option<Instant>,
+    /// The selected path is probed every second at present.
+    brisk: bool,
 }
 
 impl Paths {
@@ -499,6 +501,9 @@ impl Paths {
         let Some(entry) = self.by_path(path) else { return false };
         entry.heard = Some(now);
         entry.verified = true;
+        if !matches!(entry.state, PathState::Working | PathState::Suspect) {
+            entry.probes.forget_losses();
+        }
         entry.state = PathState::Working;
         entry.failure = None;
         entry.round = 0;
@@ -506,8 +511,9 @@ impl Paths {
         entry.next = Some(now);
         self.searching_since = None;
         self.wake(now);
-        let better =
-            self.selected.is_none_or(|selected| self.is_suspect(selected) || !self.is_verified(selected));
+        let better = self
+            .selected
+            .is_none_or(|selected| self.is_doubted(selected, now) || !self.is_verified(selected));
         better && self.select(path, now)
     }
 
@@ -520,7 +526,7 @@ impl Paths {
         let entry = self.by_path(path)?;
         let took = entry.probes.answered(token, now)?;
         if !entry.works() {
-            if entry.state == PathState::Dead {
+            if entry.state != PathState::Suspect {
                 // What was lost while it was gone says nothing about it now.
                 entry.probes.forget_losses();
             }
@@ -706,7 +712,9 @@ impl Paths {
     /// The machine's network changed: what works over UDP may not do so any more.
     pub(crate) fn network_changed(&mut self, now: Instant) {
         for entry in &mut self.entries {
-            if matches!(entry.candidate, Candidate::Udp(_)) {
+            let stream = matches!(entry.candidate, Candidate::Link(_) | Candidate::Incoming(_))
+                && entry.path().is_some();
+            if matches!(entry.candidate, Candidate::Udp(_)) || stream {
                 if entry.works() {
                     entry.state = PathState::Suspect;
                 }
@@ -782,7 +790,11 @@ impl Paths {
         let worked = self.anything_works() || self.selected.is_some_and(|path| !self.is_dead(path));
         self.follow_relays(context.relays, now);
         self.expire(now);
-        let mut changed = self.choose(context.relays, now);
+        self.close_dead(actions, now);
+        self.brisk = context.wanted;
+        // A side that does not probe knows nothing better than what the peer leads it to.
+        let alive = context.wanted || context.kept || self.selected.is_none();
+        let mut changed = alive && self.choose(context.relays, now);
         let works = self.anything_works();
         self.searching_since = match (context.wanted || context.kept, works) {
             (true, false) => self.searching_since.or(Some(now)),
@@ -795,7 +807,7 @@ impl Paths {
             }
         }
         self.offer_if_due(context, actions, now);
-        changed |= self.choose(context.relays, now);
+        changed |= alive && self.choose(context.relays, now);
         self.set_twin(context.relays);
         self.close_surplus(context, actions, now);
         self.plan(context, now);
@@ -879,8 +891,6 @@ impl Paths {
             (Some(current), best) => match (current.state, best) {
                 (PathState::Working, Some(_)) => self.better_than(current, relays),
                 (PathState::Suspect, _) => None,
-                // The peer leads here and is not probed by us: it was heard here since it was last heard there.
-                (PathState::Untried, Some(best)) if current.heard > best.heard => None,
                 // Not known to work, but in use: what is known to work is better.
                 (_, Some(best)) => best.path(),
                 (PathState::Dead, None) => self.untried(relays),
@@ -895,16 +905,23 @@ impl Paths {
         let score = current.score(relays);
         // The peer was heard elsewhere since it was last heard here: it has moved.
         let moved = |entry: &Entry| {
-            entry.rank(relays) <= score.rank
+            self.brisk
+                && entry.rank(relays) <= score.rank
                 && entry.heard > current.heard
                 && current.heard.zip(entry.heard).is_some_and(|(here, there)| {
                     there.saturating_duration_since(here) > PROBE_INTERVAL + FIRST_SILENCE
                 })
         };
+        // It worked, but nothing came by it for longer than by the one in use.
+        let stale = |entry: &Entry| {
+            current.heard.zip(entry.heard).is_some_and(|(here, there)| {
+                here.saturating_duration_since(there) > PROBE_INTERVAL + FIRST_SILENCE
+            })
+        };
         self.entries
             .iter()
             .filter(|entry| entry.works() && entry.usable(relays).is_some() && entry.path() != current.path())
-            .filter(|entry| entry.score(relays).beats(&score) || moved(entry))
+            .filter(|entry| (entry.score(relays).beats(&score) && !stale(entry)) || moved(entry))
             .min_by_key(|entry| entry.score(relays).order())
             .and_then(Entry::path)
     }
@@ -1105,6 +1122,23 @@ impl Paths {
         self.next = next.map(|next| next.max(now + LEAST_PAUSE));
     }
 
+    /// A stream of ours from which nothing comes is opened anew: what carries it may have lost its way for good.
+    fn close_dead(&mut self, actions: &mut Vec<Action>, now: Instant) {
+        let anything_works = self.anything_works();
+        for entry in &mut self.entries {
+            if let (Candidate::Link(_), PathState::Dead, Some(link)) =
+                (entry.candidate, entry.state, entry.link)
+            {
+                actions.push(Action::Close(link));
+                entry.link = None;
+                entry.probes.restart();
+                entry.fail(PathFailure::NoAnswer, PathState::Closed);
+                entry.wait(now, anything_works);
+            }
+        }
+        self.forget_lost();
+    }
+
     /// Closes streams of ours that nothing has needed for a while.
     fn close_surplus(&mut self, context: Context<'_>, actions: &mut Vec<Action>, now: Instant) {
         let selected = self.selected.filter(|path| !self.is_suspect(*path));
@@ -1166,7 +1200,7 @@ impl Paths {
 const FIRST_SILENCE: Duration = Duration::from_millis(500);
 
 /// Between two looks at the same peer's paths.
-const LEAST_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const LEAST_PAUSE: Duration = Duration::from_millis(1);
 
 /// What [`Paths::due`] changed by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
