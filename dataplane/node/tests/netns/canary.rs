@@ -76,13 +76,14 @@ fn nobody_on_the_way_sees_what_goes_through_a_relay() {
             let bob = world.member(right.machine, Place::new(), "bob").await;
             first_answer(&alice.machine, bob.ipv4, Duration::from_secs(5));
 
-            for path in ["relay", "websocket"] {
+            for (path, at_relay) in [("relay", "udp"), ("websocket", "websocket")] {
                 if path == "websocket" {
                     left.router.host().block(&Blocks::udp()).unwrap();
                     first_answer(&alice.machine, bob.ipv4, Duration::from_secs(15));
                 }
                 until_path(&mut alice, "bob", path, Duration::from_secs(15)).await;
                 let canary = random();
+                let before = world.relay().await.relayed_datagrams;
                 let legs = [
                     (left.router.host(), left.router.inside().name()),
                     (left.router.host(), left.router.outside().name()),
@@ -91,6 +92,11 @@ fn nobody_on_the_way_sees_what_goes_through_a_relay() {
                     (right.router.host(), right.router.inside().name()),
                 ];
                 let (legs, ends) = capture_all(&alice, &bob, &legs, &canary);
+                // It did go through the relay, by that path.
+                let after = world.relay().await;
+                let clients = after.clients.iter().find(|client| client.name == "alice");
+                assert_eq!(clients.map(|client| client.path.as_str()), Some(at_relay));
+                assert!(after.relayed_datagrams - before >= DATAGRAMS as u64 * 2 * 9 / 10, "{after:?}");
                 // Whoever searches must be able to find: at the tunnel's ends it is in every datagram.
                 for end in ends {
                     assert_eq!(end.dropped(), 0);

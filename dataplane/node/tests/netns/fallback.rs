@@ -252,11 +252,15 @@ fn a_node_that_starts_where_udp_is_blocked_is_connected_by_every_other_road() {
     });
 }
 
-/// The half and the twentieth-but-one of sorted durations, and the last.
-fn quantiles(mut all: Vec<Duration>) -> String {
+/// What `percent` of all durations do not exceed.
+fn quantile(mut all: Vec<Duration>, percent: usize) -> Duration {
     all.sort();
-    let at = |share: f64| all[((all.len() as f64 * share).ceil() as usize).clamp(1, all.len()) - 1];
-    format!("p50 {:.2?}, p95 {:.2?}, max {:.2?}", at(0.5), at(0.95), at(1.0))
+    all[(all.len() * percent).div_ceil(100) - 1]
+}
+
+fn quantiles(all: &[Duration]) -> String {
+    let [p50, p95, max] = [50, 95, 100].map(|percent| quantile(all.to_vec(), percent));
+    format!("p50 {p50:.2?}, p95 {p95:.2?}, max {max:.2?}")
 }
 
 fn setting(name: &str, usual: usize) -> usize {
@@ -277,15 +281,11 @@ fn many_transfers_outlast_a_block_of_udp() {
             let list = |of: fn(&Outcome) -> Duration| outcomes.iter().map(of).collect::<Vec<_>>();
             let (stalls, returns) = (list(|outcome| outcome.block.0), list(|outcome| outcome.unblock.0));
             println!("{}, {runs} runs, {pairs} at once:", road.name());
-            println!("  stall at the block: {}", quantiles(stalls.clone()));
-            println!("  other path named after: {}", quantiles(list(|outcome| outcome.block.1)));
-            println!("  stall at the return: {}", quantiles(returns.clone()));
-            println!("  UDP named after: {}", quantiles(list(|outcome| outcome.unblock.1)));
-            let p95 = |mut all: Vec<Duration>| {
-                all.sort();
-                all[(all.len() * 95).div_ceil(100) - 1]
-            };
-            assert!(p95(stalls) <= BLOCK_STALL && p95(returns) <= RETURN_STALL, "{road:?}");
+            println!("  stall at the block: {}", quantiles(&stalls));
+            println!("  other path named after: {}", quantiles(&list(|outcome| outcome.block.1)));
+            println!("  stall at the return: {}", quantiles(&returns));
+            println!("  UDP named after: {}", quantiles(&list(|outcome| outcome.unblock.1)));
+            assert!(quantile(stalls, 95) <= BLOCK_STALL && quantile(returns, 95) <= RETURN_STALL, "{road:?}");
         }
     });
 }
@@ -297,39 +297,8 @@ fn many_nodes_start_where_udp_is_blocked() {
         let (runs, pairs) = (setting("RINGMESH_RUNS", 20), setting("RINGMESH_PAIRS", 10));
         for road in Road::possible() {
             let times = side_by_side(vec![(); runs], pairs, |()| finish(cold_start(road)));
-            println!("{}, {runs} cold starts, {pairs} at once: {}", road.name(), quantiles(times.clone()));
+            println!("{}, {runs} cold starts, {pairs} at once: {}", road.name(), quantiles(&times));
             assert!(times.iter().all(|took| *took <= COLD_START), "{road:?}");
         }
-    });
-}
-
-#[test]
-#[ignore = "debug"]
-fn debug_websocket() {
-    in_sandbox(|| {
-        finish(async {
-            if let Ok(filter) = std::env::var("RINGMESH_DEBUG") {
-                tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter)).init();
-            }
-            let mut pair = Pair::new(Road::WebSocket).await;
-            let mut ping = pair.alice.machine.host.command("ping").unwrap();
-            let mut ping = ping
-                .args(["-D", "-O", "-i", "0.25", "-c", "60", &pair.bob.ipv4.to_string()])
-                .spawn()
-                .unwrap();
-            tokio::time::sleep(SPELL).await;
-            println!("BLOCK");
-            pair.block_udp(true);
-            let began = Instant::now();
-            while began.elapsed() < Duration::from_secs(10) {
-                let text = crate::roads::why(&mut pair.alice, "bob").await;
-                println!("{:.1?} alice {text}", began.elapsed());
-                let text = crate::roads::why(&mut pair.bob, "alice").await;
-                println!("{:.1?} bob {text}", began.elapsed());
-                println!("RELAY {:?}", pair._world.relay().await);
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            ping.wait().unwrap();
-        });
     });
 }

@@ -169,7 +169,8 @@ pub fn nginx(machine: &Machine, folder: &Path, base: &str, to: SocketAddr) -> Se
     let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
     fs::write(folder.join("key"), key.serialize_pem()).unwrap();
     fs::write(folder.join("certificate"), certificate.pem()).unwrap();
-    // What its documentation says a WebSocket needs, and nothing else; time-outs are the usual ones.
+    // What its documentation says a WebSocket needs, and TLS 1.3, which Debian's own configuration allows to clients but not to
+    // itself as a client; time-outs are the usual ones.
     fs::write(
         folder.join("conf"),
         format!(
@@ -179,6 +180,7 @@ pub fn nginx(machine: &Machine, folder: &Path, base: &str, to: SocketAddr) -> Se
                  access_log off;
                  client_body_temp_path {path}/b; proxy_temp_path {path}/p; fastcgi_temp_path {path}/f;
                  uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
+                 ssl_protocols TLSv1.2 TLSv1.3; proxy_ssl_protocols TLSv1.2 TLSv1.3;
                  server {{
                      listen 443 ssl; ssl_certificate {path}/certificate; ssl_certificate_key {path}/key;
                      location {base}/ {{
