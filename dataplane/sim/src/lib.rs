@@ -17,7 +17,6 @@ pub mod life;
 pub mod nat;
 pub mod network;
 pub mod node;
-mod relay;
 pub mod rng;
 pub mod seeds;
 pub mod streams;

@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ringmesh_relay::{Limiter, Rates, Relay, Verdict};
 use ringmesh_tunnel::handshake::Floors;
 use ringmesh_tunnel::key::{NodeId, SecretKey};
 use ringmesh_tunnel::message::MAX_OVERHEAD;
 use ringmesh_tunnel::tunnel::DEFAULT_MTU;
 use ringmesh_tunnel::{
     Dial, DropReason, Event, Handshaker, Hop, Inbound, Link, Now, Outbound, PeerConfig, PeerStatus, Random,
-    Tunnel, relayed,
+    Tunnel,
 };
 
-use crate::relay::Channels;
 use crate::world::{NodeIndex, pool};
 
 const BUFFER_LEN: usize = DEFAULT_MTU as usize + MAX_OVERHEAD;
-/// Turns of work after one input that are more than any honest node takes.
-const MAX_TURNS: u32 = 1000;
+/// Datagrams sent after one input that are more than any honest node sends.
+const MAX_SENT: usize = 2000;
 
 /// What a node wants done.
 #[derive(Debug, Default)]
@@ -39,15 +39,23 @@ pub enum Fault {
     NeverDials,
 }
 
-/// One machine: its tunnel and handshaker, and what happened to it.
+/// What a machine's process is.
+#[derive(Debug)]
+enum Core {
+    Node(Box<Tunnel>),
+    Relay(Box<Relay>, Box<Limiter>),
+}
+
+/// One machine: its tunnel or relay, its handshaker, and what happened to it.
 #[derive(Debug)]
 pub struct Node {
     index: NodeIndex,
-    tunnel: Tunnel,
+    core: Core,
     handshaker: Handshaker,
     peers: Vec<PeerConfig>,
     own_candidates: Vec<SocketAddr>,
-    channels: Option<Channels>,
+    /// Datagrams that earlier lives passed on.
+    passed_on: u64,
     /// Its addresses as others see it, by who told, IPv4 and IPv6 apart.
     seen_from: BTreeMap<(NodeId, bool), SocketAddr>,
     running: bool,
@@ -55,23 +63,30 @@ pub struct Node {
     pub(crate) wall_offset_ms: i64,
     /// What is wrong with it.
     pub fault: Fault,
-    /// What the core reported, with its time.
+    /// What the core reported, with its time. A relay reports nothing.
     pub events: Vec<(Duration, Event)>,
 }
 
 impl Node {
-    pub(crate) fn new(index: NodeIndex, relay: bool, seed: u64) -> Self {
+    pub(crate) fn new(index: NodeIndex, relay: bool, seed: u64, now: Now) -> Self {
         let secret = secret(index);
-        let tunnel = Tunnel::new(0, secret.public_key(), Random::seeded(seed));
-        let mut tunnel = tunnel.expect("invariant: a seed always has random bytes");
-        tunnel.set_pools(&[pool()]);
+        let (local, random) = (secret.public_key(), Random::seeded(seed));
+        let core = if relay {
+            let limiter = Limiter::new(Rates::default(), now.monotonic);
+            Relay::new(0, local, random, now).map(|relay| Core::Relay(Box::new(relay), Box::new(limiter)))
+        } else {
+            Tunnel::new(0, local, random).map(|mut tunnel| {
+                tunnel.set_pools(&[pool()]);
+                Core::Node(Box::new(tunnel))
+            })
+        };
         Self {
             index,
-            tunnel,
+            core: core.expect("invariant: a seed always has random bytes"),
             handshaker: Handshaker::new(&secret, Random::seeded(!seed)),
             peers: Vec::new(),
             own_candidates: Vec::new(),
-            channels: relay.then(Channels::default),
+            passed_on: 0,
             seen_from: BTreeMap::new(),
             running: true,
             wall_offset_ms: 0,
@@ -80,22 +95,40 @@ impl Node {
         }
     }
 
-    /// Its core, to look at.
+    /// Its core, to look at, unless it is a relay.
     #[must_use]
-    pub const fn tunnel(&self) -> &Tunnel {
-        &self.tunnel
+    pub const fn tunnel(&self) -> Option<&Tunnel> {
+        match &self.core {
+            Core::Node(tunnel) => Some(tunnel),
+            Core::Relay(..) => None,
+        }
+    }
+
+    fn tunnel_mut(&mut self) -> Option<&mut Tunnel> {
+        match &mut self.core {
+            Core::Node(tunnel) => Some(tunnel),
+            Core::Relay(..) => None,
+        }
     }
 
     /// Whether it is a relay.
     #[must_use]
     pub const fn is_relay(&self) -> bool {
-        self.channels.is_some()
+        matches!(self.core, Core::Relay(..))
+    }
+
+    /// Where it reaches a client, if it is a relay.
+    #[must_use]
+    pub fn client_hop(&self, client: NodeIndex) -> Option<Hop> {
+        let Core::Relay(relay, _) = &self.core else { return None };
+        relay.clients().find(|report| report.id == client.id())?.hop
     }
 
     /// Datagrams that it passed on as a relay, in all its lives.
     #[must_use]
     pub fn passed_on(&self) -> u64 {
-        self.channels.as_ref().map_or(0, |channels| channels.passed_on)
+        let Core::Relay(relay, _) = &self.core else { return 0 };
+        self.passed_on + relay.passed_on().datagrams
     }
 
     /// Whether its process runs.
@@ -107,7 +140,7 @@ impl Node {
     /// What the core says of a peer.
     #[must_use]
     pub fn peer(&self, peer: NodeIndex, now: Now) -> Option<PeerStatus> {
-        self.tunnel.peers(now).find(|status| status.id == peer.id())
+        self.tunnel()?.peers(now).find(|status| status.id == peer.id())
     }
 
     /// Sessions that came up, as initiator and as responder.
@@ -131,7 +164,7 @@ impl Node {
     /// How often it dropped something for `reason`.
     #[must_use]
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.tunnel.drops().get(reason)
+        self.tunnel().map_or(0, |tunnel| tunnel.drops().get(reason))
     }
 
     /// Its addresses as others told it.
@@ -146,26 +179,32 @@ impl Node {
     /// Begins anew with its key, its peers and what a daemon writes to disk.
     pub(crate) fn restart(&mut self, seed: u64, now: Now) {
         let floors = Floors::parse(&self.handshaker.floors().emit()).expect("invariant: floors read back");
-        let old = std::mem::replace(self, Self::new(self.index, self.channels.is_some(), seed));
+        let passed_on = self.passed_on();
+        let old = std::mem::replace(self, Self::new(self.index, self.is_relay(), seed, now));
         self.wall_offset_ms = old.wall_offset_ms;
         self.fault = old.fault;
         self.events = old.events;
-        if let (Some(channels), Some(old)) = (&mut self.channels, &old.channels) {
-            channels.passed_on = old.passed_on;
-        }
+        self.passed_on = passed_on;
         self.handshaker.restore(floors);
         self.set_own_candidates(old.own_candidates);
         self.apply(old.peers, now);
     }
 
     pub(crate) fn apply(&mut self, peers: Vec<PeerConfig>, now: Now) {
-        self.tunnel.apply(&peers, now);
+        match &mut self.core {
+            Core::Node(tunnel) => tunnel.apply(&peers, now),
+            Core::Relay(relay, limiter) => {
+                relay.apply(&peers, limiter, now);
+            }
+        }
         self.handshaker.apply(&peers);
         self.peers = peers;
     }
 
     pub(crate) fn set_own_candidates(&mut self, candidates: Vec<SocketAddr>) {
-        self.tunnel.set_own_candidates(&candidates);
+        if let Some(tunnel) = self.tunnel_mut() {
+            tunnel.set_own_candidates(&candidates);
+        }
         self.own_candidates = candidates;
     }
 
@@ -179,12 +218,15 @@ impl Node {
     pub(crate) fn network_changed(&mut self, candidates: Vec<SocketAddr>, now: Now) {
         self.seen_from.clear();
         self.set_own_candidates(candidates);
-        self.tunnel.network_changed(now);
+        if let Some(tunnel) = self.tunnel_mut() {
+            tunnel.network_changed(now);
+        }
     }
 
     pub(crate) fn outbound(&mut self, packet: &[u8], now: Now, output: &mut Output) {
         let mut buffer = [0; BUFFER_LEN];
-        if let Ok(Outbound::Send { len, to }) = self.tunnel.outbound(packet, &mut buffer, now) {
+        let sealed = self.tunnel_mut().map(|tunnel| tunnel.outbound(packet, &mut buffer, now));
+        if let Some(Ok(Outbound::Send { len, to })) = sealed {
             output.sent.push((to, buffer[..len].to_vec()));
         }
     }
@@ -197,93 +239,118 @@ impl Node {
         now: Now,
         output: &mut Output,
     ) -> Option<(Vec<u8>, Option<NodeIndex>)> {
-        if let Some(channels) = &mut self.channels
-            && relayed::parse(&bytes).is_some()
-        {
-            let to = channels.pass_on(&self.tunnel, &mut bytes, from);
-            output.sent.extend(to.map(|to| (to, bytes)));
-            return None;
-        }
-        match self.tunnel.inbound(&mut bytes, from, now) {
-            Ok(Inbound::Packet { range, peer }) => Some((bytes[range].to_vec(), NodeIndex::from_id(peer))),
-            Ok(Inbound::Consumed) | Err(_) => None,
+        match &mut self.core {
+            Core::Relay(relay, limiter) => {
+                if let Ok(Verdict::Forward { to, .. }) = relay.handle_datagram(&mut bytes, from, limiter, now)
+                {
+                    output.sent.push((to, bytes));
+                }
+                None
+            }
+            Core::Node(tunnel) => match tunnel.inbound(&mut bytes, from, now) {
+                Ok(Inbound::Packet { range, peer }) => {
+                    Some((bytes[range].to_vec(), NodeIndex::from_id(peer)))
+                }
+                Ok(Inbound::Consumed) | Err(_) => None,
+            },
         }
     }
 
     pub(crate) fn ping(&mut self, peer: NodeIndex, token: u64, now: Now) -> bool {
-        self.tunnel.ping(peer.id(), token, now).is_ok()
+        self.tunnel_mut().is_some_and(|tunnel| tunnel.ping(peer.id(), token, now).is_ok())
     }
 
     pub(crate) fn link_opened(&mut self, peer: NodeId, candidate: u32, link: Link, now: Now) {
-        self.tunnel.link_opened(peer, candidate, link, now);
+        if let Some(tunnel) = self.tunnel_mut() {
+            tunnel.link_opened(peer, candidate, link, now);
+        }
     }
 
     pub(crate) fn link_failed(&mut self, peer: NodeId, candidate: u32, now: Now) {
-        self.tunnel.link_failed(peer, candidate, now);
+        if let Some(tunnel) = self.tunnel_mut() {
+            tunnel.link_failed(peer, candidate, now);
+        }
     }
 
     pub(crate) fn link_closed(&mut self, link: Link, now: Now) {
-        self.tunnel.link_closed(link, now);
+        match &mut self.core {
+            Core::Node(tunnel) => tunnel.link_closed(link, now),
+            Core::Relay(relay, _) => relay.link_closed(link, now),
+        }
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let works = self.running && self.fault != Fault::NeverRetries;
-        self.tunnel.poll_deadline().filter(|_| works)
+        let deadline = match &self.core {
+            Core::Node(tunnel) => tunnel.poll_deadline(),
+            Core::Relay(relay, _) => Some(relay.poll_deadline()),
+        };
+        deadline.filter(|_| works)
     }
 
     /// Does what is due and all that follows. Tells whether others may see it from another address now.
     pub(crate) fn work(&mut self, now: Now, at: Duration, output: &mut Output) -> bool {
-        if self.next_deadline().is_some_and(|deadline| deadline <= now.monotonic) {
-            self.tunnel.handle_deadline(now);
-        }
+        let due = self.next_deadline().is_some_and(|deadline| deadline <= now.monotonic);
         let mut seen_elsewhere = false;
-        for turn in 0.. {
-            assert!(turn < MAX_TURNS, "{:?} works without end at {at:?}", self.index);
-            let mut idle = true;
-            while let Some(job) = self.tunnel.poll_job() {
-                let done = self.handshaker.run(job, 0, now);
-                self.tunnel.handle_job(done, now);
-                idle = false;
+        let mut buffer = [0; BUFFER_LEN];
+        match &mut self.core {
+            Core::Node(tunnel) => {
+                if due {
+                    tunnel.handle_deadline(now);
+                }
+                while let Some(job) = tunnel.poll_job() {
+                    let done = self.handshaker.run(job, 0, now);
+                    tunnel.handle_job(done, now);
+                }
+                while let Some(transmit) = tunnel.poll_transmit(&mut buffer, now) {
+                    output.sent.push((transmit.to, buffer[..transmit.len].to_vec()));
+                    assert!(output.sent.len() < MAX_SENT, "{:?} sends without end at {at:?}", self.index);
+                }
+                // Sending may have begun a handshake: its job is for the next turn.
+                while let Some(job) = tunnel.poll_job() {
+                    let done = self.handshaker.run(job, 0, now);
+                    tunnel.handle_job(done, now);
+                    while let Some(transmit) = tunnel.poll_transmit(&mut buffer, now) {
+                        output.sent.push((transmit.to, buffer[..transmit.len].to_vec()));
+                    }
+                }
+                let fault = self.fault;
+                let dials = std::iter::from_fn(|| tunnel.poll_dial());
+                output.dials.extend(dials.filter(|_| fault != Fault::NeverDials));
+                while let Some(event) = tunnel.poll_event() {
+                    if let Event::SeenFrom { peer, address } = event {
+                        let before = self.seen_from.insert((peer, address.is_ipv4()), address);
+                        seen_elsewhere |= before != Some(address);
+                    }
+                    self.events.push((at, event));
+                }
             }
-            while let Some(event) = self.tunnel.poll_event() {
-                seen_elsewhere |= self.react(event);
-                self.events.push((at, event));
-                idle = false;
-            }
-            let mut buffer = [0; BUFFER_LEN];
-            while let Some(transmit) = self.tunnel.poll_transmit(&mut buffer, now) {
-                output.sent.push((transmit.to, buffer[..transmit.len].to_vec()));
-                idle = false;
-            }
-            let dials = std::iter::from_fn(|| self.tunnel.poll_dial());
-            output.dials.extend(dials.filter(|_| self.fault != Fault::NeverDials));
-            if idle {
-                break;
+            Core::Relay(relay, _) => {
+                if due {
+                    relay.handle_deadline(now);
+                }
+                loop {
+                    let mut idle = true;
+                    while let Some(job) = relay.poll_job() {
+                        let done = self.handshaker.run(job, 0, now);
+                        relay.handle_job(done, now);
+                        idle = false;
+                    }
+                    while let Some(transmit) = relay.poll_transmit(&mut buffer, now) {
+                        output.sent.push((transmit.to, buffer[..transmit.len].to_vec()));
+                        assert!(output.sent.len() < MAX_SENT, "{:?} sends without end at {at:?}", self.index);
+                        idle = false;
+                    }
+                    if idle {
+                        break;
+                    }
+                }
+                let closed = std::iter::from_fn(|| relay.poll_close());
+                output.dials.extend(closed.map(|link| Dial::Close { link }));
+                while relay.poll_event().is_some() {}
             }
         }
         seen_elsewhere
-    }
-
-    fn react(&mut self, event: Event) -> bool {
-        match event {
-            Event::SeenFrom { peer, address } => {
-                self.seen_from.insert((peer, address.is_ipv4()), address) != Some(address)
-            }
-            Event::BindRequested { client, target } => {
-                let members: Vec<NodeId> = self.peers.iter().map(|peer| peer.id).collect();
-                if let Some(channels) = &mut self.channels {
-                    channels.bind(&mut self.tunnel, client, target, &members);
-                }
-                false
-            }
-            Event::Established { .. } | Event::Unreachable { .. } | Event::Expired { .. } => {
-                if let Some(channels) = &mut self.channels {
-                    channels.tell_changes(&mut self.tunnel);
-                }
-                false
-            }
-            Event::PathSelected { .. } | Event::Pong { .. } => false,
-        }
     }
 }
 

@@ -169,7 +169,8 @@ impl World {
         let index = NodeIndex::numbered(self.nodes.len());
         self.network.add_host(place);
         self.streams.start_process(index);
-        let mut node = Node::new(index, relay, self.rng.bits());
+        let now = Now::new(self.start + self.elapsed, BIRTH.saturating_add(self.elapsed));
+        let mut node = Node::new(index, relay, self.rng.bits(), now);
         node.set_own_candidates(place.addresses());
         self.nodes.push(node);
         index
@@ -235,7 +236,7 @@ impl World {
     /// What a node's core says of all its peers.
     #[must_use]
     pub fn statuses(&self, node: NodeIndex) -> Vec<PeerStatus> {
-        self.node(node).tunnel().peers(self.now(node)).collect()
+        self.node(node).tunnel().map_or_else(Vec::new, |tunnel| tunnel.peers(self.now(node)).collect())
     }
 
     /// Time since the world began.

@@ -7,14 +7,14 @@ use ringmesh_sim::network::Realm;
 use ringmesh_sim::{NatKind, NodeIndex, World};
 use ringmesh_tunnel::{Carrier, Event, Path};
 
-pub const SECOND: Duration = Duration::from_secs(1);
-pub const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 /// How often each side of a talking pair sends.
-pub const PACE: Duration = Duration::from_millis(50);
+pub(crate) const PACE: Duration = Duration::from_millis(50);
 
 /// How one node reaches another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
+pub(crate) enum By {
     Nothing,
     Udp,
     Relay,
@@ -23,20 +23,20 @@ pub enum By {
 }
 
 /// A node on the internet, by IPv4.
-pub fn public(world: &mut World) -> NodeIndex {
+pub(crate) fn public(world: &mut World) -> NodeIndex {
     let place = world.network.fresh_place(Realm::INTERNET, true, false);
     world.add_node(place)
 }
 
 /// A node behind a router of its own.
-pub fn behind(world: &mut World, kind: NatKind) -> NodeIndex {
+pub(crate) fn behind(world: &mut World, kind: NatKind) -> NodeIndex {
     let inside = world.network.add_router(Realm::INTERNET, kind, None);
     let place = world.network.fresh_place(inside, true, false);
     world.add_node(place)
 }
 
 /// Two nodes that can be direct, and a relay.
-pub fn pair_with_relay(seed: u64) -> (World, NodeIndex, NodeIndex, NodeIndex) {
+pub(crate) fn pair_with_relay(seed: u64) -> (World, NodeIndex, NodeIndex, NodeIndex) {
     let mut world = World::new(seed);
     let a = behind(&mut world, NatKind::port_restricted());
     let b = behind(&mut world, NatKind::address_restricted());
@@ -46,7 +46,7 @@ pub fn pair_with_relay(seed: u64) -> (World, NodeIndex, NodeIndex, NodeIndex) {
 }
 
 /// Two nodes that only a relay can bring together, and it.
-pub fn relayed_pair(seed: u64) -> (World, NodeIndex, NodeIndex, NodeIndex) {
+pub(crate) fn relayed_pair(seed: u64) -> (World, NodeIndex, NodeIndex, NodeIndex) {
     let mut world = World::new(seed);
     let a = behind(&mut world, NatKind::symmetric());
     let b = behind(&mut world, NatKind::symmetric());
@@ -56,7 +56,7 @@ pub fn relayed_pair(seed: u64) -> (World, NodeIndex, NodeIndex, NodeIndex) {
 }
 
 /// Lets a pair talk for a while.
-pub fn talk(world: &mut World, a: NodeIndex, b: NodeIndex, time: Duration) {
+pub(crate) fn talk(world: &mut World, a: NodeIndex, b: NodeIndex, time: Duration) {
     let end = world.elapsed() + time;
     while world.elapsed() < end {
         world.send(a, b, 100);
@@ -66,7 +66,7 @@ pub fn talk(world: &mut World, a: NodeIndex, b: NodeIndex, time: Duration) {
 }
 
 /// How `a` reaches `b` at present.
-pub fn by(world: &World, a: NodeIndex, b: NodeIndex) -> By {
+pub(crate) fn by(world: &World, a: NodeIndex, b: NodeIndex) -> By {
     match world.peer(a, b).and_then(|status| status.endpoint) {
         None => By::Nothing,
         Some(Path::Udp(_)) => By::Udp,
@@ -77,13 +77,13 @@ pub fn by(world: &World, a: NodeIndex, b: NodeIndex) -> By {
 }
 
 /// How the two reach each other, if it is the same way.
-pub fn both_by(world: &World, a: NodeIndex, b: NodeIndex) -> Option<By> {
+pub(crate) fn both_by(world: &World, a: NodeIndex, b: NodeIndex) -> Option<By> {
     let way = by(world, a, b);
     (way == by(world, b, a)).then_some(way)
 }
 
 /// Packets between the two sent from `since` on that did not arrive, though they had a second.
-pub fn missing(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> usize {
+pub(crate) fn missing(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> usize {
     let judged = world.elapsed().saturating_sub(SECOND);
     let between = |from, to| (from, to) == (a, b) || (from, to) == (b, a);
     let due = world.ledger.iter().filter(|entry| entry.sent >= since && entry.sent < judged);
@@ -91,7 +91,7 @@ pub fn missing(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> us
 }
 
 /// The longest time, from `since` on, in which nothing arrived at `to`.
-pub fn stall(world: &World, from: NodeIndex, to: NodeIndex, since: Duration) -> Duration {
+pub(crate) fn stall(world: &World, from: NodeIndex, to: NodeIndex, since: Duration) -> Duration {
     let arrivals = world.ledger.iter().filter(|entry| entry.from == from && entry.to == to);
     let mut times: Vec<Duration> =
         arrivals.filter_map(|entry| entry.delivered).filter(|&at| at >= since).collect();
@@ -101,12 +101,12 @@ pub fn stall(world: &World, from: NodeIndex, to: NodeIndex, since: Duration) -> 
 }
 
 /// The longer stall of both directions.
-pub fn worst_stall(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> Duration {
+pub(crate) fn worst_stall(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> Duration {
     stall(world, a, b, since).max(stall(world, b, a, since))
 }
 
 /// Lets the pair talk until both hear each other again; tells how long that took.
-pub fn until_heard(world: &mut World, a: NodeIndex, b: NodeIndex, limit: Duration) -> Duration {
+pub(crate) fn until_heard(world: &mut World, a: NodeIndex, b: NodeIndex, limit: Duration) -> Duration {
     let start = world.elapsed();
     let heard = |world: &World, from, to| {
         let mut sent = world.ledger.iter().rev().take_while(|entry| entry.sent >= start);
@@ -120,12 +120,12 @@ pub fn until_heard(world: &mut World, a: NodeIndex, b: NodeIndex, limit: Duratio
 }
 
 /// Sessions that `a` had with `b`.
-pub fn sessions(world: &World, a: NodeIndex, b: NodeIndex) -> usize {
+pub(crate) fn sessions(world: &World, a: NodeIndex, b: NodeIndex) -> usize {
     world.node(a).sessions_with(b).count()
 }
 
 /// How often `a` selected another path to `b` from `since` on.
-pub fn moves(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> usize {
+pub(crate) fn moves(world: &World, a: NodeIndex, b: NodeIndex, since: Duration) -> usize {
     let is = |event: &Event| matches!(event, Event::PathSelected { peer, .. } if *peer == b.id());
     world.node(a).events.iter().filter(|(at, event)| *at >= since && is(event)).count()
 }
