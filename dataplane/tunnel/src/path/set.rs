@@ -340,7 +340,11 @@ impl Paths {
                 Some(entry) => entry.origin = Origin::Map,
                 None => {
                     self.make_room();
-                    self.entries.push(Entry::new(candidate, Origin::Map));
+                    let mut entry = Entry::new(candidate, Origin::Map);
+                    if matches!(candidate, Candidate::Udp(_)) {
+                        entry.try_now(now);
+                    }
+                    self.entries.push(entry);
                     self.wake(now);
                 }
             }
