@@ -163,7 +163,220 @@ fn url_is_allowed(url: &str, pools: &[Prefix]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use ringmesh_tunnel::{
+        Carrier,
+        enroll::seal::{Context, Purpose, seal_secret},
+        key::{IdentitySecret, NetworkId, SecretKey},
+        netmap::{Certificate, Envelope, Head, MapUpdate, Position, Role, digest},
+    };
+
     use super::*;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_767_225_600);
+
+    /// A network whose keys the test holds, and its members, of whom the first is this node.
+    struct Scene {
+        root: IdentitySecret,
+        members: Vec<Member>,
+        records: Vec<Envelope>,
+        ssh: Vec<SshRoad>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut scene = Self {
+                root: IdentitySecret::from_seed([0xf0; 32]),
+                members: Vec::new(),
+                records: Vec::new(),
+                ssh: Vec::new(),
+            };
+            scene.member(1, "me", |_| {});
+            scene
+        }
+
+        fn network(&self) -> NetworkId {
+            NetworkId::of_root(&self.root.public_key())
+        }
+
+        fn member(&mut self, number: u8, name: &str, change: impl FnOnce(&mut Member)) {
+            let identity = IdentitySecret::from_seed([number; 32]).public_key();
+            let mut member = Member {
+                network: self.network(),
+                id: NodeId::from_bytes([number; 8]),
+                name: name.to_owned(),
+                kind: MemberKind::Mesh,
+                relay: false,
+                noise_key: identity.noise_key(),
+                identity_key: Some(identity),
+                ipv4: Some([100, 64, 0, number].into()),
+                ipv6: [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(number)].into(),
+                tags: Vec::new(),
+                groups: Vec::new(),
+                routes: Vec::new(),
+                serial: 1,
+                not_after: NOW.saturating_add(Duration::from_secs(3600)),
+            };
+            change(&mut member);
+            self.members.push(member);
+        }
+
+        /// What a member says of itself.
+        fn says(&mut self, number: u8, websockets: &[&str], ssh: &[&str]) {
+            let record = NodeRecord {
+                network: self.network(),
+                id: NodeId::from_bytes([number; 8]),
+                serial: 1,
+                endpoints: vec!["192.0.2.1:51820".parse().unwrap(), "127.0.0.1:1".parse().unwrap()],
+                time: NOW,
+                websockets: websockets.iter().map(ToString::to_string).collect(),
+                ssh: ssh.iter().map(|text| text.parse().unwrap()).collect(),
+            };
+            self.records.push(Envelope::sign(&record, &IdentitySecret::from_seed([number; 32])).unwrap());
+        }
+
+        fn map(&self) -> NetworkMap {
+            let (network, head_key) = (self.network(), IdentitySecret::from_seed([0xf1; 32]));
+            let not_after = NOW.saturating_add(Duration::from_secs(3600));
+            let (role, key) = (Role::Head, head_key.public_key());
+            let certificate = Certificate { network, role, key, serial: 1, not_after };
+            let certificate = Envelope::sign(&certificate, &self.root).unwrap();
+            let sign = |member| Envelope::sign(member, &self.root).unwrap();
+            let members: Vec<_> = self.members.iter().map(sign).collect();
+            let all = [&certificate].into_iter().chain(&members).chain(&self.records);
+            let position = Position { durable: 1, replica: 1, ephemeral: 0 };
+            let head = Head {
+                network,
+                position,
+                digest: digest(all.map(Envelope::hash)),
+                time: NOW,
+                not_after,
+                epoch: 1,
+                secrets: [0; 32],
+            };
+            let update = MapUpdate {
+                full: true,
+                position,
+                certificates: vec![certificate],
+                members,
+                removed: Vec::new(),
+                policy: None,
+                rules: Vec::new(),
+                node_records: self.records.clone(),
+                head: Envelope::sign(&head, &head_key).unwrap(),
+            };
+            let empty = NetworkMap::empty(network, self.root.public_key(), self.members[0].id);
+            empty.verify(update, NOW).unwrap()
+        }
+
+        /// What the node makes of it, by names.
+        fn peers(&self, roads: &mut Roads) -> BTreeMap<String, PeerConfig> {
+            self.with_known(|map, known| of_map(map, known, roads, NOW))
+        }
+
+        fn clients(&self) -> BTreeMap<String, PeerConfig> {
+            self.with_known(|map, known| clients(map, known, NOW))
+        }
+
+        fn with_known(
+            &self,
+            make: impl FnOnce(&NetworkMap, &Known<'_>) -> Vec<PeerConfig>,
+        ) -> BTreeMap<String, PeerConfig> {
+            let map = self.map();
+            let key = SecretKey::from_bytes([1; 32]);
+            let context = Context { network: self.network(), epoch: 1, purpose: Purpose::Network };
+            let sealed = seal_secret(&key.public_key(), context, &[9; 32]).unwrap();
+            let secrets = Secrets::default().with_epochs(self.network(), &key, [(1, sealed)]).unwrap();
+            let pools = ["100.64.0.0/10".parse().unwrap()];
+            let own = self.members[0].noise_key;
+            let peers = make(&map, &Known { secrets: &secrets, own: &own, pools: &pools, ssh: &self.ssh });
+            peers.into_iter().map(|peer| (map.member(peer.id).unwrap().name.clone(), peer)).collect()
+        }
+    }
+
+    fn road(peer: &str) -> SshRoad {
+        SshRoad {
+            peer: peer.to_owned(),
+            host: "gate.example".parse().unwrap(),
+            user: "mesh".to_owned(),
+            key: Some("/k".into()),
+            agent: None,
+            host_key: None,
+            known_hosts: Some("/h".into()),
+            socket: "/run/mesh/link.sock".into(),
+        }
+    }
+
+    #[test]
+    fn a_relay_is_kept_in_touch_with_and_sends_no_packet_of_its_own() {
+        let mut scene = Scene::new();
+        scene.member(2, "carrier", |member| member.relay = true);
+        scene.member(3, "bob", |_| {});
+        let url = "wss://relay.example/relay/v1";
+        scene.says(2, &[url, "wss://127.0.0.1/relay/v1"], &[]);
+        scene.says(3, &[url], &[]);
+        let mut roads = Roads::default();
+        let peers = scene.peers(&mut roads);
+
+        let relay = &peers["carrier"];
+        assert!(relay.relay && relay.mesh && relay.allowed_ips.is_empty());
+        assert_eq!(relay.persistent_keepalive, Some(25));
+        assert_eq!(relay.candidates, ["192.0.2.1:51820".parse().unwrap()], "not this machine's own loopback");
+        let [link] = relay.links.as_slice() else { panic!("{:?}", relay.links) };
+        assert_eq!(link.carrier, Carrier::WebSocket);
+        assert_eq!(roads.find(relay.id, link.number).unwrap().to_string(), url);
+
+        let bob = &peers["bob"];
+        assert!(!bob.relay && bob.links.is_empty(), "who is no relay has no WebSocket to offer");
+        assert_eq!((bob.persistent_keepalive, bob.allowed_ips.len()), (None, 2));
+        assert_eq!(
+            scene.peers(&mut roads)["carrier"].links,
+            relay.links,
+            "the same map gives the same numbers"
+        );
+    }
+
+    #[test]
+    fn ssh_roads_are_those_of_the_configuration_and_then_what_the_peer_says() {
+        let mut scene = Scene::new();
+        scene.member(2, "gate", |_| {});
+        scene.member(3, "bob", |_| {});
+        scene.says(2, &[], &["192.0.2.1:2222", "127.0.0.1:22", "100.64.0.9:22"]);
+        let by_id = NodeId::from_bytes([3; 8]).to_string();
+        scene.ssh = vec![road("Gate"), road(&by_id), road("nobody")];
+        let mut roads = Roads::default();
+        let peers = scene.peers(&mut roads);
+        let names = |peer: &PeerConfig| -> Vec<String> {
+            peer.links.iter().map(|link| roads.find(peer.id, link.number).unwrap().to_string()).collect()
+        };
+        assert_eq!(names(&peers["gate"]), ["ssh mesh@gate.example:22", "ssh 192.0.2.1:2222"]);
+        assert_eq!(names(&peers["bob"]), ["ssh mesh@gate.example:22"]);
+        let endpoint = roads.find(peers["gate"].id, peers["gate"].links[1].number).unwrap();
+        let host_key = IdentitySecret::from_seed([2; 32]).public_key();
+        let address = "192.0.2.1:2222".parse().unwrap();
+        assert_eq!(
+            *endpoint,
+            Road::Endpoint { address, host_key },
+            "the host key is the member's, from its record"
+        );
+    }
+
+    #[test]
+    fn a_relay_serves_every_node_of_ours_and_nothing_else() {
+        let mut scene = Scene::new();
+        scene.members[0].relay = true;
+        scene.member(2, "bob", |_| {});
+        scene.member(3, "printer", |member| {
+            member.kind = MemberKind::Stock;
+            member.identity_key = None;
+        });
+        let clients = scene.clients();
+        assert_eq!(clients.keys().collect::<Vec<_>>(), ["bob"]);
+        let bob = &clients["bob"];
+        assert!(bob.allowed_ips.is_empty() && bob.candidates.is_empty() && bob.links.is_empty());
+        assert!(bob.mesh && !bob.relay);
+    }
 
     #[test]
     fn a_relay_cannot_have_its_clients_knock_on_their_own_doors() {

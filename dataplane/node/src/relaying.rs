@@ -191,12 +191,12 @@ fn websocket_urls(mode: &RelayMode, listens: Option<SocketAddr>, host: &[IpAddr]
 
 fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     let doing = format!("relay.websocket_listen = \"{address}\"");
-    let listener = std::net::TcpListener::bind(address).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => Failure::new(
-            Reason::Conflict,
-            format!("{doing}: another program listens there; stop it, or give another address"),
-        ),
-        _ => Failure::host(&doing, &error),
+    let listener = std::net::TcpListener::bind(address).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            let text = "another program listens there; stop it, or give another address";
+            return Failure::new(Reason::Conflict, format!("{doing}: {text}"));
+        }
+        Failure::host(&doing, &error)
     })?;
     listener.set_nonblocking(true).map_err(|error| Failure::host(&doing, &error))?;
     TcpListener::from_std(listener).map_err(|error| Failure::host(&doing, &error))

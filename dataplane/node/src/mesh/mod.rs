@@ -524,15 +524,11 @@ impl Mesh {
 }
 
 fn ssh_port_failure(port: u16, error: &std::io::Error) -> Failure {
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => Failure::new(
-            Reason::Conflict,
-            format!(
-                "ssh_port = {port}: another program listens there (the system's own SSH server?); give another port"
-            ),
-        ),
-        _ => Failure::host(format!("ssh_port = {port}"), error),
+    if error.kind() == std::io::ErrorKind::AddrInUse {
+        let text = "another program listens there (the system's own SSH server?); give another port";
+        return Failure::new(Reason::Conflict, format!("ssh_port = {port}: {text}"));
     }
+    Failure::host(format!("ssh_port = {port}"), error)
 }
 
 /// The map on disk; one that cannot be used is set aside, and a coordinator will send it again.

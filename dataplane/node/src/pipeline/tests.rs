@@ -408,7 +408,7 @@ fn a_flood_of_junk_in_a_link_does_not_hold_up_a_turn() {
 
 #[test]
 fn what_a_link_does_not_take_is_counted() {
-    let (mut one, _two, cable) = pair_by_cable();
+    let (mut one, _two, _cable) = pair_by_cable();
     let fits = fallback::OUTGOING_BYTES / 1442;
     for _ in 0..fits + 20 {
         one.io.push_packet(&packet(1, 2, 1408));
