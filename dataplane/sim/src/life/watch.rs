@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::time::Duration;
 
+use ringmesh_tunnel::key::NodeId;
 use ringmesh_tunnel::peer::MAX_HELD_PACKETS;
 use ringmesh_tunnel::{Event, Path};
 
@@ -284,8 +285,12 @@ impl Watch {
                         let impossible = since.is_some_and(|(direct, since)| {
                             direct == Direct::Impossible && since + IN_FLIGHT < at
                         });
-                        let talks =
-                            |pair: &Watched| pair.talking_since.is_some_and(|since| since + IN_FLIGHT < at);
+                        // Without any road, where packets go is nobody's business.
+                        let talks = |pair: &Watched| {
+                            let old = pair.since(at, CONNECTED_WITHIN);
+                            pair.talking_since.is_some_and(|since| since + IN_FLIGHT < at)
+                                && !roads(node.min(peer_of(peer)), node.max(peer_of(peer)), &old).is_empty()
+                        };
                         if impossible && watched.is_some_and(talks) {
                             return Err(format!(
                                 "at {at:?}, {node:?} selected {address} for {peer}: impossible"
@@ -482,6 +487,11 @@ impl Watched {
             })
         })
     }
+}
+
+/// The node with this name in the map.
+fn peer_of(id: NodeId) -> NodeIndex {
+    NodeIndex::from_id(id).expect("invariant: nodes of a world know nobody else")
 }
 
 /// What a node knows of a peer.
