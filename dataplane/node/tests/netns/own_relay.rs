@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringmesh_lab::{Blocks, Router, in_sandbox};
 use ringmesh_node::config::RelayMode;
 use ringmesh_proto::admin::CreateTokenRequest;
-use ringmesh_proto::local::StatusResponse;
+use ringmesh_proto::local::{StatusResponse, WhyRequest};
 
 use crate::{
     roads::{Behind, first_answer, until_path},
@@ -74,6 +74,22 @@ fn nodes_that_only_a_daemon_of_its_own_can_relay_reach_each_other_by_udp_and_by_
             first_answer(&alice.machine, bob.ipv4, SECOND_ROAD);
             until_path(&mut alice, "bob", "websocket", SECOND_ROAD).await;
             assert_eq!(client(&relay.status().await, "alice").path, "websocket");
+
+            let answer = alice.node.ping("bob", 1, 5000).await.unwrap().remove(0);
+            assert_eq!((answer.path.as_str(), answer.via.as_str()), ("websocket", "carrier"), "{answer:?}");
+            assert!(answer.endpoint.starts_with("wss://"), "{answer:?}");
+            let request = WhyRequest { node: "bob".to_owned() };
+            let why = alice.node.client.why(request).await.unwrap().into_inner();
+            assert!(why.verdict.contains("over a WebSocket to the relay carrier"), "{}", why.verdict);
+            assert!(why.verdict.contains("no direct path works"), "{}", why.verdict);
+            let dead = why.paths.iter().filter(|path| path.kind == "udp");
+            for path in dead.clone() {
+                assert_eq!((path.last_error.as_str(), path.selected), ("no answer", false), "{path:?}");
+                assert!(path.next_try_ms.is_some(), "{path:?}");
+            }
+            assert!(dead.count() > 0);
+            assert_eq!(why.paths.iter().filter(|path| path.selected).count(), 1);
+            assert_eq!(why.relays[0].path, "websocket");
         });
     });
 }
