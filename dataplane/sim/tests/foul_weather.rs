@@ -141,7 +141,8 @@ fn five_nodes_chatter_in_foul_weather() {
 #[test]
 fn roaming_node_is_found_again_by_what_it_sends() {
     seeds::check(0..50, |seed| {
-        let (mut world, a, b) = pair(seed, Weather::foul());
+        // Nothing is lost: three lost probes would rightly begin a handshake.
+        let (mut world, a, b) = pair(seed, Weather::delayed(1, 120));
         until_connected(&mut world, a, b, MINUTE);
         // Both began at once; what that leaves behind is sorted out before anyone moves.
         chatter(&mut world, 20 * SECOND);
@@ -232,7 +233,8 @@ fn idle_week_ends_with_a_session_at_the_first_packet() {
     let number = world.send(a, b, 10);
     world.run(SECOND);
     assert!(world.ledger.get(number).unwrap().delivered.is_some());
-    assert!(world.network.sent() - sent < 6);
+    // A handshake, the packet, and both sides' first probes.
+    assert!(world.network.sent() - sent < 16);
 }
 
 #[test]
