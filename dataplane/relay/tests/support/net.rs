@@ -16,7 +16,7 @@ use ringmesh_tunnel::{
     Carrier, Dial, Handshaker, Hop, Inbound, Link, LinkCandidate, Now, Outbound, PeerConfig, Psk, Random,
     Tunnel, UnixTime,
 };
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -59,7 +59,10 @@ impl TestServer {
 
     pub(crate) async fn bare(config: ServerConfig) -> Self {
         let handle = Server::start(config).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // Room for as many as the hostile clients of a test are: what the kernel drops, nobody can close in time.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(4096).unwrap();
         let tcp = listener.local_addr().unwrap();
         let offered = handle.clone();
         let accept = tokio::spawn(async move {
