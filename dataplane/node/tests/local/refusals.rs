@@ -31,6 +31,13 @@ impl Scene {
         let place = Place::new();
         let mut node = place.start().await.unwrap();
         node.join(&coordinator.token(), "alpha").await.unwrap();
+        // What the node says of itself moves the map on, too: not in the middle of what comes.
+        coordinator
+            .hear("the node's record", |message| match message {
+                ringmesh_proto::control::sync_request::Message::NodeRecord(_) => Some(()),
+                _ => None,
+            })
+            .await;
         let peer =
             coordinator.shared.authority.member(7, "good-peer", IdentitySecret::generate().public_key());
         let envelope = coordinator.shared.authority.sign_member(&peer);
