@@ -47,7 +47,7 @@ impl Tunnel {
         if let Some(pending) = peer.handshake.as_mut() {
             pending.message = Some(Box::new(message));
         }
-        let paths = peer.initiation_paths(&relays, now.monotonic);
+        let paths = peer.initiation_paths(&relays, &mut self.budgets, now.monotonic);
         for path in paths.iter() {
             peer.sent_bytes += message.len() as u64;
             push_message(&mut self.messages, &message, path);

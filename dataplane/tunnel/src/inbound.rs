@@ -46,7 +46,6 @@ impl Tunnel {
     fn unwrap(&mut self, datagram: &mut [u8], from: Hop, now: Now) -> Result<Inbound, DropReason> {
         let Some(number) = relayed::parse(datagram) else { return self.sort(datagram, from.into(), now) };
         let relay = self.relay_at(from).ok_or(DropReason::UnknownRelay)?;
-        self.touch_relay(relay, now.monotonic);
         let inner = datagram.get_mut(relayed::HEADER_LEN..).ok_or(DropReason::UnknownMessage)?;
         let taken = self.sort(inner, Path::Relay(Channel { relay, number }), now)?;
         Ok(match taken {
@@ -116,6 +115,10 @@ impl Tunnel {
         let opened = session.open(counter, datagram, now.monotonic)?;
 
         // From here on the datagram is the peer's own, and new.
+        if let Path::Relay(channel) = from {
+            self.touch_relay(channel.relay, now.monotonic);
+        }
+        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         let (id, mesh) = (peer.id, peer.mesh);
         peer.received_bytes = peer.received_bytes.saturating_add(datagram.len() as u64);
         if position == Position::Next {
@@ -157,7 +160,8 @@ impl Tunnel {
     fn notice(&mut self, slot: Slot, notice: Notice, from: Path, now: Now) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         match notice {
-            Notice::EchoRequest { token, .. } => {
+            Notice::EchoRequest { token, streamed, .. } => {
+                peer.paths.probed(from, streamed, now.monotonic);
                 if peer.notices.len() >= MAX_NOTICES {
                     return Err(DropReason::HeldTooMany);
                 }
@@ -166,10 +170,11 @@ impl Tunnel {
                 self.list(slot);
             }
             Notice::EchoReply { token, seen_from } => {
-                if from.address().is_some() {
-                    self.seen(slot, seen_from, now.monotonic);
-                }
                 if self.probe_answered(slot, from, token, now.monotonic) {
+                    // Only now is it the answer to something that took this path.
+                    if from.address().is_some() {
+                        self.seen(slot, seen_from, now.monotonic);
+                    }
                     return Ok(());
                 }
                 let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;

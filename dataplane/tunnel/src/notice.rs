@@ -28,6 +28,8 @@ const BOUND: u8 = 5;
 const BIND_REFUSED: u8 = 6;
 /// In an echo request: the sender's own packets take this path.
 const SELECTED: u8 = 1;
+/// In an echo request: the sender reaches the relay in between over a stream.
+const STREAMED: u8 = 2;
 /// In an offer: the receiver is asked to offer its candidates too.
 const ANSWER: u8 = 1;
 /// In the word that a channel is bound: its other end is there.
@@ -47,7 +49,8 @@ pub(crate) type Offered = heapless::Vec<SocketAddr, MAX_OFFERED>;
 #[expect(clippy::large_enum_variant, reason = "notices are few, short-lived and never many at once")]
 pub(crate) enum Notice {
     /// Asks for a reply with the same token, by the path it came. `selected`: the sender's packets take this path, too.
-    EchoRequest { token: u64, selected: bool },
+    /// `streamed`: the sender reaches the relay in between over a stream.
+    EchoRequest { token: u64, selected: bool, streamed: bool },
     /// Answers a request, and tells from which address it was seen to come, if it came from one.
     EchoReply { token: u64, seen_from: Option<SocketAddr> },
     /// Where the sender may be reached; try now, the sender tries too. `answer`: tell me the same.
@@ -104,9 +107,9 @@ impl Notice {
     pub(crate) fn emit(&self) -> ([u8; MAX_LEN], usize) {
         let mut writer = Writer { bytes: [0; MAX_LEN], len: HEADER_LEN };
         let kind = match self {
-            Self::EchoRequest { token, selected } => {
+            Self::EchoRequest { token, selected, streamed } => {
                 writer.put(&token.to_be_bytes());
-                writer.flag(*selected, SELECTED);
+                writer.put(&[if *selected { SELECTED } else { 0 } | if *streamed { STREAMED } else { 0 }]);
                 ECHO_REQUEST
             }
             Self::EchoReply { token, seen_from } => {
@@ -227,7 +230,9 @@ impl Reader<'_> {
 
     fn echo_request(&mut self) -> Option<Notice> {
         let token = self.chunk().map(u64::from_be_bytes)?;
-        Some(Notice::EchoRequest { token, selected: self.flag(SELECTED)? })
+        let flags = self.byte()?;
+        let (selected, streamed) = (flags & SELECTED != 0, flags & STREAMED != 0);
+        Some(Notice::EchoRequest { token, selected, streamed })
     }
 
     fn echo_reply(&mut self) -> Option<Notice> {
@@ -276,7 +281,11 @@ mod tests {
         let refusal = prop_oneof![Just(BindRefusal::UnknownNode), Just(BindRefusal::Full)];
         let offered = proptest::collection::vec(any_address(), 0..=MAX_OFFERED);
         prop_oneof![
-            any::<(u64, bool)>().prop_map(|(token, selected)| Notice::EchoRequest { token, selected }),
+            any::<(u64, bool, bool)>().prop_map(|(token, selected, streamed)| Notice::EchoRequest {
+                token,
+                selected,
+                streamed
+            }),
             (any::<u64>(), proptest::option::of(any_address()))
                 .prop_map(|(token, seen_from)| Notice::EchoReply { token, seen_from }),
             (offered, any::<bool>()).prop_map(|(candidates, answer)| Notice::Offer {

@@ -11,6 +11,7 @@ use crate::ip::Prefix;
 use crate::key::{NodeId, PresharedKey, PublicKey};
 use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
+use crate::path::budget::Budgets;
 use crate::path::set::{Paths, RelayViews};
 use crate::path::{Carrier, Hop, Link, Path, PathStatus};
 use crate::session::Sessions;
@@ -182,8 +183,8 @@ pub(crate) struct Peer {
     pub(crate) paths: Paths,
     /// When a packet last went or came: it matters how the peer is reached.
     pub(crate) active: Option<Instant>,
-    /// Our address as the peer last saw it.
-    pub(crate) seen_as: Option<SocketAddr>,
+    /// Our IPv4 and IPv6 address as the peer last saw them.
+    pub(crate) seen_as: [Option<SocketAddr>; 2],
     /// Where the last initiation came from. It may have been an old one, repeated from elsewhere, so it moves no endpoint;
     /// but a peer without any other address may be waiting there.
     pub(crate) heard_at: Option<Path>,
@@ -222,7 +223,7 @@ impl Peer {
             next_candidate: 0,
             paths: Paths::default(),
             active: None,
-            seen_as: None,
+            seen_as: [None; 2],
             heard_at: None,
             sessions: Sessions::default(),
             handshake: None,
@@ -283,7 +284,12 @@ impl Peer {
 
     /// Where the next initiation goes: by the selected path alone at first, if it was heard lately; otherwise, or when that did not
     /// answer, by all others that there are and to candidates as well, another eight of them at each try.
-    pub(crate) fn initiation_paths(&mut self, relays: &RelayViews, now: Instant) -> FanOut {
+    pub(crate) fn initiation_paths(
+        &mut self,
+        relays: &RelayViews,
+        budgets: &mut Budgets,
+        now: Instant,
+    ) -> FanOut {
         let mut paths = FanOut::default();
         if let Some(selected) = self.paths.selected() {
             paths.push(selected);
@@ -292,7 +298,7 @@ impl Peer {
             }
         }
         if self.mesh {
-            self.paths.for_handshake(relays).for_each(|path| paths.push(path));
+            self.paths.for_handshake(relays).into_iter().for_each(|path| paths.push(path));
         }
         if let Some(heard_at) = self.heard_at {
             paths.push(heard_at);
@@ -302,7 +308,11 @@ impl Peer {
             if paths.is_full() {
                 break;
             }
-            paths.push(Path::Udp(self.candidates[self.next_candidate]));
+            let address = self.candidates[self.next_candidate];
+            // A stock device's address is what an operator wrote; a node's is what it says of itself.
+            if !self.mesh || self.paths.is_proven(address) || budgets.take(address, now).is_ok() {
+                paths.push(Path::Udp(address));
+            }
             self.next_candidate = (self.next_candidate + 1) % count;
         }
         paths

@@ -104,7 +104,7 @@ impl Tunnel {
         self.reflexive.clear();
         for slot in self.slots() {
             let Some(peer) = self.peers.get_mut(slot).filter(|peer| peer.mesh) else { continue };
-            peer.seen_as = None;
+            peer.seen_as = [None; 2];
             peer.paths.network_changed(now.monotonic);
             self.reschedule(slot);
         }
@@ -186,6 +186,15 @@ impl Tunnel {
 
     /// Something authentic and new came from a peer (W21). `leads`: the peer's packets take this path.
     pub(crate) fn heard(&mut self, slot: Slot, path: Path, leads: bool, now: Instant) {
+        // What a relay took its header off is not straight from the peer, whatever it looks like.
+        let usual = self.peers.get(slot).and_then(|peer| peer.paths.selected()) == Some(path);
+        if let Path::Udp(address) = path
+            && !usual
+            && let Some(relay) = self.relay_at(Hop::Udp(address))
+            && self.peers.get(slot).is_some_and(|peer| peer.id != relay)
+        {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let changed = if peer.mesh {
             let follow = !peer.relay && !peer.is_wanted(now);
@@ -215,8 +224,11 @@ impl Tunnel {
     pub(crate) fn session_begun(&mut self, slot: Slot, fresh: bool, now: Now) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let (id, relay) = (peer.id, peer.relay);
-        if fresh && peer.mesh {
-            peer.paths.revive(now.monotonic);
+        if peer.mesh {
+            if fresh {
+                peer.paths.revive(now.monotonic);
+            }
+            peer.paths.wake(now.monotonic);
         }
         self.reschedule(slot);
         if relay {
@@ -292,7 +304,7 @@ impl Tunnel {
         };
         let random = &mut self.random;
         let token = || random.bytes().ok().map(u64::from_be_bytes);
-        let outcome = peer.paths.due(context, token, &mut actions, now.monotonic);
+        let outcome = peer.paths.due(context, &mut self.budgets, token, &mut actions, now.monotonic);
         actions.drain(..).for_each(|action| self.act(slot, action, now.monotonic));
         self.actions = actions;
         if outcome.changed {
@@ -315,9 +327,9 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         let id = peer.id;
         match action {
-            Action::Probe { path, selected, token } => {
+            Action::Probe { path, selected, streamed, token } => {
                 if peer.notices.len() < MAX_NOTICES {
-                    let notice = Notice::EchoRequest { token, selected };
+                    let notice = Notice::EchoRequest { token, selected, streamed };
                     peer.notices.push_back(QueuedNotice { notice, path: Some(path) });
                     self.list(slot);
                 }
@@ -363,8 +375,6 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(slot).filter(|peer| !peer.relay) else { return };
         let allowed = candidates.iter().copied().filter(|&address| candidate_is_allowed(address, pools));
         peer.paths.offered(allowed, now);
-        // The peer wants to be reached better, so it is about to send.
-        peer.active = Some(now);
         if answer {
             self.offer(slot, false);
         }
@@ -375,13 +385,14 @@ impl Tunnel {
     pub(crate) fn seen(&mut self, slot: Slot, seen_from: Option<SocketAddr>, now: Instant) {
         let Some(address) = seen_from else { return };
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        if peer.seen_as == Some(address) {
+        let family = usize::from(address.is_ipv6());
+        if peer.seen_as[family].replace(address) == Some(address) {
             return;
         }
-        peer.seen_as = Some(address);
         let (id, relay) = (peer.id, peer.relay);
         if relay && candidate_is_allowed(address, &self.pools) {
-            self.reflexive.insert(slot, address);
+            self.reflexive.insert((slot, address.is_ipv6()), address);
+            self.push_event(Event::SeenFrom { peer: id, address });
             for other in self.slots() {
                 if let Some(peer) =
                     self.peers.get_mut(other).filter(|peer| !peer.relay && peer.is_wanted(now))
@@ -391,19 +402,21 @@ impl Tunnel {
                 }
             }
         }
-        self.push_event(Event::SeenFrom { peer: id, address });
     }
 
     /// Whether this answers a probe of the engine's.
     pub(crate) fn probe_answered(&mut self, slot: Slot, path: Path, token: u64, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(slot) else { return false };
-        let answered = peer.paths.answered(path, token, now).is_some();
-        if answered && peer.handshake.as_ref().is_some_and(|handshake| handshake.doubt) {
+        let Some(answered) = peer.paths.answered(path, token, now) else { return false };
+        if peer.handshake.as_ref().is_some_and(|handshake| handshake.doubt) {
             peer.timers.abandon_attempt();
             self.end_handshake(slot);
         }
+        if answered.changed {
+            self.path_selected(slot, now);
+        }
         self.reschedule(slot);
-        answered
+        true
     }
 
     /// A relay gave a channel to another node.

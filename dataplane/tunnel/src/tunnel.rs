@@ -17,6 +17,7 @@ use crate::key::{NodeId, PublicKey};
 use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
 use crate::outbound::{Sent, relay_header};
+use crate::path::budget::Budgets;
 use crate::path::set::{Action, MAX_RELAYS};
 use crate::path::{Hop, Link, Path};
 use crate::peer::{
@@ -42,6 +43,8 @@ pub const MAX_WAITING_EVENTS: usize = 4096;
 /// A peer that used the current session this lately is content with it. Less than the time for which a response may stay
 /// unconfirmed, so that what was under way when a peer forgot the session does not count.
 const CONTENT_FOR: Duration = Duration::from_secs(4);
+/// Looks at one peer's timers in one call, on average at most.
+const LOOKS_AT_ONCE: usize = 8;
 /// Empty buffers kept for held packets.
 const MAX_SPARE_BUFFERS: usize = MAX_HELD_PACKETS;
 
@@ -152,12 +155,14 @@ pub struct Tunnel {
     pub(crate) dials: VecDeque<Dial>,
     /// Copies of datagrams whose path is in doubt, and the path they take.
     pub(crate) twins: VecDeque<(Path, Vec<u8>)>,
-    /// Where relays see us, one address each.
-    pub(crate) reflexive: BTreeMap<Slot, SocketAddr>,
+    /// Where relays see us: one address each, and one of IPv6.
+    pub(crate) reflexive: BTreeMap<(Slot, bool), SocketAddr>,
     /// Where else we may be reached.
     pub(crate) own_candidates: Vec<SocketAddr>,
     /// The network's own ranges.
     pub(crate) pools: Vec<Prefix>,
+    /// What went to addresses that never answered.
+    pub(crate) budgets: Budgets,
     /// Room for what the path engine asks for, kept from one time to the next.
     pub(crate) actions: Vec<Action>,
     /// The peers that relay for us.
@@ -199,6 +204,7 @@ impl Tunnel {
             reflexive: BTreeMap::new(),
             own_candidates: Vec::new(),
             pools: Vec::new(),
+            budgets: Budgets::default(),
             actions: Vec::new(),
             relays: Vec::new(),
             drops: DropCounters::default(),
@@ -241,7 +247,7 @@ impl Tunnel {
             self.reschedule(slot);
         }
         self.relays = relays.iter().filter_map(|&id| self.peers.by_id(id)).collect();
-        self.reflexive.retain(|slot, _| self.relays.contains(slot));
+        self.reflexive.retain(|(slot, _), _| self.relays.contains(slot));
         self.route_prefixes(peers);
     }
 
@@ -311,8 +317,10 @@ impl Tunnel {
         if peer.notices.len() >= MAX_NOTICES {
             return Err(PingError::TooMany);
         }
-        peer.notices
-            .push_back(QueuedNotice { notice: Notice::EchoRequest { token, selected: true }, path: None });
+        peer.notices.push_back(QueuedNotice {
+            notice: Notice::EchoRequest { token, selected: true, streamed: false },
+            path: None,
+        });
         self.touch(slot, now.monotonic);
         self.flush_or_begin(slot, now);
         Ok(())
@@ -472,7 +480,9 @@ impl Tunnel {
 
     /// Does what is due.
     pub fn handle_deadline(&mut self, now: Now) {
-        while let Some(slot) = self.schedule.pop(now.monotonic) {
+        // Peers that keep waking each other at one instant would never let go of the thread: the rest is for the next call.
+        for _ in 0..self.peers.len().saturating_mul(LOOKS_AT_ONCE) {
+            let Some(slot) = self.schedule.pop(now.monotonic) else { return };
             while let Some(due) = self.peers.get_mut(slot).and_then(|peer| peer.timers.due(now.monotonic)) {
                 self.handle_due(slot, due, now);
             }

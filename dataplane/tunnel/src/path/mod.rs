@@ -15,6 +15,7 @@
 //! A relay is a peer like any other, with paths of its own. So a path through a relay goes on when the relay is reached in
 //! another way, over a WebSocket instead of UDP, say, and nobody but the node itself needs to know.
 
+pub(crate) mod budget;
 mod candidate;
 mod probe;
 mod score;
@@ -114,7 +115,7 @@ impl Path {
     }
 
     /// Whom to hold responsible when limiting rates: one IPv4 address, the /64 an IPv6 host chooses addresses from, one link,
-    /// or one channel of a relay.
+    /// or one relay.
     pub(crate) fn rate_source(self) -> RateSource {
         match self {
             Self::Udp(address) => match address.ip() {
@@ -122,7 +123,8 @@ impl Path {
                 IpAddr::V6(v6) => RateSource::V6(network_half(v6)),
             },
             Self::Link(link) => RateSource::Link(link.number),
-            Self::Relay(channel) => RateSource::Channel(channel),
+            // A relay can name any channel: all of its own count as one.
+            Self::Relay(channel) => RateSource::Relay(channel.relay),
         }
     }
 }
@@ -133,7 +135,7 @@ pub(crate) enum RateSource {
     V4(u32),
     V6(u64),
     Link(u32),
-    Channel(Channel),
+    Relay(NodeId),
 }
 
 fn network_half(address: Ipv6Addr) -> u64 {

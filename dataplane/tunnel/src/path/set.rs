@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::key::NodeId;
 use crate::peer::LinkCandidate;
 
+use super::budget::Budgets;
 use super::probe::Probes;
 use super::score::{Rank, Score};
 use super::{Candidate, Channel, Hop, Link, Origin, Path, PathFailure, PathState, PathStatus};
@@ -34,6 +35,8 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(100);
 const LEAVE_AFTER: u32 = 3;
 /// The same for a path that loses some all the time, and for one from which other things are still heard.
 const LEAVE_LATE_AFTER: u32 = 6;
+/// Probes from which loss is believed.
+const LOSS_SAMPLES: u32 = 8;
 /// Loss that counts as "all the time", percent.
 const OFTEN_LOSES: u8 = 10;
 /// Pauses between tries of a path that does not answer.
@@ -49,10 +52,12 @@ const BACK_OFF: [Duration; 6] = [
 const BACK_OFF_CUT_OFF: Duration = Duration::from_secs(3);
 /// Probes of one try, and how far they are apart: the first opens our NAT, and what the peer's drops is the second's chance.
 const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(150), Duration::from_millis(400)];
-/// Probes at once to an address from which nothing was ever heard, and the pause that earns one more: 20 in any minute at
-/// most, so that no peer can make us attack somebody.
-const BUDGET: u32 = 8;
-const BUDGET_PAUSE: Duration = Duration::from_secs(5);
+/// Silence on every path, none of which works, after which the peer may have forgotten the session.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How long a peer's offer makes an idle side probe: it is about to send.
+const PROMPTED_FOR: Duration = Duration::from_secs(3);
+/// Between two offers at least, whatever prompts them.
+const LEAST_OFFER_PAUSE: Duration = Duration::from_secs(2);
 /// How long a stream may take to open before it is asked for again.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a relay may take to answer, before it is asked again.
@@ -87,8 +92,8 @@ pub(crate) type RelayViews = heapless::Vec<RelayView, MAX_RELAYS>;
 /// What is to be done for a peer now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Send a probe by this path. `selected`: say that it is the one in use.
-    Probe { path: Path, selected: bool, token: u64 },
+    /// Send a probe by this path. `selected`: say that it is the one in use. `streamed`: and that it leaves us over a stream.
+    Probe { path: Path, selected: bool, streamed: bool, token: u64 },
     /// Ask a relay for a channel.
     Bind { relay: NodeId },
     /// Open a stream.
@@ -123,8 +128,10 @@ struct Entry {
     often_loses: bool,
     /// Something authentic came by it.
     heard: Option<Instant>,
-    /// Something that was authentic came by it at any time since the process began.
+    /// Something authentic came by it at any time since the process began. Its source may have been forged.
     verified: bool,
+    /// Something came back by it that only the receiver could answer.
+    proven: bool,
     failure: Option<PathFailure>,
     /// When it wants attention next.
     next: Option<Instant>,
@@ -134,29 +141,10 @@ struct Entry {
     burst: usize,
     /// A relay is to be asked (again) for a channel.
     bind: bool,
-    budget: Budget,
+    /// The peer reaches the relay over a stream.
+    streamed: bool,
     /// Since when a stream of ours is not needed.
     idle_since: Option<Instant>,
-}
-
-/// Limits probes to an address that never answered: some at once, then one now and then.
-#[derive(Clone, Copy, Debug, Default)]
-struct Budget {
-    /// When all that was spent is earned again.
-    earned: Option<Instant>,
-}
-
-impl Budget {
-    /// Takes one, or tells when there will be one again.
-    fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let earned = self.earned.map_or(now, |earned| earned.max(now));
-        let full = now + BUDGET_PAUSE * BUDGET;
-        if earned + BUDGET_PAUSE > full {
-            return Err(now + (earned + BUDGET_PAUSE - full));
-        }
-        self.earned = Some(earned + BUDGET_PAUSE);
-        Ok(())
-    }
 }
 
 impl Entry {
@@ -175,12 +163,13 @@ impl Entry {
             often_loses: false,
             heard: None,
             verified: false,
+            proven: false,
             failure: None,
             next: None,
             round: 0,
             burst: 0,
             bind: false,
-            budget: Budget::default(),
+            streamed: false,
             idle_since: None,
         }
     }
@@ -208,7 +197,11 @@ impl Entry {
     }
 
     fn rank(&self, relays: &RelayViews) -> Rank {
-        Rank::of(self.candidate, self.relay_hop(relays))
+        match Rank::of(self.candidate, self.relay_hop(relays)) {
+            // The worse half is what counts, or the two sides would choose differently.
+            Rank::Relayed if self.streamed => Rank::WebSocket,
+            rank => rank,
+        }
     }
 
     fn works(&self) -> bool {
@@ -264,6 +257,14 @@ impl Entry {
     }
 }
 
+/// Where a peer's packets come from of late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Led {
+    path: Path,
+    /// We do not probe the peer, so it is the one who knows.
+    follow: bool,
+}
+
 /// All paths to a peer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Paths {
@@ -279,12 +280,18 @@ pub(crate) struct Paths {
     /// The next offer of our candidates, while there is no direct path.
     offer: Option<Instant>,
     offers: usize,
+    /// When the last one was made.
+    offered_at: Option<Instant>,
     /// When the last try was begun because the peer asked for it.
     prompted: Option<Instant>,
     /// When anything here wants attention.
     next: Option<Instant>,
     /// The selected path is probed every second at present.
     brisk: bool,
+    /// It was told that no path works any more.
+    told_lost: bool,
+    /// Where the peer's packets come from, as long as it has not shown that it receives there as well.
+    led: Option<Led>,
 }
 
 impl Paths {
@@ -399,8 +406,8 @@ impl Paths {
         let at = self.position(path).unwrap_or_else(|| self.insert_heard(path, now));
         self.last_heard = at;
         let Some(entry) = self.entries.get_mut(at) else { return false };
-        let first = entry.heard.is_none();
-        entry.heard = Some(now);
+        let proven = entry.proven || !matches!(path, Path::Udp(_));
+        let first = entry.heard.replace(now).is_none();
         if !entry.verified || matches!(entry.state, PathState::Dead) {
             entry.verified = true;
             // The peer is there: no reason to wait for the next try.
@@ -415,14 +422,47 @@ impl Paths {
             }
             return false;
         }
+        if first && leads {
+            // Perhaps it has moved: then the path in use will not answer.
+            self.doubt_selected(now);
+        }
         let doubted = self.selected.is_none_or(|selected| self.is_doubted(selected, now));
-        if self.selected.is_none() || (leads && (follow || doubted)) {
+        if self.selected.is_some() && !(leads && (follow || doubted)) {
+            return false;
+        }
+        if proven {
+            self.led = None;
             return self.select(path, now);
         }
-        if first && leads {
+        // The source of a datagram can be forged: the peer is believed to be there when it answers from there.
+        if leads && self.led.is_none_or(|led| led.path != path) {
+            self.led = Some(Led { path, follow });
+            if let Some(entry) = self.entries.get_mut(at) {
+                entry.try_now(now);
+            }
             self.wake(now);
         }
         false
+    }
+
+    /// The selected path is asked at once whether it still works.
+    fn doubt_selected(&mut self, now: Instant) {
+        if let Some(entry) = self.selected.and_then(|path| self.by_path(path))
+            && !entry.probes.awaits()
+        {
+            entry.next = Some(now);
+            self.wake(now);
+        }
+    }
+
+    /// A probe of the peer's came by `path`, and told whether it left the peer over a stream to the relay.
+    pub(crate) fn probed(&mut self, path: Path, streamed: bool, now: Instant) {
+        if let Some(entry) = self.by_path(path)
+            && entry.streamed != streamed
+        {
+            entry.streamed = streamed;
+            self.wake(now);
+        }
     }
 
     /// A path that the peer was heard at and that nobody named.
@@ -505,6 +545,7 @@ impl Paths {
         let Some(entry) = self.by_path(path) else { return false };
         entry.heard = Some(now);
         entry.verified = true;
+        entry.proven = true;
         if !matches!(entry.state, PathState::Working | PathState::Suspect) {
             entry.probes.forget_losses();
         }
@@ -525,8 +566,8 @@ impl Paths {
         self.position(path).and_then(|at| self.entries.get(at)).is_some_and(|entry| entry.verified)
     }
 
-    /// A probe was answered by the path that it took; tells how long that took, unless it is no answer to any of ours.
-    pub(crate) fn answered(&mut self, path: Path, token: u64, now: Instant) -> Option<Duration> {
+    /// A probe was answered by the path that it took, unless this is no answer to any of ours.
+    pub(crate) fn answered(&mut self, path: Path, token: u64, now: Instant) -> Option<Answered> {
         let entry = self.by_path(path)?;
         let took = entry.probes.answered(token, now)?;
         if !entry.works() {
@@ -538,13 +579,17 @@ impl Paths {
             entry.failure = None;
         }
         entry.verified = true;
+        entry.proven = true;
         entry.round = 0;
         entry.burst = 0;
         // The next one when its turn comes, unless the first answer is to be confirmed.
         entry.next = (entry.probes.answered_in_a_row() < 2).then(|| now + CONFIRM_AFTER);
         self.searching_since = None;
         self.wake(now);
-        Some(took)
+        let led = self.led.take_if(|led| led.path == path);
+        let doubted = self.selected.is_none_or(|selected| self.is_doubted(selected, now));
+        let changed = led.is_some_and(|led| led.follow || doubted) && self.select(path, now);
+        Some(Answered { took, changed })
     }
 
     /// A stream was opened.
@@ -707,9 +752,10 @@ impl Paths {
 
     /// We know better where we are: the peer should hear of it.
     pub(crate) fn offer_soon(&mut self, now: Instant) {
-        if !self.is_direct() {
-            self.offer = Some(now);
-            self.wake(now);
+        let soon = self.offered_at.map_or(now, |at| (at + LEAST_OFFER_PAUSE).max(now));
+        if !self.is_direct() && self.offer.is_none_or(|offer| offer > soon) {
+            self.offer = Some(soon);
+            self.wake(soon);
         }
     }
 
@@ -764,13 +810,17 @@ impl Paths {
     }
 
     /// Paths for a handshake message besides UDP addresses that are only candidates: the selected one first.
-    pub(crate) fn for_handshake(&self, relays: &RelayViews) -> impl Iterator<Item = Path> {
+    pub(crate) fn for_handshake(&self, relays: &RelayViews) -> Vec<Path> {
         let mut paths: Vec<&Entry> =
             self.entries.iter().filter(|entry| entry.usable(relays).is_some()).collect();
-        let known = |entry: &&Entry| entry.verified || !matches!(entry.candidate, Candidate::Udp(_));
-        paths.retain(known);
+        paths.retain(|entry| entry.proven || !matches!(entry.candidate, Candidate::Udp(_)));
         paths.sort_by_key(|entry| (entry.path() != self.selected, !entry.works(), entry.rank(relays)));
-        paths.into_iter().filter_map(Entry::path).collect::<Vec<_>>().into_iter()
+        paths.into_iter().filter_map(Entry::path).collect()
+    }
+
+    /// Whether anything came back from this address that only the receiver could answer.
+    pub(crate) fn is_proven(&self, address: SocketAddr) -> bool {
+        self.entries.iter().any(|entry| entry.candidate == Candidate::Udp(address) && entry.proven)
     }
 
     /// Whether the selected path was heard lately enough for a handshake to go by it alone.
@@ -787,11 +837,11 @@ impl Paths {
     pub(crate) fn due(
         &mut self,
         context: Context<'_>,
+        budgets: &mut Budgets,
         mut token: impl FnMut() -> Option<u64>,
         actions: &mut Vec<Action>,
         now: Instant,
     ) -> Outcome {
-        let worked = self.anything_works() || self.selected.is_some_and(|path| !self.is_dead(path));
         self.follow_relays(context.relays, now);
         self.expire(now);
         self.close_dead(actions, now);
@@ -807,7 +857,7 @@ impl Paths {
         for at in 0..self.entries.len() {
             if self.entries[at].next.is_some_and(|next| next <= now) {
                 self.entries[at].next = None;
-                self.attend(at, context, &mut token, actions, now);
+                self.attend(at, context, budgets, &mut token, actions, now);
             }
         }
         self.offer_if_due(context, actions, now);
@@ -815,8 +865,22 @@ impl Paths {
         self.set_twin(context.relays);
         self.close_surplus(context, actions, now);
         self.plan(context, now);
-        let suspect_or_works = self.anything_works() || self.selected.is_some_and(|path| !self.is_dead(path));
-        Outcome { changed, lost: worked && !suspect_or_works }
+        Outcome { changed, lost: alive && self.is_lost(now) }
+    }
+
+    /// Whether no path works any more and nothing was heard for a while: told once for each time that it comes to that.
+    fn is_lost(&mut self, now: Instant) -> bool {
+        if self.anything_works() || self.selected.is_some_and(|path| !self.is_dead(path)) {
+            self.told_lost = false;
+            return false;
+        }
+        let Some(silent_at) = self.silent_at() else { return false };
+        silent_at <= now && !std::mem::replace(&mut self.told_lost, true)
+    }
+
+    /// When the peer has been silent for so long, on every path, that it may have forgotten the session.
+    fn silent_at(&self) -> Option<Instant> {
+        self.entries.iter().filter_map(|entry| entry.heard).max().map(|heard| heard + SILENCE)
     }
 
     fn is_dead(&self, path: Path) -> bool {
@@ -847,7 +911,8 @@ impl Paths {
         for at in 0..self.entries.len() {
             let others = anything_else(&self.entries, at);
             let entry = &mut self.entries[at];
-            let loss_before = entry.probes.loss().unwrap_or(0);
+            let loss_before =
+                entry.probes.loss().filter(|_| entry.probes.samples() >= LOSS_SAMPLES).unwrap_or(0);
             if !entry.probes.expire(now) {
                 continue;
             }
@@ -865,6 +930,8 @@ impl Paths {
                     let patient = heard_since || entry.often_loses;
                     if missed >= if patient { LEAVE_LATE_AFTER } else { LEAVE_AFTER } {
                         entry.fail(PathFailure::NoAnswer, PathState::Dead);
+                        // The relay may have forgotten the channel.
+                        entry.bind = matches!(entry.candidate, Candidate::Relay(_));
                         entry.round = 0;
                         entry.wait(now, others);
                     } else {
@@ -873,7 +940,10 @@ impl Paths {
                 }
                 PathState::Untried | PathState::Dead if !entry.probes.awaits() && entry.next.is_none() => {
                     entry.fail(PathFailure::NoAnswer, PathState::Dead);
+                    entry.bind = matches!(entry.candidate, Candidate::Relay(_));
                     entry.wait(now, others);
+                    let path = entry.path();
+                    self.led.take_if(|led| Some(led.path) == path);
                 }
                 PathState::Untried | PathState::Dead | PathState::Closed | PathState::Opening => {}
             }
@@ -968,12 +1038,13 @@ impl Paths {
         &mut self,
         at: usize,
         context: Context<'_>,
+        budgets: &mut Budgets,
         token: &mut impl FnMut() -> Option<u64>,
         actions: &mut Vec<Action>,
         now: Instant,
     ) {
-        let alive = context.wanted || context.kept;
-        if !alive {
+        let prompted = matches!(self.entries[at].candidate, Candidate::Udp(_)) && self.is_prompted(now);
+        if !context.wanted && !context.kept && !prompted && !self.is_led(at) {
             return;
         }
         let anything_works = self.anything_works();
@@ -1014,9 +1085,22 @@ impl Paths {
             }
             Candidate::Link(_) | Candidate::Incoming(_) | Candidate::Udp(_) => {}
         }
-        if context.session {
-            self.probe(at, token, actions, anything_works, now);
+        if !context.session {
+            // As soon as there is one.
+            entry.next = Some(now);
+        } else {
+            self.probe(at, context.relays, budgets, token, actions, anything_works, now);
         }
+    }
+
+    /// Whether the peer has just said that it tries us.
+    fn is_prompted(&self, now: Instant) -> bool {
+        self.prompted.is_some_and(|at| now.saturating_duration_since(at) < PROMPTED_FOR)
+    }
+
+    /// Whether the peer's packets come by this path, and nothing shows yet that it receives there.
+    fn is_led(&self, at: usize) -> bool {
+        self.led.is_some_and(|led| self.entries[at].path() == Some(led.path))
     }
 
     /// Whether a stream should be opened: nothing that is as good works, for a moment at least.
@@ -1040,6 +1124,8 @@ impl Paths {
     fn probe(
         &mut self,
         at: usize,
+        relays: &RelayViews,
+        budgets: &mut Budgets,
         token: &mut impl FnMut() -> Option<u64>,
         actions: &mut Vec<Action>,
         anything_works: bool,
@@ -1049,16 +1135,17 @@ impl Paths {
         let entry = &mut self.entries[at];
         let Some(path) = entry.path() else { return };
         let settled = matches!(entry.state, PathState::Working | PathState::Suspect);
-        if matches!(entry.candidate, Candidate::Udp(_))
-            && !entry.verified
-            && let Err(again) = entry.budget.take(now)
+        if let Candidate::Udp(address) = entry.candidate
+            && !entry.proven
+            && let Err(again) = budgets.take(address, now)
         {
             entry.next = Some(again);
             return;
         }
         let Some(token) = token() else { return };
         entry.probes.sent(token, now);
-        actions.push(Action::Probe { path, selected: selected == Some(path), token });
+        let streamed = matches!(entry.relay_hop(relays), Some(Hop::Link(_)));
+        actions.push(Action::Probe { path, selected: selected == Some(path), streamed, token });
         if settled {
             return;
         }
@@ -1080,6 +1167,7 @@ impl Paths {
             return;
         }
         actions.push(Action::Offer);
+        self.offered_at = Some(now);
         self.try_addresses(now);
         let pause = BACK_OFF[self.offers.min(BACK_OFF.len() - 1)];
         self.offers = self.offers.saturating_add(1);
@@ -1093,6 +1181,8 @@ impl Paths {
         let best = self.selected.and_then(|path| self.position(path)).map(|at| &self.entries[at]);
         let best = best.filter(|entry| entry.works()).map(|entry| entry.rank(context.relays));
         let selected = self.selected;
+        let led = self.led.map(|led| led.path);
+        let prompted = self.is_prompted(now);
         let mut next: Option<Instant> = None;
         for entry in &mut self.entries {
             let interval = match (entry.path() == selected, context.wanted) {
@@ -1114,13 +1204,18 @@ impl Paths {
             if matches!(entry.state, PathState::Closed) && entry.next.is_none() {
                 entry.next = Some(now + PATIENCE / 4);
             }
-            let own = if alive && context.session || entry.path().is_none() { entry.next } else { None };
-            let own = if alive { own } else { None };
+            let own = if context.session || entry.path().is_none() { entry.next } else { None };
+            let led = led.is_some() && entry.path() == led;
+            let prompted = prompted && matches!(entry.candidate, Candidate::Udp(_));
+            let own = if alive || led || prompted { own } else { None };
             let idle = entry.idle_since.filter(|_| entry.link.is_some()).map(|since| since + LINGER);
             next = [next, own, idle, entry.probes.next_expiry()].into_iter().flatten().min();
         }
         if context.wanted && context.session && !context.kept && !self.is_direct() && self.anything_works() {
             next = [next, self.offer].into_iter().flatten().min();
+        }
+        if alive && !self.told_lost && !self.anything_works() {
+            next = [next, self.silent_at()].into_iter().flatten().min();
         }
         // Never now: whoever asks until nothing is due would ask for ever.
         self.next = next.map(|next| next.max(now + LEAST_PAUSE));
@@ -1205,6 +1300,15 @@ const FIRST_SILENCE: Duration = Duration::from_millis(500);
 
 /// Between two looks at the same peer's paths.
 pub(crate) const LEAST_PAUSE: Duration = Duration::from_millis(1);
+
+/// What the answer to a probe came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    /// From the probe to its answer.
+    pub(crate) took: Duration,
+    /// Another path is selected: the peer was waited for there.
+    pub(crate) changed: bool,
+}
 
 /// What [`Paths::due`] changed by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::budget::Budgets;
 use super::set::{Action, Context, MAX_PATHS, Paths, RelayView, RelayViews};
 use super::*;
 use crate::peer::LinkCandidate;
@@ -30,6 +31,7 @@ struct World {
     now: Instant,
     start: Instant,
     wanted: bool,
+    kept: bool,
     session: bool,
     /// Round trip of each path that answers.
     answers: BTreeMap<Path, Duration>,
@@ -41,6 +43,7 @@ struct World {
     selected: Vec<(Duration, Path)>,
     lost: Vec<Duration>,
     tokens: u64,
+    budgets: Budgets,
 }
 
 impl World {
@@ -56,6 +59,7 @@ impl World {
             now: start,
             start,
             wanted: true,
+            kept: false,
             session: true,
             answers: BTreeMap::new(),
             lossy: None,
@@ -64,6 +68,7 @@ impl World {
             selected: Vec::new(),
             lost: Vec::new(),
             tokens: 0,
+            budgets: Budgets::default(),
         }
     }
 
@@ -114,14 +119,14 @@ impl World {
             return;
         }
         let context =
-            Context { relays: &self.relays, wanted: self.wanted, kept: false, session: self.session };
+            Context { relays: &self.relays, wanted: self.wanted, kept: self.kept, session: self.session };
         let mut actions = Vec::new();
         let tokens = &mut self.tokens;
         let token = || {
             *tokens += 1;
             Some(*tokens)
         };
-        let outcome = self.paths.due(context, token, &mut actions, now);
+        let outcome = self.paths.due(context, &mut self.budgets, token, &mut actions, now);
         for action in actions {
             if let Action::Probe { path, token, .. } = action
                 && let Some(&rtt) = self.answers.get(&path)
@@ -480,4 +485,102 @@ fn packets_fit_the_path_they_take() {
     assert_eq!(mtu(&relays, Candidate::Relay(RELAY)), 1412, "a device MTU of 1408 fits");
     let by_stream = hop(Hop::Link(Link { number: 1, carrier: Carrier::WebSocket }));
     assert!(mtu(&by_stream, Candidate::Relay(RELAY)) > 1412);
+}
+
+#[test]
+fn a_forged_source_moves_no_idle_side_until_it_answers() {
+    let mut world = direct_and_relayed();
+    world.wanted = false;
+    world.run(5_000);
+    world.done.clear();
+    let victim = udp(66);
+    for _ in 0..600 {
+        world.paths.heard(victim, true, true, world.now);
+        world.run(100);
+    }
+    assert_eq!(world.paths.selected(), Some(udp(1)));
+    assert!(world.probes(victim).len() <= 20, "{} in a minute", world.probes(victim).len());
+    // The same address, once somebody is there who answers.
+    world.works(victim);
+    world.run(60_000);
+    world.paths.heard(victim, true, true, world.now);
+    world.run(20_000);
+    assert_eq!(world.paths.selected(), Some(victim));
+}
+
+#[test]
+fn an_idle_side_stays_where_the_peer_led_it() {
+    let mut world = direct_and_relayed();
+    world.wanted = false;
+    world.run(5_000);
+    world.works(udp(2));
+    world.paths.heard(udp(2), true, true, world.now);
+    world.run(1_000);
+    assert_eq!(world.paths.selected(), Some(udp(2)));
+    for _ in 0..100 {
+        world.run(10_000);
+        assert_eq!(
+            world.paths.selected(),
+            Some(udp(2)),
+            "the former one is no better for having worked once"
+        );
+    }
+}
+
+#[test]
+fn two_addresses_of_one_peer_do_not_take_turns() {
+    for wanted in [true, false] {
+        let mut world = World::new(&[1, 2], &[], &[]).established(udp(1));
+        world.answers.insert(udp(1), millis(10));
+        world.answers.insert(udp(2), millis(60));
+        world.wanted = wanted;
+        world.kept = true;
+        world.run(3_600_000);
+        assert!(world.selected.len() <= 2, "{:?}", world.selected);
+    }
+}
+
+#[test]
+fn a_peer_that_names_ever_new_ports_of_one_machine_earns_no_more_probes() {
+    let mut world = World::new(&[], &[], &[RELAY]).established(relayed());
+    for round in 0..600u16 {
+        let ports = (0..16).map(|port| SocketAddr::from(([203, 0, 113, 9], 1 + 16 * (round % 2) + port)));
+        world.paths.offered(ports, world.now);
+        world.run(100);
+    }
+    let to_victim = world.count(|action| match action {
+        Action::Probe { path: Path::Udp(address), .. } => address.ip() == IpAddr::from([203, 0, 113, 9]),
+        _ => false,
+    });
+    assert!(to_victim <= 80, "{to_victim} in a minute");
+}
+
+#[test]
+fn both_sides_of_a_relayed_path_rank_it_by_its_worse_half() {
+    let mut world = World::new(&[], &[SSH], &[RELAY]).established(relayed());
+    world.run(5_000);
+    assert_eq!(
+        world.count(|action| matches!(action, Action::Open(_))),
+        0,
+        "relayed over UDP is better than SSH"
+    );
+    // The peer's UDP is blocked: it reaches the relay over a WebSocket.
+    world.paths.probed(relayed(), true, world.now);
+    world.run(5_000);
+    assert_eq!(world.count(|action| matches!(action, Action::Open(_))), 1);
+}
+
+#[test]
+fn a_handshake_is_due_only_after_three_seconds_of_silence_on_every_path() {
+    let mut world = direct_and_relayed();
+    let cut = world.at();
+    world.answers.clear();
+    world.run(60_000);
+    assert_eq!(world.lost.len(), 1, "once for one outage");
+    assert!(world.lost[0] - cut >= millis(2_000) && world.lost[0] - cut < millis(5_000));
+    world.works(udp(1));
+    world.run(30_000);
+    world.answers.clear();
+    world.run(30_000);
+    assert_eq!(world.lost.len(), 2, "and again for the next");
 }

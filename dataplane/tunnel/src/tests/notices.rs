@@ -19,7 +19,7 @@ fn pongs(node: &Node) -> Vec<(u64, Duration)> {
 }
 
 #[test]
-fn ping_tells_the_round_trip_and_how_we_are_seen() {
+fn ping_tells_the_round_trip_and_is_answered_where_it_came_from() {
     let mut pair = Pair::connected(1);
     pair.near.tunnel.ping(FAR, 42, pair.now).unwrap();
     pair.work();
@@ -34,10 +34,48 @@ fn ping_tells_the_round_trip_and_how_we_are_seen() {
     pair.near.events.clear();
     pair.near.take(&reply, pair.now).unwrap();
     pair.work();
-    let pong = Event::Pong { peer: FAR, token: 42, path: pair.far.path, rtt: millis(42) };
-    let seen = Event::SeenFrom { peer: FAR, address: mapped.address().unwrap() };
-    assert_eq!(pair.near.events, [seen, pong]);
+    assert_eq!(
+        pair.near.events,
+        [Event::Pong { peer: FAR, token: 42, path: pair.far.path, rtt: millis(42) }]
+    );
     assert_eq!(pair.near.peer(2, pair.now).rtt, Some(millis(42)));
+}
+
+/// What `near` is told about where it is seen.
+fn seen(pair: &Pair) -> Vec<SocketAddr> {
+    let seen = |event: &Event| match event {
+        Event::SeenFrom { address, .. } => Some(*address),
+        _ => None,
+    };
+    pair.near.events.iter().filter_map(seen).collect()
+}
+
+#[test]
+fn a_relay_tells_how_we_are_seen_once_and_other_peers_are_not_asked() {
+    for relay in [true, false] {
+        let mut pair = Pair::with(9, |_| {}, |far| far.relay = relay);
+        pair.near.tunnel.ping(FAR, 1, pair.now).unwrap();
+        pair.run(seconds(30));
+        let expected: Vec<SocketAddr> = if relay { vec![pair.near.path.address().unwrap()] } else { vec![] };
+        assert_eq!(seen(&pair), expected);
+    }
+}
+
+#[test]
+fn what_answers_no_probe_tells_nothing_about_where_we_are() {
+    let mut pair = Pair::with(10, |_| {}, |far| far.relay = true);
+    pair.near.tunnel.ping(FAR, 1, pair.now).unwrap();
+    pair.run(seconds(5));
+    let before = seen(&pair);
+    for token in 0..100 {
+        let victim = SocketAddr::from(([198, 51, 100, 1], 1000 + token as u16));
+        let reply = crate::notice::Notice::EchoReply { token, seen_from: Some(victim) };
+        let peer = pair.far.tunnel.peers.get_mut(0).unwrap();
+        peer.notices.push_back(crate::peer::QueuedNotice { notice: reply, path: None });
+        pair.far.tunnel.list(0);
+        pair.settle();
+    }
+    assert_eq!(seen(&pair), before);
 }
 
 #[test]

@@ -9,6 +9,7 @@ fn roaming_peer_keeps_its_session() {
     pair.send_near(b"from my new address");
     pair.settle();
     assert_eq!(pair.far.received.len(), 1);
+    pair.run(seconds(2));
     assert_eq!(pair.far.peer(1, pair.now).endpoint, Some(pair.near.path));
     pair.assert_traffic();
     assert!(pair.near_initiations().is_empty() && pair.far_initiations().is_empty());
@@ -105,6 +106,7 @@ fn more_specific_prefix_of_another_peer_takes_the_source_away_but_the_peer_still
     pair.near.path = path("203.0.113.5:5555");
     let datagram = seal_anyway(&mut pair, &packet("10.0.0.1", "10.0.0.2", b"mine no more"));
     assert_eq!(pair.deliver(&datagram), Some(Err(DropReason::SpoofedSource)));
+    pair.run(seconds(2));
     assert_eq!(pair.far.peer(1, pair.now).endpoint, Some(pair.near.path));
     let datagram = seal_anyway(&mut pair, &packet("10.0.0.77", "10.0.0.2", b"still mine"));
     assert!(matches!(pair.deliver(&datagram), Some(Ok(Inbound::Packet { .. }))));
