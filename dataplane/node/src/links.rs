@@ -79,8 +79,8 @@ mod tests {
         book.failed(PEER, 2, &"x".repeat(10_000));
         assert_eq!(book.failure(PEER, 1).unwrap(), "refused[2J", "no control character reaches a terminal");
         assert_eq!(book.failure(PEER, 2).unwrap().len(), FAILURE_MAX);
-        book.opened(link, PEER, 1, "ssh mesh@gate:22".to_owned());
-        assert_eq!((book.failure(PEER, 1), book.name(link)), (None, "ssh mesh@gate:22".to_owned()));
+        book.opened(link, PEER, 1, "mesh@gate:22".to_owned());
+        assert_eq!((book.failure(PEER, 1), book.name(link)), (None, "mesh@gate:22".to_owned()));
         book.ended(link);
         assert_eq!(book.name(link), "incoming ssh link", "a name ends with its link");
         book.retain(|_, _| false);

@@ -350,8 +350,8 @@ mod tests {
         let names = |peer: &PeerConfig| -> Vec<String> {
             peer.links.iter().map(|link| roads.find(peer.id, link.number).unwrap().to_string()).collect()
         };
-        assert_eq!(names(&peers["gate"]), ["ssh mesh@gate.example:22", "ssh 192.0.2.1:2222"]);
-        assert_eq!(names(&peers["bob"]), ["ssh mesh@gate.example:22"]);
+        assert_eq!(names(&peers["gate"]), ["mesh@gate.example:22", "192.0.2.1:2222"]);
+        assert_eq!(names(&peers["bob"]), ["mesh@gate.example:22"]);
         let endpoint = roads.find(peers["gate"].id, peers["gate"].links[1].number).unwrap();
         let host_key = IdentitySecret::from_seed([2; 32]).public_key();
         let address = "192.0.2.1:2222".parse().unwrap();

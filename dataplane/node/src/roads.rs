@@ -42,10 +42,11 @@ impl Road {
 }
 
 impl fmt::Display for Road {
+    /// Where it leads; what it is made of is its [carrier](Self::carrier).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Server(road) => write!(f, "ssh {}@{}", road.user, road.host),
-            Self::Endpoint { address, .. } => write!(f, "ssh {address}"),
+            Self::Server(road) => write!(f, "{}@{}", road.user, road.host),
+            Self::Endpoint { address, .. } => address.fmt(f),
             Self::WebSocket { url } => f.write_str(url),
         }
     }
@@ -170,7 +171,10 @@ mod tests {
             known_hosts: None,
             socket: "/run/mesh/link.sock".into(),
         };
-        assert_eq!(Road::Server(road).to_string(), "ssh mesh@gate.example:22");
+        assert_eq!(Road::Server(road).to_string(), "mesh@gate.example:22");
+        let host_key = ringmesh_tunnel::key::IdentitySecret::from_seed([1; 32]).public_key();
+        let endpoint = Road::Endpoint { address: "[2001:db8::7]:2222".parse().unwrap(), host_key };
+        assert_eq!(endpoint.to_string(), "[2001:db8::7]:2222");
         assert_eq!(web("wss://r.example/relay/v1").to_string(), "wss://r.example/relay/v1");
     }
 }

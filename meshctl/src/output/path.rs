@@ -8,14 +8,13 @@ use super::table::{Columns, round_trip};
 /// A path in words: `direct 203.0.113.7:51820`, `relay "fra" at 198.51.100.2:443`, `websocket "fra" at wss://fra.example.org/relay/v1`,
 /// `ssh 203.0.113.7:22`; empty if there is none.
 ///
-/// `endpoint` is where datagrams leave this machine, `via` the relay in between; either may be empty. An endpoint that says
-/// itself what it is stands alone.
+/// `endpoint` is where datagrams leave this machine, `via` the relay in between; either may be empty. A stream that came
+/// from elsewhere leads nowhere: its name stands alone, as `incoming ssh link`.
 pub(crate) fn named(path: &str, via: &str, endpoint: &str) -> String {
     match (path, via, endpoint) {
         ("", ..) => String::new(),
         (_, "", "") => path.to_owned(),
-        // As the name of an incoming stream does.
-        (_, "", _) if endpoint.split(' ').any(|word| word == path) => endpoint.to_owned(),
+        (_, "", _) if endpoint.starts_with("incoming ") => endpoint.to_owned(),
         (_, "", _) => format!("{path} {endpoint}"),
         (_, _, "") => format!("{path} \"{via}\""),
         _ => format!("{path} \"{via}\" at {endpoint}"),
@@ -94,7 +93,7 @@ mod tests {
             ("relay", "fra", "198.51.100.2:443", "relay \"fra\" at 198.51.100.2:443"),
             ("websocket", "fra", "", "websocket \"fra\""),
             ("ssh", "", "203.0.113.7:22", "ssh 203.0.113.7:22"),
-            ("ssh", "", "ssh me@gate.example:22", "ssh me@gate.example:22"),
+            ("ssh", "", "me@gate.example:22", "ssh me@gate.example:22"),
             ("ssh", "", "incoming ssh link", "incoming ssh link"),
             ("direct", "", "", "direct"),
             ("", "", "203.0.113.7:51820", ""),

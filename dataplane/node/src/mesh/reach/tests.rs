@@ -126,10 +126,10 @@ fn route(path: &str, via: &str, endpoint: &str) -> Route {
 fn every_kind_of_path_has_its_word_its_relay_and_its_way_out() {
     let ssh = Link { number: 8, carrier: Carrier::Ssh };
     let scene = Scene::new(channel());
-    scene.book.opened(ssh, PEER, 2, "ssh mesh@gate.example:22".to_owned());
+    scene.book.opened(ssh, PEER, 2, "mesh@gate.example:22".to_owned());
     let view = scene.view();
     assert_eq!(view.route_of(Path::Udp(udp("192.0.2.1:7"))), route("direct", "", "192.0.2.1:7"));
-    assert_eq!(view.route_of(Path::Link(ssh)), route("ssh", "", "ssh mesh@gate.example:22"));
+    assert_eq!(view.route_of(Path::Link(ssh)), route("ssh", "", "mesh@gate.example:22"));
     assert_eq!(view.route_of(channel()), route("relay", "head", "198.51.100.9:51820"));
     let scene = Scene::new(channel()).over_websocket();
     let expected = route("websocket", "head", "wss://relay.example/relay/v1");
