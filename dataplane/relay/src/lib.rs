@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod channels;
+mod client;
 mod drops;
 pub mod frame;
 pub mod rate;

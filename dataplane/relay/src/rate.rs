@@ -8,8 +8,14 @@
 
 use std::time::{Duration, Instant};
 
-/// Bytes per second that one client may send by default: 1 Gbit/s.
-pub const DEFAULT_CLIENT_RATE: u64 = 125_000_000;
+/// Mbit/s (10^6 bits a second) that one client may send by default.
+pub const DEFAULT_CLIENT_MBIT: u32 = 1000;
+/// Mbit/s (10^6 bits a second) that all may send together by default: more than one client may, so that none ever takes all.
+pub const DEFAULT_TOTAL_MBIT: u32 = 2000;
+/// Bytes per second in one Mbit/s.
+const MBIT: u64 = 125_000;
+/// Bytes per second that no machine reaches.
+const NO_BOUND: u64 = 1 << 50;
 /// A bucket holds what comes in this time, so that a burst at line rate passes.
 const DEPTH: Duration = Duration::from_millis(50);
 /// A bucket holds no less than this, bytes: a super-packet of 64 KiB passes whole.
@@ -30,9 +36,18 @@ pub struct Rates {
     pub total: Option<u64>,
 }
 
+impl Rates {
+    /// Rates as people write them: in Mbit/s (10^6 bits a second), where 0 is no limit.
+    #[must_use]
+    pub fn from_mbit(client: u32, total: u32) -> Self {
+        let limit = |mbit: u32| (mbit != 0).then(|| u64::from(mbit) * MBIT);
+        Self { client: limit(client).unwrap_or(NO_BOUND), total: limit(total) }
+    }
+}
+
 impl Default for Rates {
     fn default() -> Self {
-        Self { client: DEFAULT_CLIENT_RATE, total: None }
+        Self::from_mbit(DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT)
     }
 }
 
@@ -228,6 +243,21 @@ mod tests {
         let passed = offered(rates, &[50 * MB, 2 * MB], 20);
         assert!(about(passed[0], 5 * MB), "{passed:?}");
         assert!(about(passed[1], 2 * MB), "{passed:?}");
+    }
+
+    #[test]
+    fn by_default_one_client_alone_is_limited_and_three_share_what_there_is() {
+        let one = offered(Rates::default(), &[1000 * MB], 2);
+        assert!(about(one[0], 125 * MB), "{one:?}");
+        let three = offered(Rates::default(), &[300 * MB, 300 * MB, 300 * MB], 4);
+        assert!(three.iter().all(|&rate| about(rate, 250 * MB / 3)), "{three:?}");
+    }
+
+    #[test]
+    fn rates_are_written_in_mbit_and_zero_is_no_limit() {
+        assert_eq!(Rates::from_mbit(8, 80), Rates { client: MB, total: Some(10 * MB) });
+        assert_eq!(Rates::from_mbit(0, 0), Rates { client: NO_BOUND, total: None });
+        assert_eq!(Rates::default(), Rates { client: 125 * MB, total: Some(250 * MB) });
     }
 
     #[test]

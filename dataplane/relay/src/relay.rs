@@ -12,11 +12,13 @@ use ringmesh_tunnel::{
 };
 
 use crate::channels::{Channels, End, Place, Slot, opposite};
+use crate::client::Client;
 use crate::drops::{Dropped, RelayDrop, RelayDrops};
 use crate::frame::MAX_DATAGRAM_LEN;
-use crate::rate::{Limited, Limiter, Ticket};
+use crate::rate::{Limited, Limiter};
 
 pub use crate::channels::MAX_PAIRS;
+pub use crate::client::{ClientReport, Traffic};
 
 /// Channels that one client may have asked for.
 pub const MAX_CHANNELS_PER_CLIENT: usize = 1024;
@@ -61,64 +63,6 @@ pub enum RelayEvent {
     Came(NodeId),
     /// A client was not heard for 90 s.
     Went(NodeId),
-}
-
-/// Datagrams and their bytes, the relay's header included.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// How many.
-    pub datagrams: u64,
-    /// Bytes of them all.
-    pub bytes: u64,
-}
-
-impl Traffic {
-    fn add(&mut self, bytes: usize) {
-        self.datagrams = self.datagrams.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(bytes as u64);
-    }
-
-    fn take_back(&mut self, bytes: usize) {
-        self.datagrams = self.datagrams.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes as u64);
-    }
-}
-
-/// What can be said about a client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientReport {
-    /// Its name in the network.
-    pub id: NodeId,
-    /// Where it was last heard.
-    pub hop: Option<Hop>,
-    /// Whether it was heard in the last 90 s.
-    pub here: bool,
-    /// Channels it asked for.
-    pub channels: usize,
-    /// What it sent that was passed on.
-    pub from: Traffic,
-    /// What was passed on to it.
-    pub to: Traffic,
-    /// What it sent that was not passed on, and what could not be sent to it.
-    pub drops: RelayDrops,
-}
-
-struct Client {
-    id: NodeId,
-    keys: BTreeSet<PublicKey>,
-    ticket: Ticket,
-    here: bool,
-    /// When it was here last; for one that never was, when it was added.
-    last_here: Instant,
-    /// Channels it asked for.
-    asked: usize,
-    /// Pairs it is in, by its own end.
-    ends: BTreeSet<Place>,
-    /// Where it was heard, as of that state of the tunnel.
-    hop: (u64, Option<Hop>),
-    from: Traffic,
-    to: Traffic,
-    drops: RelayDrops,
 }
 
 enum Owed {
@@ -213,19 +157,7 @@ impl Relay {
     }
 
     fn insert(&mut self, id: NodeId, keys: BTreeSet<PublicKey>, limiter: &mut Limiter, now: Now) {
-        let client = Some(Client {
-            id,
-            keys,
-            ticket: limiter.join(now.monotonic),
-            here: false,
-            last_here: now.monotonic,
-            asked: 0,
-            ends: BTreeSet::new(),
-            hop: (0, None),
-            from: Traffic::default(),
-            to: Traffic::default(),
-            drops: RelayDrops::default(),
-        });
+        let client = Some(Client::new(id, keys, limiter.join(now.monotonic), now.monotonic));
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -648,15 +580,7 @@ impl Relay {
 
     /// What can be said about each client.
     pub fn clients(&self) -> impl Iterator<Item = ClientReport> + '_ {
-        self.all().map(|(_, client)| ClientReport {
-            id: client.id,
-            hop: self.tunnel.hop_to(client.id),
-            here: client.here,
-            channels: client.asked,
-            from: client.from,
-            to: client.to,
-            drops: client.drops.clone(),
-        })
+        self.all().map(|(_, client)| client.report(self.tunnel.hop_to(client.id)))
     }
 
     /// Pairs that have channels.

@@ -14,6 +14,7 @@ mod clock;
 mod engine;
 mod handshakes;
 mod link;
+mod metered;
 mod report;
 mod source;
 mod tls;
@@ -38,6 +39,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::engine::Engine;
 use self::handshakes::{Life, Queues, Request};
+use self::metered::Budget;
 use self::source::Unproven;
 use self::udp::{Batch, Port, Sockets};
 use self::upgrade::Rules;
@@ -198,6 +200,7 @@ struct Offer {
 struct Shared {
     engine: RefCell<Engine>,
     unproven: Rc<Unproven>,
+    budget: Budget,
     limits: Limits,
     rules: Rules,
 }
@@ -376,6 +379,7 @@ fn run(
         let shared = Rc::new(Shared {
             engine: RefCell::new(Engine::new(sockets.clone(), config.rates, config.limits, handshakes.jobs)),
             unproven: Unproven::new(config.limits.unproven, config.limits.unproven_per_source),
+            budget: Budget::default(),
             limits: config.limits,
             rules: Rules { base_path: config.base_path, trusted_proxies: config.trusted_proxies },
         });

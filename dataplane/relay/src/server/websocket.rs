@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::link::Chunk;
+use super::metered::Metered;
 use super::source::{Place, Source};
 use super::{Limits, Shared, clock, upgrade};
 use crate::frame::MAX_MESSAGE_LEN;
@@ -74,6 +75,7 @@ pub(super) async fn serve(shared: Rc<Shared>, mut stream: Box<dyn Connection>, p
         .write_buffer_size(0)
         .max_message_size(Some(MAX_MESSAGE_LEN))
         .max_frame_size(Some(MAX_MESSAGE_LEN));
+    let stream = Metered::new(stream, shared.budget.clone());
     let socket =
         WebSocketStream::from_partially_read(stream, upgraded.rest, Role::Server, Some(config)).await;
     let mut session = Session {
@@ -94,7 +96,7 @@ pub(super) async fn serve(shared: Rc<Shared>, mut stream: Box<dyn Connection>, p
 
 struct Session<'a> {
     shared: &'a Shared,
-    socket: WebSocketStream<Box<dyn Connection>>,
+    socket: WebSocketStream<Metered<Box<dyn Connection>>>,
     link: Link,
     /// Held until the stream is proven.
     place: Option<Place>,
@@ -128,6 +130,7 @@ impl Session<'_> {
                 Poll::Pending => return None,
             };
             self.heard = Instant::now();
+            self.socket.get_mut().message_ended();
             match message {
                 Message::Binary(bytes) => {
                     if let Err(end) = self.take(&bytes) {
@@ -152,6 +155,7 @@ impl Session<'_> {
         engine.settle(now);
         if self.place.is_some() && engine.is_proven(self.link) {
             self.place = None;
+            self.socket.get_mut().prove();
             // From now on it is idleness that ends it.
             self.timer.as_mut().reset(self.heard + self.shared.limits.idle);
         }

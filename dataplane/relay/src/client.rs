@@ -1,0 +1,103 @@
+//! A relay's client: what is known and counted of one member.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use ringmesh_tunnel::Hop;
+use ringmesh_tunnel::key::{NodeId, PublicKey};
+
+use crate::channels::Place;
+use crate::drops::RelayDrops;
+use crate::rate::Ticket;
+
+/// Datagrams and their bytes, the relay's header included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How many.
+    pub datagrams: u64,
+    /// Bytes of them all.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.datagrams = self.datagrams.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+    }
+
+    pub(crate) fn take_back(&mut self, bytes: usize) {
+        self.datagrams = self.datagrams.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+    }
+}
+
+/// What can be said about a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientReport {
+    /// Its name in the network.
+    pub id: NodeId,
+    /// Where it was last heard.
+    pub hop: Option<Hop>,
+    /// Whether it was heard in the last 90 s.
+    pub here: bool,
+    /// Channels it asked for.
+    pub channels: usize,
+    /// What it sent that was passed on.
+    pub from: Traffic,
+    /// What was passed on to it.
+    pub to: Traffic,
+    /// What it sent that was not passed on, and what could not be sent to it.
+    pub drops: RelayDrops,
+}
+
+/// A member, here or not.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) id: NodeId,
+    pub(crate) keys: BTreeSet<PublicKey>,
+    pub(crate) ticket: Ticket,
+    pub(crate) here: bool,
+    /// When it was here last; for one that never was, when it was added.
+    pub(crate) last_here: Instant,
+    /// Channels it asked for.
+    pub(crate) asked: usize,
+    /// Pairs it is in, by its own end.
+    pub(crate) ends: BTreeSet<Place>,
+    /// Where it was heard, as of that state of the tunnel.
+    pub(crate) hop: (u64, Option<Hop>),
+    pub(crate) from: Traffic,
+    pub(crate) to: Traffic,
+    pub(crate) drops: RelayDrops,
+}
+
+impl Client {
+    /// One that was never heard.
+    pub(crate) fn new(id: NodeId, keys: BTreeSet<PublicKey>, ticket: Ticket, now: Instant) -> Self {
+        Self {
+            id,
+            keys,
+            ticket,
+            here: false,
+            last_here: now,
+            asked: 0,
+            ends: BTreeSet::new(),
+            hop: (0, None),
+            from: Traffic::default(),
+            to: Traffic::default(),
+            drops: RelayDrops::default(),
+        }
+    }
+
+    pub(crate) fn report(&self, hop: Option<Hop>) -> ClientReport {
+        ClientReport {
+            id: self.id,
+            hop,
+            here: self.here,
+            channels: self.asked,
+            from: self.from,
+            to: self.to,
+            drops: self.drops.clone(),
+        }
+    }
+}
