@@ -6,6 +6,7 @@ use std::{
     str::FromStr,
 };
 
+use ringmesh_relay::rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT};
 use ringmesh_tunnel::{
     enroll::COORDINATORS_MAX,
     ip::Prefix,
@@ -61,9 +62,10 @@ pub struct RelayConfig {
     /// Reverse proxies, whose word on where a connection comes from (`X-Forwarded-For`, `Forwarded`) is taken.
     #[serde(deserialize_with = "from_strs")]
     pub trusted_proxies: Vec<Prefix>,
-    /// What one node may have relayed, in Mbit/s; 0: no bound of its own.
+    /// What one node may have relayed, in Mbit/s (10^6 bits a second); 0: no bound of its own. 1000 by default.
     pub client_rate_mbit: u32,
-    /// What all together may have relayed, in Mbit/s, shared fairly; 0: no bound.
+    /// What all together may have relayed, in Mbit/s (10^6 bits a second), shared fairly; 0: no bound. 2000 by default, which is
+    /// more than one node may have, so that none ever takes all.
     pub total_rate_mbit: u32,
 }
 
@@ -104,8 +106,8 @@ impl Default for RelayConfig {
             websockets: Vec::new(),
             base_path: String::new(),
             trusted_proxies: Vec::new(),
-            client_rate_mbit: 0,
-            total_rate_mbit: 0,
+            client_rate_mbit: DEFAULT_CLIENT_MBIT,
+            total_rate_mbit: DEFAULT_TOTAL_MBIT,
         }
     }
 }
@@ -365,6 +367,17 @@ mod tests {
         assert_eq!(parse("").unwrap(), Config::default());
         assert_eq!(Config::default().listen.to_string(), "[::]:443");
         assert_eq!(Config::default().network.ipv4_pool.to_string(), "100.64.0.0/10");
+    }
+
+    #[test]
+    fn the_relay_has_limits_unless_they_are_lifted_expressly() {
+        let rates = |text: &str| {
+            let relay = parse(text).unwrap().relay;
+            (relay.client_rate_mbit, relay.total_rate_mbit)
+        };
+        assert_eq!(rates(""), (1000, 2000));
+        assert_eq!(rates("[relay]\ntotal_rate_mbit = 500"), (1000, 500));
+        assert_eq!(rates("[relay]\nclient_rate_mbit = 0\ntotal_rate_mbit = 0"), (0, 0));
     }
 
     #[test]

@@ -8,6 +8,8 @@
 
 mod floors;
 mod places;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -38,8 +40,6 @@ use crate::{
 const SURVEY: Duration = Duration::from_secs(300);
 /// How often members are looked at although nothing changed: memberships end by themselves.
 const REVIEW: Duration = Duration::from_secs(600);
-/// Bytes per second that no machine reaches.
-const NO_BOUND: u64 = 1 << 50;
 /// WebSockets that wait to be taken.
 pub(crate) const BACKLOG: usize = 64;
 
@@ -89,27 +89,8 @@ impl From<Stopped> for RelayError {
 
 /// Starts a relay on a UDP port; it serves no network yet.
 pub(crate) fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Handle, RelayError> {
-    let (listen_v4, listen_v6) = match listen.ip() {
-        IpAddr::V4(v4) => (Some(v4), None),
-        // As TCP does it: all of IPv6 is all of IPv4, too.
-        IpAddr::V6(v6) if v6.is_unspecified() => (Some(Ipv4Addr::UNSPECIFIED), Some(v6)),
-        IpAddr::V6(v6) => (None, Some(v6)),
-    };
-    let config = ServerConfig {
-        listen_v4,
-        listen_v6,
-        port: listen.port(),
-        rates: Rates {
-            client: bytes_per_second(config.client_rate_mbit).unwrap_or(NO_BOUND),
-            total: bytes_per_second(config.total_rate_mbit),
-        },
-        // Without one, whatever a proxy puts before the path is taken.
-        base_path: Some(config.base_path.clone()).filter(|path| !path.is_empty()),
-        trusted_proxies: config.trusted_proxies.clone(),
-        ..ServerConfig::default()
-    };
     // On this very thread, which has the TCP port already: it may be in a network namespace of its own.
-    Server::start(config).map_err(|error| match error {
+    Server::start(server_config(config, listen)).map_err(|error| match error {
         StartError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
             RelayError::PortTaken { address: listen }
         }
@@ -124,9 +105,24 @@ pub(crate) fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Handle, 
     })
 }
 
-/// 0 is no bound.
-fn bytes_per_second(mbit: u32) -> Option<u64> {
-    (mbit != 0).then(|| u64::from(mbit) * 125_000)
+/// What the relay's server is told of a configuration.
+fn server_config(config: &RelayConfig, listen: SocketAddr) -> ServerConfig {
+    let (listen_v4, listen_v6) = match listen.ip() {
+        IpAddr::V4(v4) => (Some(v4), None),
+        // As TCP does it: all of IPv6 is all of IPv4, too.
+        IpAddr::V6(v6) if v6.is_unspecified() => (Some(Ipv4Addr::UNSPECIFIED), Some(v6)),
+        IpAddr::V6(v6) => (None, Some(v6)),
+    };
+    ServerConfig {
+        listen_v4,
+        listen_v6,
+        port: listen.port(),
+        rates: Rates::from_mbit(config.client_rate_mbit, config.total_rate_mbit),
+        // Without one, whatever a proxy puts before the path is taken.
+        base_path: Some(config.base_path.clone()).filter(|path| !path.is_empty()),
+        trusted_proxies: config.trusted_proxies.clone(),
+        ..ServerConfig::default()
+    }
 }
 
 /// A relay that runs, with what keeps it and the nodes' maps in step.

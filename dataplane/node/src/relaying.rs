@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringmesh_proto::control::Reason;
-use ringmesh_relay::{Handle, Report, Server, ServerConfig, StartError, TlsLimits};
+use ringmesh_relay::{Handle, Rates, Report, Server, ServerConfig, StartError, TlsLimits};
 use ringmesh_tunnel::{
     Floors, PeerConfig,
     key::NetworkId,
@@ -49,14 +49,7 @@ impl PreparedRelay {
             None => None,
         };
         let port = config.listen_port.unwrap_or(DEFAULT_PORT);
-        let server = ServerConfig {
-            listen_v4: Some(Ipv4Addr::UNSPECIFIED),
-            listen_v6: Some(Ipv6Addr::UNSPECIFIED),
-            port,
-            trusted_proxies: mode.trusted_proxies.clone(),
-            ..ServerConfig::default()
-        };
-        let handle = Server::start(server).map_err(|error| start_failure(port, &error))?;
+        let handle = Server::start(server_config(port, mode)).map_err(|error| start_failure(port, &error))?;
         Ok(Self { handle, websockets })
     }
 
@@ -173,6 +166,18 @@ impl Drop for RelayPlane {
     }
 }
 
+/// What the relay's server is told of a configuration.
+fn server_config(port: u16, mode: &RelayMode) -> ServerConfig {
+    ServerConfig {
+        listen_v4: Some(Ipv4Addr::UNSPECIFIED),
+        listen_v6: Some(Ipv6Addr::UNSPECIFIED),
+        port,
+        rates: Rates::from_mbit(mode.client_rate_mbit, mode.total_rate_mbit),
+        trusted_proxies: mode.trusted_proxies.clone(),
+        ..ServerConfig::default()
+    }
+}
+
 fn websocket_urls(mode: &RelayMode, listens: Option<SocketAddr>, host: &[IpAddr]) -> Vec<String> {
     if !mode.websocket_urls.is_empty() {
         return mode.websocket_urls.clone();
@@ -262,6 +267,16 @@ mod tests {
         let told = "wss://relay.example/relay/v1".to_owned();
         let proxied = RelayMode { websocket_urls: vec![told.clone()], ..usual };
         assert_eq!(urls(&proxied, Some("127.0.0.1:8443")), [told]);
+    }
+
+    #[test]
+    fn limits_are_in_force_unless_they_are_lifted_expressly() {
+        let rates = |mode: &RelayMode| server_config(1, mode).rates;
+        assert_eq!(rates(&RelayMode::default()), Rates { client: 125_000_000, total: Some(250_000_000) });
+        let told = RelayMode { client_rate_mbit: 8, total_rate_mbit: 80, ..RelayMode::default() };
+        assert_eq!(rates(&told), Rates { client: 1_000_000, total: Some(10_000_000) });
+        let lifted = RelayMode { client_rate_mbit: 0, total_rate_mbit: 0, ..RelayMode::default() };
+        assert_eq!(rates(&lifted).total, None);
     }
 
     #[tokio::test]

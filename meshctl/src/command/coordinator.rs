@@ -183,10 +183,10 @@ struct RelayOptions {
     /// Reverse proxies whose word on a client's address is believed; may be repeated
     #[arg(long = "trusted-proxy", env = "MESH_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
     trusted_proxies: Vec<Prefix>,
-    /// What one node may have relayed, in Mbit/s; 0: no bound [default: 0]
+    /// What one node may have relayed, in Mbit/s; 0: no bound [default: 1000]
     #[arg(long = "relay-client-rate", env = "MESH_RELAY_CLIENT_RATE", value_name = "MBIT")]
     client_rate: Option<u32>,
-    /// What all nodes together may have relayed, in Mbit/s; 0: no bound [default: 0]
+    /// What all nodes together may have relayed, in Mbit/s, shared fairly; 0: no bound [default: 2000]
     #[arg(long = "relay-total-rate", env = "MESH_RELAY_TOTAL_RATE", value_name = "MBIT")]
     total_rate: Option<u32>,
 }

@@ -57,6 +57,12 @@ struct Options {
     /// Reverse proxies whose word on a client's address is believed; may be repeated
     #[arg(long = "trusted-proxy", env = "MESH_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
     trusted_proxies: Vec<Prefix>,
+    /// What one node may have relayed, in Mbit/s; 0: no bound [default: 1000]
+    #[arg(long = "relay-client-rate", env = "MESH_RELAY_CLIENT_RATE", value_name = "MBIT")]
+    client_rate: Option<u32>,
+    /// What all nodes together may have relayed, in Mbit/s, shared fairly; 0: no bound [default: 2000]
+    #[arg(long = "relay-total-rate", env = "MESH_RELAY_TOTAL_RATE", value_name = "MBIT")]
+    total_rate: Option<u32>,
 }
 
 impl Options {
@@ -70,6 +76,8 @@ impl Options {
         if !self.trusted_proxies.is_empty() {
             relay.trusted_proxies = self.trusted_proxies;
         }
+        relay.client_rate_mbit = self.client_rate.unwrap_or(relay.client_rate_mbit);
+        relay.total_rate_mbit = self.total_rate.unwrap_or(relay.total_rate_mbit);
         config.check().map_err(|failure| process::node_failure("use these options", &failure))?;
         Ok(config)
     }
@@ -117,14 +125,22 @@ mod tests {
         let file = RelayMode {
             websocket_listen: Some("[::]:443".parse().unwrap()),
             websocket_urls: vec!["wss://old.example.org/relay/v1".to_owned()],
+            total_rate_mbit: 9,
             ..RelayMode::default()
         };
-        let given = Options {
+        let none = || Options {
             websocket_listen: None,
+            websockets: Vec::new(),
+            trusted_proxies: Vec::new(),
+            client_rate: None,
+            total_rate: None,
+        };
+        let given = Options {
             websockets: vec!["wss://new.example.org/relay/v1".to_owned()],
             trusted_proxies: vec!["192.0.2.0/24".parse().unwrap()],
+            client_rate: Some(50),
+            ..none()
         };
-        let none = || Options { websocket_listen: None, websockets: Vec::new(), trusted_proxies: Vec::new() };
         let relay = |options: Options, relay| options.lay_over(Config { relay, ..Config::default() });
         assert_eq!(relay(none(), None).unwrap().relay, Some(RelayMode::default()));
         assert_eq!(relay(none(), Some(file.clone())).unwrap().relay, Some(file.clone()));
@@ -132,6 +148,7 @@ mod tests {
         assert_eq!(both.websocket_listen, Some("[::]:443".parse().unwrap()));
         assert_eq!(both.websocket_urls, ["wss://new.example.org/relay/v1"]);
         assert_eq!(both.trusted_proxies, ["192.0.2.0/24".parse().unwrap()]);
+        assert_eq!((both.client_rate_mbit, both.total_rate_mbit), (50, 9));
 
         let plain = Options { websockets: vec!["http://a/relay/v1".to_owned()], ..none() };
         assert_eq!(relay(plain, None).unwrap_err().exit(), crate::failure::Exit::Usage);

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use ringmesh_relay::rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT};
 use ringmesh_tunnel::{
     ip::Prefix,
     netmap::{URL_MAX, WEBSOCKETS_MAX},
@@ -12,7 +13,7 @@ use crate::error::Failure;
 
 /// Makes the daemon a relay: it joins with a relay's token, has no TUN device and changes nothing on the machine, and passes
 /// on what the network's nodes seal for each other.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table `[relay]`")]
 pub struct RelayMode {
     /// Where nodes whose UDP is blocked connect by WebSocket over TLS; not given: nowhere.
@@ -22,6 +23,23 @@ pub struct RelayMode {
     /// Ranges of reverse proxies whose word on a client's address is believed.
     #[serde(deserialize_with = "prefixes")]
     pub trusted_proxies: Vec<Prefix>,
+    /// What one node may have relayed, in Mbit/s (10^6 bits a second); 0: no bound of its own. 1000 by default.
+    pub client_rate_mbit: u32,
+    /// What all together may have relayed, in Mbit/s (10^6 bits a second), shared fairly; 0: no bound. 2000 by default, which is
+    /// more than one node may have, so that none ever takes all.
+    pub total_rate_mbit: u32,
+}
+
+impl Default for RelayMode {
+    fn default() -> Self {
+        Self {
+            websocket_listen: None,
+            websocket_urls: Vec::new(),
+            trusted_proxies: Vec::new(),
+            client_rate_mbit: DEFAULT_CLIENT_MBIT,
+            total_rate_mbit: DEFAULT_TOTAL_MBIT,
+        }
+    }
 }
 
 impl RelayMode {
