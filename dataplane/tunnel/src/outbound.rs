@@ -154,7 +154,13 @@ impl Tunnel {
         buffer.clear();
         buffer.extend_from_slice(packet);
         peer.held.push_back(buffer);
-        self.begin_handshake(slot, Begin::Fresh, now);
+        if peer.lacks_only_a_path(now.monotonic) {
+            // It goes as soon as there is one; the session is good.
+            peer.paths.wake(now.monotonic);
+            self.reschedule(slot);
+        } else {
+            self.begin_handshake(slot, Begin::Fresh, now);
+        }
         Ok(())
     }
 }

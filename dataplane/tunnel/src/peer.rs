@@ -276,6 +276,11 @@ impl Peer {
         self.paths.any() || self.heard_at.is_some() || !self.candidates.is_empty()
     }
 
+    /// Whether there is a session to seal with, and the path engine is looking for a way to send by.
+    pub(crate) fn lacks_only_a_path(&self, now: Instant) -> bool {
+        self.mesh && self.sessions.current().is_some_and(|session| session.can_seal(now))
+    }
+
     /// Whether it matters at the moment how the peer is reached: packets pass, or a session is sought.
     pub(crate) fn is_wanted(&self, now: Instant) -> bool {
         let lately = |at: Instant| now.saturating_duration_since(at) < ACTIVE_FOR;

@@ -252,6 +252,8 @@ impl Tunnel {
         }
         let Some(path) = peer.paths.selected() else { return };
         self.push_event(Event::PathSelected { peer: id, path });
+        // What was held for want of a path goes now.
+        self.list(slot);
         self.reschedule(slot);
         if relay {
             // Every path through it is another one now.
@@ -260,6 +262,7 @@ impl Tunnel {
                 if let Some(path) = peer.paths.relayed_by(id) {
                     peer.paths.wake(now);
                     self.repeat_initiation(other, path);
+                    self.list(other);
                     self.reschedule(other);
                 }
             }

@@ -353,7 +353,7 @@ impl Tunnel {
         let Some(peer) = self.peers.get(slot) else { return };
         let ready = peer.paths.selected().is_some()
             && peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
-        if ready {
+        if ready || peer.lacks_only_a_path(now.monotonic) {
             self.list(slot);
         } else {
             self.begin_handshake(slot, Begin::Fresh, now);
@@ -406,7 +406,8 @@ impl Tunnel {
         let can_seal = peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
         let by_its_own_path = peer.notices.front().is_some_and(|queued| queued.path.is_some());
         if !can_seal || (peer.paths.selected().is_none() && !by_its_own_path) {
-            if peer.owes_keepalive || !peer.notices.is_empty() || !peer.held.is_empty() {
+            let waits = peer.owes_keepalive || !peer.notices.is_empty() || !peer.held.is_empty();
+            if waits && !peer.lacks_only_a_path(now.monotonic) {
                 self.begin_handshake(slot, Begin::Fresh, now);
             }
             return Ok(None);

@@ -53,7 +53,7 @@ const BACK_OFF_CUT_OFF: Duration = Duration::from_secs(3);
 /// Probes of one try, and how far they are apart: the first opens our NAT, and what the peer's drops is the second's chance.
 const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(150), Duration::from_millis(400)];
 /// Silence on every path, none of which works, after which the peer may have forgotten the session.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(5);
 /// How long a peer's offer makes an idle side probe: it is about to send.
 const PROMPTED_FOR: Duration = Duration::from_secs(3);
 /// Between two offers at least, whatever prompts them.
