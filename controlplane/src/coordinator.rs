@@ -318,8 +318,9 @@ impl Coordinator {
         if envelope.kind != ringmesh_tunnel::netmap::Kind::NodeRecord {
             return wrong("it is not a node record");
         }
-        let own_key =
-            self.with_network(who.network, |state| state.member(who.node).and_then(|m| m.identity_key))?;
+        let (own_key, is_relay) = self.with_network(who.network, |state| {
+            state.member(who.node).map_or((None, false), |member| (member.identity_key, member.relay))
+        })?;
         if own_key != Some(envelope.signer) {
             return wrong("it is not signed by the node's identity key");
         }
@@ -342,9 +343,14 @@ impl Coordinator {
             return wrong("its serial is lower than its time of signing in ms");
         }
         let pools = self.with_network(who.network, |state| [state.ipv4_pool, state.ipv6_pool()])?;
-        if let Some(bad) = record.endpoints.iter().find(|endpoint| !candidate_is_allowed(**endpoint, &pools))
-        {
-            return Err(refused(&format_args!("peers must not be sent to its endpoint {bad}")));
+        for (what, addresses) in [("endpoint", &record.endpoints), ("SSH endpoint", &record.ssh)] {
+            if let Some(bad) = addresses.iter().find(|address| !candidate_is_allowed(**address, &pools)) {
+                return Err(refused(&format_args!("peers must not be sent to its {what} {bad}")));
+            }
+        }
+        // Every peer of a relay connects to what it names; nobody else has a WebSocket, and so none to be sent to.
+        if !is_relay && !record.websockets.is_empty() {
+            return wrong("it names WebSockets, which only a relay has, and this node is none");
         }
         let held = self.with_network(who.network, |state| state.node_records.get(&who.node).cloned())?;
         match held {

@@ -44,16 +44,15 @@ async fn coordinator(directory: &std::path::Path, relay: bool) -> Coordinator {
 }
 
 async fn member(coordinator: &Coordinator, identity: &IdentitySecret) -> NodeOf {
+    member_who_is(coordinator, identity, false).await
+}
+
+async fn member_who_is(coordinator: &Coordinator, identity: &IdentitySecret, relay: bool) -> NodeOf {
     let network = coordinator.with_registry(|registry| registry.networks().next().unwrap().id());
     let (token, secret) =
         (ringmesh_tunnel::key::TokenId::generate(), ringmesh_tunnel::enroll::TokenSecret::generate());
-    let wish = Wish {
-        life: std::time::Duration::ZERO,
-        max_uses: 1,
-        tags: Vec::new(),
-        ephemeral: false,
-        relay: false,
-    };
+    let wish =
+        Wish { life: std::time::Duration::ZERO, max_uses: 1, tags: Vec::new(), ephemeral: false, relay };
     let create = |registry: &Registry, now| {
         tokens::plan_create(registry.network(network).unwrap(), token, &secret, &wish, now)
             .map(|plan| ((), plan))
@@ -62,8 +61,8 @@ async fn member(coordinator: &Coordinator, identity: &IdentitySecret) -> NodeOf 
     let joiner = Joiner {
         token,
         identity_key: identity.public_key(),
-        name: "a".into(),
-        host_name: String::new(),
+        name: String::new(),
+        host_name: "a".into(),
         os: String::new(),
         version: String::new(),
     };
@@ -118,6 +117,53 @@ async fn a_node_record_staged_on_an_older_stream_never_lands_after_a_newer_one()
     assert_eq!(port(), Some(2));
     coordinator.put_node_record(&who, second, newest);
     assert_eq!(port(), Some(3));
+}
+
+#[tokio::test]
+async fn a_node_sends_its_peers_only_where_they_may_be_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(directory.path(), false).await;
+    let (node_key, relay_key) = (IdentitySecret::generate(), IdentitySecret::generate());
+    let node = member_who_is(&coordinator, &node_key, false).await;
+    let relay = member_who_is(&coordinator, &relay_key, true).await;
+    let check = |who: &NodeOf, endpoint: &str, ssh: &str, websockets: &[&str]| {
+        let record = super::NodeRecord {
+            network: who.network,
+            id: who.node,
+            serial: NOW.as_millis(),
+            endpoints: vec![endpoint.parse().unwrap()],
+            time: NOW,
+            websockets: websockets.iter().map(|&url| url.to_owned()).collect(),
+            ssh: vec!["192.0.2.1:22".parse().unwrap(), ssh.parse().unwrap()],
+        };
+        let key = if *who == relay { &relay_key } else { &node_key };
+        let checked = coordinator.check_node_record(who, Envelope::sign(&record, key).unwrap());
+        checked.map(drop).map_err(|refused| refused.to_string())
+    };
+    let (good, url) = ("192.0.2.1:443", "wss://192.0.2.1/relay/v1");
+    check(&node, good, "[2001:db8::1]:22", &[]).unwrap();
+    check(&relay, good, "[2001:db8::1]:22", &[url]).unwrap();
+    for bad in [
+        "127.0.0.1:22",
+        "[::1]:22",
+        "[::ffff:127.0.0.1]:22",
+        "169.254.169.254:80",
+        "[fe80::1]:22",
+        "224.0.0.1:22",
+        "255.255.255.255:22",
+        "0.0.0.0:22",
+        "192.0.2.1:0",
+        // In the network's own pool.
+        "100.64.0.1:22",
+    ] {
+        for who in [&node, &relay] {
+            let refused = check(who, good, bad, &[]).unwrap_err();
+            assert!(refused.contains("SSH endpoint"), "{bad}: {refused}");
+            check(who, bad, good, &[]).expect_err(bad);
+        }
+    }
+    let refused = check(&node, good, good, &[url]).unwrap_err();
+    assert!(refused.contains("only a relay has"), "{refused}");
 }
 
 #[tokio::test]
