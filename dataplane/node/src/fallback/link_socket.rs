@@ -20,7 +20,7 @@ use rustix::fs::{Mode, fchmod};
 use tokio::{
     net::{UnixListener, UnixSocket, UnixStream},
     task::{JoinHandle, JoinSet},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tracing::{debug, warn};
 
@@ -39,6 +39,16 @@ const MAX_PER_USER: usize = 192;
 const MAX_STRANGERS: usize = 32;
 /// The same of one user, so that no user takes the places of another.
 const MAX_STRANGERS_PER_USER: usize = 16;
+/// Connections of one user that are heard at once; further ones as [`EVERY`] allows. All peers that come by one SSH server may
+/// come back in the same second.
+const BURST: u32 = 64;
+/// A user's connections are heard so often, on average.
+const EVERY: Duration = Duration::from_millis(1000 / 32);
+/// The same of all users together, who may be as many as one person has containers.
+const BURST_OF_ALL: u32 = 4 * BURST;
+const EVERY_OF_ALL: Duration = Duration::from_millis(1000 / 128);
+/// Users that are told apart at a time.
+const MAX_USERS: usize = 1024;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
 /// Waiting for the kernel when it has no file descriptor left.
@@ -164,6 +174,38 @@ impl Count {
     }
 }
 
+/// How often connections are heard: each one is work for the worker.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When each user, who has connected lately, will be as if he never had.
+    users: BTreeMap<u32, Instant>,
+    all: Option<Instant>,
+}
+
+impl Pace {
+    /// Whether a connection of `user` at `now` is heard.
+    fn hears(&mut self, user: u32, now: Instant) -> bool {
+        if self.users.len() >= MAX_USERS {
+            self.users.retain(|_, calm| *calm > now);
+        }
+        let known = self.users.get(&user).copied();
+        if known.is_none() && self.users.len() >= MAX_USERS {
+            return false;
+        }
+        let Some(calm) = later(known, now, EVERY, BURST) else { return false };
+        let Some(all) = later(self.all, now, EVERY_OF_ALL, BURST_OF_ALL) else { return false };
+        self.users.insert(user, calm);
+        self.all = Some(all);
+        true
+    }
+}
+
+/// A bucket that leaks, kept as the moment at which it is empty: that moment after one more drop, unless it runs over.
+fn later(empty: Option<Instant>, now: Instant, every: Duration, burst: u32) -> Option<Instant> {
+    let next = empty.map_or(now, |empty| empty.max(now)) + every;
+    (next <= now + every * burst).then_some(next)
+}
+
 type Shared = Arc<Mutex<Crowd>>;
 
 fn lock(crowd: &Shared) -> MutexGuard<'_, Crowd> {
@@ -210,6 +252,7 @@ impl Drop for Place {
 
 async fn accept(listener: UnixListener, hub: Hub) {
     let crowd = Shared::default();
+    let mut pace = Pace::default();
     // Dropped with this task, and with it every stream.
     let mut streams = JoinSet::new();
     loop {
@@ -218,6 +261,10 @@ async fn accept(listener: UnixListener, hub: Hub) {
                 Ok((stream, _)) => {
                     // The kernel says who connected; without that nobody is responsible.
                     let Ok(user) = stream.peer_cred().map(|peer| peer.uid()) else { continue };
+                    if !pace.hears(user, Instant::now()) {
+                        debug!(user, "a stream on the link socket was closed: they come too fast");
+                        continue;
+                    }
                     match Place::take(&crowd, user) {
                         Some(place) => {
                             streams.spawn(serve(stream, place, hub.accept(Carrier::Ssh)));
@@ -243,4 +290,28 @@ async fn serve(stream: UnixStream, mut place: Place, end: LinkEnd) {
         () = end.proven() => place.become_known(),
     }
     pump.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_user_has_a_pace_and_all_together_too_and_few_are_remembered() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        let heard = |pace: &mut Pace, user, now| (0..1000).filter(|_| pace.hears(user, now)).count();
+        assert_eq!(heard(&mut pace, 1, now), BURST as usize);
+        assert_eq!(heard(&mut pace, 2, now), BURST as usize, "one user does not take another's");
+        assert_eq!(heard(&mut pace, 1, now + EVERY * 10), 10);
+        let calm = now + Duration::from_secs(60);
+        assert_eq!(heard(&mut pace, 1, calm), BURST as usize);
+
+        let mut pace = Pace::default();
+        let all: usize = (0..100).map(|user| heard(&mut pace, user, now)).sum();
+        assert_eq!(all, BURST_OF_ALL as usize);
+        for user in 0..10_000 {
+            pace.hears(user, now + EVERY_OF_ALL * user);
+        }
+        assert!(pace.users.len() <= MAX_USERS, "{}", pace.users.len());
+    }
 }

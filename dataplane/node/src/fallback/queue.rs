@@ -12,7 +12,7 @@
 //! control slows the sender. In steady state buffers go round and nothing is allocated.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -54,6 +54,7 @@ pub(crate) fn links(waker: Waker) -> (Links, Hub, mpsc::Receiver<DialOpen>) {
         dials,
         hub: Hub { common: Arc::clone(&common) },
         outlets: BTreeMap::new(),
+        closing: BTreeSet::new(),
         filled: Vec::new(),
     };
     (links, Hub { common }, dials_in)
@@ -76,7 +77,8 @@ pub(crate) enum Arrival {
     Failed { peer: NodeId, candidate: u32 },
     /// Datagrams for `Tunnel::inbound`.
     Datagrams { link: Link, batch: Batch },
-    /// For `Tunnel::link_closed`; nothing comes from this link any more.
+    /// For `Tunnel::link_closed`; nothing comes from this link any more. Not told of links that the tunnel never heard of: looking
+    /// for them among all peers would let a stranger who connects and hangs up hold up the worker.
     Closed { link: Link },
 }
 
@@ -101,6 +103,8 @@ pub(crate) struct Links {
     dials: mpsc::Sender<DialOpen>,
     hub: Hub,
     outlets: BTreeMap<u32, Outlet>,
+    /// Links that the tunnel had closed and whose tasks have not ended yet.
+    closing: BTreeSet<u32>,
     /// The links to flush.
     filled: Vec<u32>,
 }
@@ -111,6 +115,8 @@ struct Outlet {
     shared: Arc<Shared>,
     /// Frames since the last flush.
     batch: Vec<u8>,
+    /// Whether the tunnel may hold the link: it asked for it, or took something that came by it.
+    known: bool,
     proven: bool,
 }
 
@@ -147,7 +153,8 @@ impl Links {
             match self.arrivals.try_recv().ok()? {
                 Posted::Attached { shared, dialled } => {
                     let link = shared.link;
-                    let outlet = Outlet { shared, batch: Vec::new(), proven: false };
+                    let known = dialled.is_some();
+                    let outlet = Outlet { shared, batch: Vec::new(), known, proven: false };
                     self.outlets.insert(link.number, outlet);
                     if let Some((peer, candidate)) = dialled {
                         return Some(Arrival::Opened { peer, candidate, link });
@@ -161,8 +168,11 @@ impl Links {
                     }
                 }
                 Posted::Closed { link } => {
-                    self.outlets.remove(&link.number);
-                    return Some(Arrival::Closed { link });
+                    let outlet = self.outlets.remove(&link.number);
+                    let closing = self.closing.remove(&link.number);
+                    if closing || outlet.is_some_and(|outlet| outlet.known) {
+                        return Some(Arrival::Closed { link });
+                    }
                 }
             }
         }
@@ -179,8 +189,16 @@ impl Links {
             Dial::Close { link } => {
                 if let Some(outlet) = self.outlets.remove(&link.number) {
                     outlet.shared.set(Standing::Closed);
+                    self.closing.insert(link.number);
                 }
             }
+        }
+    }
+
+    /// The tunnel took something that came by the link, so it is told when the link ends.
+    pub(crate) fn used(&mut self, link: Link) {
+        if let Some(outlet) = self.outlets.get_mut(&link.number) {
+            outlet.known = true;
         }
     }
 
@@ -189,6 +207,7 @@ impl Links {
         if let Some(outlet) = self.outlets.get_mut(&link.number)
             && !outlet.proven
         {
+            outlet.known = true;
             outlet.proven = true;
             outlet.shared.set(Standing::Proven);
         }

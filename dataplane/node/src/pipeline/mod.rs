@@ -195,6 +195,8 @@ impl Pipeline {
             let Ok(inbound) = self.tunnel.inbound(datagram, Hop::Link(*link), now) else { continue };
             if is_data {
                 self.links.confirm(*link);
+            } else {
+                self.links.used(*link);
             }
             let Inbound::Packet { range, .. } = inbound else { continue };
             let length = range.len();

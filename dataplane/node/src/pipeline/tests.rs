@@ -367,6 +367,19 @@ fn a_link_is_proven_by_what_was_opened_and_not_by_what_anybody_could_send() {
 }
 
 #[test]
+fn a_link_by_which_only_junk_came_ends_unnoticed_and_one_of_a_session_does_not() {
+    let (_one, mut two, cable) = pair_by_cable();
+    let stranger = two.hub.accept(Carrier::Ssh);
+    stranger.deliver(framed(&[9; 40])).now_or_never().unwrap();
+    stranger.deliver(framed(&[&[DATA, 0, 0, 0], &[7; 60][..]].concat())).now_or_never().unwrap();
+    two.turn();
+    drop(stranger);
+    assert!(two.pipeline.links.receive().is_none(), "no peer is asked for it");
+    drop(cable);
+    assert!(matches!(two.pipeline.links.receive(), Some(Arrival::Closed { .. })));
+}
+
+#[test]
 fn what_the_outbox_has_no_room_for_waits_for_the_next_turn_in_order() {
     let (mut one, mut two, cable) = pair_by_cable();
     // Fewer than a link's bounds, more than TUN takes in a turn.

@@ -126,6 +126,7 @@ async fn a_member_that_brings_no_session_is_cut() {
     let (link, _pump) = carry(&mut side, node.dial(&identity(2)).await.unwrap()).await;
     side.send(link, &[vec![0xff; 100]]);
     let (incoming, _) = node.side.datagrams(1).await;
+    node.side.links.used(incoming);
     node.side.closed(incoming).await;
     side.closed(link).await;
     assert!(begun.elapsed() < PROOF + Duration::from_secs(3));

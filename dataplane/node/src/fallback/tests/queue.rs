@@ -185,6 +185,36 @@ async fn standing_is_told_to_the_task_and_only_grows() {
 }
 
 #[tokio::test]
+async fn only_the_end_of_a_link_that_the_tunnel_used_is_told() {
+    let (mut links, hub, _dials) = pair();
+    for _ in 0..1000 {
+        let stranger = hub.accept(Carrier::Ssh);
+        stranger.deliver(framed(&[b"junk"])).await;
+        drop(stranger);
+        assert_eq!(datagrams(&mut links).unwrap().1, [b"junk"]);
+        assert!(links.receive().is_none(), "the tunnel took nothing that came by it");
+    }
+    let end = |links: &mut Links| matches!(links.receive(), Some(Arrival::Closed { .. }));
+    for heard in [Links::used, Links::confirm] {
+        let accepted = hub.accept(Carrier::Ssh);
+        assert!(links.receive().is_none());
+        heard(&mut links, accepted.link());
+        drop(accepted);
+        assert!(end(&mut links));
+    }
+    let dialled = hub.open(ASKED);
+    assert!(matches!(links.receive(), Some(Arrival::Opened { .. })));
+    drop(dialled);
+    assert!(end(&mut links));
+    let unwanted = hub.open(ASKED);
+    assert!(matches!(links.receive(), Some(Arrival::Opened { .. })));
+    links.dial(Dial::Close { link: unwanted.link() });
+    drop(unwanted);
+    assert!(end(&mut links), "the tunnel held it when it had it closed");
+    assert!(links.receive().is_none());
+}
+
+#[tokio::test]
 async fn links_end_with_the_worker() {
     let (mut links, hub, _dials) = pair();
     let end = hub.accept(Carrier::Ssh);

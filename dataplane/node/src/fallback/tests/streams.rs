@@ -78,6 +78,7 @@ async fn a_link_ends_with_its_stream() {
     let (one, two) = duplex(4096);
     let mut side = Side::new();
     let (link, pump) = accepted(&mut side, one);
+    side.links.used(link);
     drop(two);
     assert!(matches!(pump.await.unwrap(), Ended::Eof | Ended::Io(_)));
     side.closed(link).await;

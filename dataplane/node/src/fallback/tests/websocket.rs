@@ -265,6 +265,7 @@ async fn an_idle_link_pings_and_one_without_any_answer_ends() {
     let mut side = Side::new();
     let begun = Instant::now();
     let (link, pumped) = bare(&mut side, one, Opened::Here).await;
+    side.links.used(link);
     let mut other = WebSocketStream::from_raw_socket(two, Role::Server, None).await;
     // Whoever reads answers pings: the link lives on.
     for _ in 0..6 {
