@@ -8,11 +8,11 @@ mod operations;
 mod presence;
 mod relay;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use ringmesh_tunnel::{
 use tokio::sync::watch;
 
 pub use self::maintenance::MaintenanceError;
+use self::relay::Standing;
 pub(crate) use self::{
     maintenance::INTERVAL,
     presence::{Presence, Presences},
@@ -100,9 +101,8 @@ struct Inner {
     failures: Mutex<Failures>,
     /// Where the relay can be reached, once that is known.
     relay_places: Mutex<Option<Places>>,
-    /// The revision that the relay was given.
-    relay_revision: AtomicU64,
-    relay_handle: OnceLock<ringmesh_relay::Handle>,
+    /// The relay, and how much it knows.
+    relay: Mutex<Standing>,
 }
 
 impl Coordinator {
@@ -128,8 +128,7 @@ impl Coordinator {
             nonces: Nonces::new(),
             failures: Mutex::default(),
             relay_places: Mutex::default(),
-            relay_revision: AtomicU64::new(0),
-            relay_handle: OnceLock::new(),
+            relay: Mutex::default(),
         };
         let lease = inner.register().await?;
         let coordinator = Self(Arc::new(inner));

@@ -55,6 +55,11 @@ pub(crate) enum Refused {
         "this coordinator runs no relay; set enabled = true in [relay] of coordinator.toml and restart it"
     )]
     NoRelay,
+    #[error(
+        "the relay of this coordinator does not serve this network at the moment; it is being started or told again: see the \
+         coordinator's log"
+    )]
+    RelayDown,
     #[error("this is not permitted here")]
     NotPermitted,
     #[error("user {uid} may not give orders to this coordinator: only root and its own user may (use sudo)")]
@@ -121,9 +126,11 @@ impl Refused {
             Self::NodeUnknown => (NotFound, Reason::NodeUnknown),
             Self::NodeRemoved => (PermissionDenied, Reason::NodeRemoved),
             Self::NotPermitted | Self::NotOperator { .. } => (PermissionDenied, Reason::NotPermitted),
-            Self::Barred | Self::TooManyChallenges | Self::Contended | Self::ShuttingDown => {
-                (Unavailable, Reason::Busy)
-            }
+            Self::Barred
+            | Self::TooManyChallenges
+            | Self::Contended
+            | Self::ShuttingDown
+            | Self::RelayDown => (Unavailable, Reason::Busy),
             Self::RelayInUse | Self::NoRelay => (FailedPrecondition, Reason::Conflict),
             Self::TakenOver => (Aborted, Reason::Conflict),
             Self::Silent => (Code::DeadlineExceeded, Reason::NoReply),

@@ -25,7 +25,7 @@ use ringmesh_tunnel::{
     ip::Prefix,
     key::{NetworkId, SecretKey},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use self::{floors::Keeper, places::Surveyor};
 use crate::{
@@ -40,6 +40,12 @@ use crate::{
 const SURVEY: Duration = Duration::from_secs(300);
 /// How often members are looked at although nothing changed: memberships end by themselves.
 const REVIEW: Duration = Duration::from_secs(600);
+/// When a network that the relay could not be told of is told again.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long a relay that ended by itself rests before it is started again; twice as long each time that it does not last.
+const FIRST_REST: Duration = Duration::from_secs(1);
+/// The longest rest; a relay that ran as long begins with the first again.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// WebSockets that wait to be taken.
 pub(crate) const BACKLOG: usize = 64;
 
@@ -128,7 +134,11 @@ fn server_config(config: &RelayConfig, listen: SocketAddr) -> ServerConfig {
 /// A relay that runs, with what keeps it and the nodes' maps in step.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    handle: Handle,
+    config: RelayConfig,
+    /// Where it listens, with the port that was taken.
+    bound: SocketAddr,
+    /// `None`: it ended by itself, and is to be started again.
+    handle: Mutex<Option<Handle>>,
     surveyor: tokio::sync::Mutex<Surveyor>,
     feeds: tokio::sync::Mutex<BTreeMap<NetworkId, Feed>>,
     floors: Mutex<Keeper>,
@@ -142,6 +152,8 @@ struct Feed {
     told: Option<u64>,
     /// Whether anything was told since the start.
     begun: bool,
+    /// Why the last telling failed, which is logged once.
+    trouble: Option<String>,
 }
 
 impl Relay {
@@ -155,19 +167,23 @@ impl Relay {
         let listen = config.relay.listen.unwrap_or(coordinator);
         let bound = SocketAddr::new(listen.ip(), handle.port());
         Self {
-            handle,
+            config: config.relay.clone(),
+            bound,
+            handle: Mutex::new(Some(handle)),
             surveyor: Surveyor::new(config, bound, coordinator, advertised).into(),
             feeds: tokio::sync::Mutex::default(),
             floors: Mutex::new(Keeper::new(config.state_dir.clone())),
         }
     }
 
-    pub(crate) fn handle(&self) -> Handle {
-        self.handle.clone()
+    /// The relay, if it runs.
+    fn running(&self) -> Option<Handle> {
+        self.lock_handle().clone()
     }
 
     /// Gives the relay all there is to know, and tells nodes where it is. For the start, before anybody asks.
     pub(crate) async fn prepare(&self, coordinator: &Coordinator) {
+        coordinator.attach_relay(self.running());
         self.feed(coordinator, true).await;
         self.survey(coordinator).await;
     }
@@ -176,17 +192,20 @@ impl Relay {
     pub(crate) async fn run(&self, coordinator: &Coordinator, mut websockets: mpsc::Receiver<WebSocket>) {
         let fed = async {
             let mut changed = coordinator.changed();
-            let mut all = false;
+            let mut review = Instant::now() + REVIEW;
             loop {
                 // Marked as seen before it is looked at, so that nothing falls in between.
                 changed.borrow_and_update();
-                self.feed(coordinator, all).await;
+                let all = Instant::now() >= review;
+                if all {
+                    review = Instant::now() + REVIEW;
+                }
+                let in_step = self.feed(coordinator, all).await;
                 coordinator.tell_relay();
-                all = match tokio::time::timeout(REVIEW, changed.changed()).await {
-                    Ok(Ok(())) => false,
-                    Ok(Err(_)) => return,
-                    Err(_) => true,
-                };
+                let next = if in_step { review } else { review.min(Instant::now() + RETRY) };
+                if let Ok(Err(_)) = tokio::time::timeout_at(next, changed.changed()).await {
+                    return;
+                }
             }
         };
         let surveyed = async {
@@ -203,20 +222,67 @@ impl Relay {
         };
         let taken = async {
             while let Some(WebSocket { stream, peer }) = websockets.recv().await {
-                if let Err(refused) = self.handle.offer_websocket(stream, peer) {
+                let Some(handle) = self.running() else { continue };
+                if let Err(refused) = handle.offer_websocket(stream, peer) {
                     tracing::debug!(%peer, %refused, "closed a connection");
                 }
             }
         };
-        tokio::join!(fed, surveyed, kept, taken);
+        tokio::join!(fed, surveyed, kept, taken, self.keep_alive(coordinator));
+    }
+
+    /// Starts the relay again whenever it ends by itself, for ever. The coordinator goes on meanwhile: nodes need it for more than
+    /// the relay, and have other paths.
+    async fn keep_alive(&self, coordinator: &Coordinator) {
+        let mut rest = FIRST_REST;
+        loop {
+            if let Some(handle) = self.running() {
+                let since = Instant::now();
+                handle.ended().await;
+                if since.elapsed() >= LONGEST_REST {
+                    rest = FIRST_REST;
+                }
+                tracing::error!(
+                    next_try_ms = rest.as_millis() as u64,
+                    "the relay ended by itself; nodes do without it"
+                );
+                *self.lock_handle() = None;
+                coordinator.attach_relay(None);
+                // Waited for, so that its port is free.
+                stopped(handle).await;
+            }
+            tokio::time::sleep(rest).await;
+            rest = LONGEST_REST.min(2 * rest);
+            match start(&self.config, self.bound) {
+                Ok(handle) => {
+                    tracing::info!(address = %self.bound, "the relay runs again");
+                    self.begin_again(coordinator, handle).await;
+                }
+                Err(error) => {
+                    tracing::error!(%error, next_try_ms = rest.as_millis() as u64, "the relay does not start");
+                }
+            }
+        }
+    }
+
+    /// Takes a new relay, which is to be told everything.
+    async fn begin_again(&self, coordinator: &Coordinator, handle: Handle) {
+        // Nobody tells the old one anything now, nor takes its word for the new one's.
+        let mut feeds = self.feeds.lock().await;
+        for feed in feeds.values_mut() {
+            (feed.told, feed.begun) = (None, false);
+        }
+        coordinator.attach_relay(Some(handle.clone()));
+        *self.lock_handle() = Some(handle);
+        drop(feeds);
+        coordinator.wake();
     }
 
     /// Writes down what must not be forgotten, and ends the relay.
     pub(crate) async fn stop(self, coordinator: &Coordinator) {
         self.keep_floors(coordinator).await;
-        let handle = self.handle;
-        if let Err(error) = tokio::task::spawn_blocking(move || handle.stop()).await {
-            tracing::error!(%error, "the relay did not stop");
+        if let Some(handle) = self.running() {
+            stopped(handle).await;
         }
     }
 
@@ -228,10 +294,13 @@ impl Relay {
         coordinator.place_relay(places);
     }
 
-    /// Tells the relay of each network in which something changed that concerns it, or of all.
-    async fn feed(&self, coordinator: &Coordinator, all: bool) {
+    /// Tells the relay of each network in which something changed that concerns it, or of all. `false`: it did not take it all,
+    /// and should be told again soon.
+    async fn feed(&self, coordinator: &Coordinator, all: bool) -> bool {
         // Held until the relay has it, so that no older list comes after a newer one.
         let mut feeds = self.feeds.lock().await;
+        // Whoever starts it again has it told.
+        let Some(handle) = self.running() else { return true };
         let now = coordinator.now();
         let (revision, news) = coordinator.with_registry(|registry| {
             let news = registry.networks().filter_map(|state| {
@@ -245,41 +314,61 @@ impl Relay {
         });
         for news in news {
             let network = news.network;
-            let told = self.tell(news).await;
+            let told = self.tell(&handle, news).await;
             let feed = feeds.entry(network).or_default();
             match told {
-                Ok(()) => feed.begun = true,
+                Ok(()) => (feed.begun, feed.trouble) = (true, None),
                 Err(error) => {
-                    tracing::error!(%network, %error, "the relay does not serve this network; will try again");
                     feed.told = None;
+                    let text = Some(error.to_string());
+                    if feed.trouble != text {
+                        tracing::error!(%network, %error, "the relay was not told what changed in this network; will try again");
+                        feed.trouble = text;
+                    }
                 }
             }
         }
-        coordinator.relay_has(revision);
+        let in_step = |feed: &Feed| feed.told.is_some();
+        for (network, _) in feeds.iter().filter(|(_, feed)| in_step(feed)) {
+            coordinator.relay_has(*network, revision);
+        }
+        feeds.values().all(in_step)
     }
 
-    async fn tell(&self, news: News) -> Result<(), RelayError> {
+    async fn tell(&self, handle: &Handle, news: News) -> Result<(), RelayError> {
         let News { network, secret, clients, first } = news;
         if first {
             let floors = self.lock_floors().load(network)?;
-            self.handle.restore(network, floors).await?;
+            handle.restore(network, floors).await?;
         }
-        Ok(self.handle.apply(network, &secret, clients).await?)
+        Ok(handle.apply(network, &secret, clients).await?)
     }
 
     async fn keep_floors(&self, coordinator: &Coordinator) {
+        let Some(handle) = self.running() else { return };
         let networks: Vec<NetworkId> =
             coordinator.with_registry(|registry| registry.networks().map(NetworkState::id).collect());
         for network in networks {
-            let Ok(Some(floors)) = self.handle.floors(network).await else { continue };
+            let Ok(Some(floors)) = handle.floors(network).await else { continue };
             if let Err(error) = self.lock_floors().note(network, floors) {
                 tracing::error!(%error, "what the relay must remember of handshakes is not kept; will try again");
             }
         }
     }
 
+    fn lock_handle(&self) -> MutexGuard<'_, Option<Handle>> {
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock_floors(&self) -> MutexGuard<'_, Keeper> {
         self.floors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a relay's threads and waits for them.
+async fn stopped(handle: Handle) {
+    if let Err(error) = tokio::task::spawn_blocking(move || handle.stop()).await {
+        tracing::error!(%error, "the relay did not stop");
     }
 }
 

@@ -150,7 +150,6 @@ async fn serve(
     // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
     coordinator.maintain().await?;
     if let Some(relay) = &relay {
-        coordinator.attach_relay(relay.handle());
         relay.prepare(&coordinator).await;
     }
 

@@ -78,11 +78,18 @@ impl Coordinator {
             let mut reach = Reach::default();
             for (node, held) in &state.nodes {
                 let member = &held.member.record;
-                // The relay of a coordinator has no stream to acknowledge on, and is told here.
-                if member.kind != MemberKind::Mesh || state.relays.contains_key(node) {
+                if member.kind != MemberKind::Mesh {
                     continue;
                 }
                 let name = member.name.clone();
+                // The relay of a coordinator has no stream to acknowledge on, and is told here: that it is told is not worth a word.
+                if state.relays.contains_key(node) {
+                    let has = self.relay_standing(state, *node);
+                    if self.runs(state, *node) && has.is_none_or(|has| has < revision) {
+                        reach.behind.push(Behind { node: *node, name, online: has.is_some() });
+                    }
+                    continue;
+                }
                 let presence = self.0.presences.get(&NodeOf { network, node: *node }).unwrap_or_default();
                 if presence.stream != 0 && presence.installed() >= revision {
                     reach.installed.push(name);

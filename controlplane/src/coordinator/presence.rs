@@ -163,7 +163,7 @@ impl Presences {
         self.moved.subscribe()
     }
 
-    fn note_move(&self) {
+    pub(super) fn note_move(&self) {
         self.moved.send_modify(|count| *count += 1);
     }
 

@@ -1,12 +1,15 @@
 //! The relay that this coordinator runs, as a member of its networks: made, kept, and told about.
 //!
 //! It has no map stream. Where it is, the coordinator says by itself, and what a stream would acknowledge is what the relay's
-//! tunnel was last given. So it is online for as long as this process runs it, and whoever waits for a revision to be installed
-//! does not wait for it.
+//! tunnel last took. So it is online for as long as it runs, and whoever waits for a revision to be installed hears of it only
+//! if it lags.
 
-use std::sync::{PoisonError, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{MutexGuard, PoisonError},
+};
 
-use ringmesh_relay::NetworkReport;
+use ringmesh_relay::{Handle, NetworkReport};
 use ringmesh_tunnel::key::{NetworkId, NodeId};
 
 use super::{Coordinator, MaintenanceError};
@@ -19,6 +22,15 @@ use crate::{
     },
     store::Revision,
 };
+
+/// The relay that this process runs, and how much of each network it knows.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// `None`: it is not running.
+    handle: Option<Handle>,
+    /// Only what it took is here.
+    has: BTreeMap<NetworkId, Revision>,
+}
 
 impl Coordinator {
     /// Gives a relay to each network that has none, as those have that were made before there were any. Does nothing where this
@@ -56,19 +68,29 @@ impl Coordinator {
         self.0.options.relay && state.own_relay().is_some_and(|(id, _)| id == node)
     }
 
-    /// The revision that the relay has, if `node` is the one that this coordinator runs.
+    /// The revision that the relay has, if `node` is the one that this coordinator runs, and it is running.
     pub(crate) fn relay_standing(&self, state: &NetworkState, node: NodeId) -> Option<Revision> {
-        self.runs(state, node).then(|| self.0.relay_revision.load(Ordering::Relaxed))
+        let relay = self.lock_relay();
+        (self.runs(state, node) && relay.handle.is_some())
+            .then(|| relay.has.get(&state.id()).copied().unwrap_or_default())
     }
 
-    /// Notes that the relay was given everything up to `revision`.
-    pub(crate) fn relay_has(&self, revision: Revision) {
-        self.0.relay_revision.store(revision, Ordering::Relaxed);
+    /// Notes that the relay took everything of `network` up to `revision`.
+    pub(crate) fn relay_has(&self, network: NetworkId, revision: Revision) {
+        let former = self.lock_relay().has.insert(network, revision);
+        if former != Some(revision) {
+            self.0.presences.note_move();
+        }
     }
 
-    /// Says which relay to ask whom it serves.
-    pub(crate) fn attach_relay(&self, handle: ringmesh_relay::Handle) {
-        drop(self.0.relay_handle.set(handle));
+    /// Takes over a relay that has just been started and knows nothing; `None`: it has ended.
+    pub(crate) fn attach_relay(&self, handle: Option<Handle>) {
+        *self.lock_relay() = Standing { handle, has: BTreeMap::new() };
+        self.0.presences.note_move();
+    }
+
+    fn lock_relay(&self) -> MutexGuard<'_, Standing> {
+        self.0.relay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the relay tells of a network.
@@ -77,9 +99,12 @@ impl Coordinator {
         _by: &Authed<Operator>,
         network: NetworkId,
     ) -> Result<NetworkReport, Refused> {
-        let handle = self.0.relay_handle.get().ok_or(Refused::NoRelay)?;
-        let report = handle.report().await.map_err(|_| Refused::NoRelay)?;
-        report.networks.into_iter().find(|report| report.id == network).ok_or(Refused::NoRelay)
+        if !self.0.options.relay {
+            return Err(Refused::NoRelay);
+        }
+        let handle = self.lock_relay().handle.clone().ok_or(Refused::RelayDown)?;
+        let report = handle.report().await.map_err(|_| Refused::RelayDown)?;
+        report.networks.into_iter().find(|report| report.id == network).ok_or(Refused::RelayDown)
     }
 
     /// Takes over where the relay can be reached, and tells the nodes of all networks if that is news.

@@ -35,7 +35,7 @@ fn options(relay: bool) -> Options {
     }
 }
 
-async fn coordinator(directory: &std::path::Path, relay: bool) -> Coordinator {
+pub(crate) async fn coordinator(directory: &std::path::Path, relay: bool) -> Coordinator {
     let store = Arc::new(SqliteStore::open(directory).unwrap());
     let vault = Vault::open(directory, true).unwrap();
     let coordinator = Coordinator::open(store, vault, options(relay)).await.unwrap();

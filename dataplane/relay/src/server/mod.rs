@@ -336,6 +336,12 @@ impl Handle {
         self.offers.try_send(Offer { stream: Box::new(stream), peer }).map_err(|_| Refused)
     }
 
+    /// Waits until the server has ended: it was stopped, or one of its threads failed. Never returns while all is well.
+    pub async fn ended(&self) {
+        // The two threads end with each other, and the first of them takes the commands' other end with it.
+        self.commands.closed().await;
+    }
+
     /// Stops the server: the port is free and all streams are closed when it returns. Blocks for a moment, so call it where
     /// that is allowed (`spawn_blocking`).
     pub fn stop(&self) {
