@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     fs::{self, Permissions},
     io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,7 +19,10 @@ use std::{
 
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::Carrier;
-use rustix::fs::{Mode, fchmod};
+use rustix::{
+    fs::{FileType, Mode, OFlags, fchmod, fstat},
+    process::geteuid,
+};
 use tokio::{
     net::{UnixListener, UnixSocket, UnixStream},
     task::{JoinHandle, JoinSet},
@@ -67,19 +73,20 @@ impl LinkSocket {
     /// Listens on `path` with mode 0666, replacing a file that a dead daemon left. The directory must be there.
     ///
     /// # Errors
-    /// A daemon answers there already, something else is in the way, others may write to the directory, or the system refuses.
+    /// A daemon answers there already, something else is in the way, others than root and this daemon's user could replace the
+    /// socket, or the system refuses.
     pub(crate) async fn bind(path: &Path, hub: Hub) -> Result<Self, Failure> {
+        let path = safe_path(path)?;
         let shown = path.display();
-        check_directory(path)?;
-        clear_the_way(path).await?;
+        clear_the_way(&path).await?;
         let listener =
-            public_listener(path).map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
-        let inode = fs::symlink_metadata(path).ok().map(|found| found.ino());
+            public_listener(&path).map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
+        let inode = fs::symlink_metadata(&path).ok().map(|found| found.ino());
         // Mode 0666 less the umask, so far.
-        fs::set_permissions(path, Permissions::from_mode(0o666))
+        open_to_everybody(&path)
             .map_err(|error| Failure::host(format!("opening {shown} to everybody"), &error))?;
         debug!(socket = %shown, "the link socket listens");
-        Ok(Self { path: path.to_owned(), inode, task: tokio::spawn(accept(listener, hub)) })
+        Ok(Self { inode, task: tokio::spawn(accept(listener, hub)), path })
     }
 }
 
@@ -93,22 +100,57 @@ impl Drop for LinkSocket {
     }
 }
 
-/// A directory in which others may write would let them put their own socket in the place of ours.
-fn check_directory(path: &Path) -> Result<(), Failure> {
+/// The socket's path without symbolic links, if nobody but root and this daemon's user can put something else in its place.
+fn safe_path(path: &Path) -> Result<PathBuf, Failure> {
+    let shown = path.display();
+    let name = path.file_name().ok_or_else(|| Failure::invalid(format!("{shown} does not name a file")))?;
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     let directory = directory.unwrap_or_else(|| Path::new("."));
-    let shown = directory.display();
-    let found = fs::metadata(directory)
-        .map_err(|error| Failure::host(format!("looking at {shown} for the link socket"), &error))?;
-    if found.mode() & 0o022 != 0 {
-        return Err(Failure::new(
-            Reason::Host,
-            format!(
-                "{shown} can be written by others, who could replace the link socket: run `chmod 755 {shown}`"
-            ),
-        ));
+    let looking =
+        |error| Failure::host(format!("looking at {} for the link socket", directory.display()), &error);
+    // From here on only this path is used: links that lead to it are not followed again.
+    let directory = fs::canonicalize(directory).map_err(looking)?;
+    let own = geteuid().as_raw();
+    for above in directory.ancestors() {
+        let found = fs::symlink_metadata(above).map_err(looking)?;
+        judge(found.uid(), found.mode(), own, above == directory).map_err(|why| {
+            let above = above.display();
+            Failure::new(
+                Reason::Host,
+                format!(
+                    "{above} {why}: `chown` it to root and `chmod 755 {above}`, or give another link_socket"
+                ),
+            )
+        })?;
+    }
+    Ok(directory.join(name))
+}
+
+/// Whether the directory `innermost`, or one above it, is safe from others than root and the user `own`; why not.
+fn judge(owner: u32, mode: u32, own: u32, innermost: bool) -> Result<(), &'static str> {
+    if owner != 0 && owner != own {
+        return Err("belongs to another user, who could replace the link socket");
+    }
+    let others_write = mode & 0o022 != 0;
+    // In a sticky directory nobody replaces what is not his, and what is in it on the way was judged before; but he may be first.
+    let keeps = !innermost && mode & 0o1000 != 0;
+    if others_write && !keeps {
+        return Err("can be written by others, who could replace the link socket");
     }
     Ok(())
+}
+
+/// Lets every user connect to the socket that lies at `path`, and touches nothing else: no link is followed, and what is changed
+/// is what was looked at.
+fn open_to_everybody(path: &Path) -> io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let found = fstat(&file)?;
+    let is_socket = FileType::from_raw_mode(found.st_mode) == FileType::Socket;
+    if !is_socket || found.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other("something else has taken the place of the socket"));
+    }
+    // The kernel changes modes of a descriptor opened by O_PATH only by this name of it.
+    fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), Permissions::from_mode(0o666))
 }
 
 fn public_listener(path: &Path) -> io::Result<UnixListener> {
@@ -295,6 +337,48 @@ async fn serve(stream: UnixStream, mut place: Place, end: LinkEnd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_root_and_the_daemons_user_may_be_able_to_replace_the_socket() {
+        for (owner, mode, innermost, safe) in [
+            (0, 0o755, true, true),
+            (7, 0o700, true, true),
+            (0, 0o755, false, true),
+            (0, 0o1777, false, true),
+            (7, 0o1775, false, true),
+            (0, 0o1777, true, false),
+            (7, 0o775, true, false),
+            (7, 0o757, true, false),
+            (0, 0o775, false, false),
+            (0, 0o777, false, false),
+            (8, 0o755, true, false),
+            (8, 0o700, false, false),
+            (8, 0o1777, false, false),
+        ] {
+            assert_eq!(judge(owner, mode, 7, innermost).is_ok(), safe, "{owner} {mode:o} {innermost}");
+        }
+    }
+
+    #[test]
+    fn the_mode_of_a_file_that_a_link_put_in_place_of_the_socket_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let (path, victim) = (root.path().join("link.sock"), root.path().join("shadow"));
+        fs::write(&victim, "secret").unwrap();
+        fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        open_to_everybody(&path).unwrap_err();
+        assert_eq!(mode(&victim), 0o600);
+        // Nor the socket of another program, by a link.
+        fs::remove_file(&victim).unwrap();
+        let _other = std::os::unix::net::UnixListener::bind(&victim).unwrap();
+        fs::set_permissions(&victim, Permissions::from_mode(0o600)).unwrap();
+        open_to_everybody(&path).unwrap_err();
+        assert_eq!(mode(&victim), 0o600);
+        fs::rename(&victim, &path).unwrap();
+        open_to_everybody(&path).unwrap();
+        assert_eq!(mode(&path), 0o666);
+    }
 
     #[test]
     fn each_user_has_a_pace_and_all_together_too_and_few_are_remembered() {

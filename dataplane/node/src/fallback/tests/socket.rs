@@ -77,6 +77,20 @@ async fn a_place_that_is_not_ours_alone_is_refused() {
         let refused = LinkSocket::bind(&directory.join("s"), Side::new().hub).await.unwrap_err();
         assert!(refused.to_string().contains("chmod 755"), "{refused}");
     }
+    fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+    let inner = directory.join("inner");
+    fs::create_dir(&inner).unwrap();
+    fs::set_permissions(directory, Permissions::from_mode(0o777)).unwrap();
+    let refused = LinkSocket::bind(&inner.join("s"), Side::new().hub).await.unwrap_err();
+    assert!(refused.to_string().contains("written by others"), "whoever renames `inner`: {refused}");
+    fs::set_permissions(directory, Permissions::from_mode(0o1777)).unwrap();
+    LinkSocket::bind(&inner.join("s"), Side::new().hub).await.unwrap();
+    // A link leads where it leads: that place is judged.
+    let open = tempfile::tempdir().unwrap();
+    fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink(open.path(), inner.join("away")).unwrap();
+    let refused = LinkSocket::bind(&inner.join("away/s"), Side::new().hub).await.unwrap_err();
+    assert!(refused.to_string().contains(open.path().to_str().unwrap()), "{refused}");
     let missing = LinkSocket::bind(&directory.join("no/s"), Side::new().hub).await.unwrap_err();
     assert!(missing.to_string().contains("No such file"), "{missing}");
 }
