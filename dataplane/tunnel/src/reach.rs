@@ -284,7 +284,9 @@ impl Tunnel {
     /// dropped as old.
     fn repeat_initiation(&mut self, slot: Slot, path: Path) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
-        let pending = peer.handshake.as_ref().and_then(|pending| pending.message.clone());
+        // One that nobody waits for any more, because the peer's own came first, would only make another session.
+        let live = peer.handshake.as_ref().filter(|_| peer.timers.retrying());
+        let pending = live.and_then(|pending| pending.message.clone());
         if let Some(message) = pending {
             peer.sent_bytes += message.len() as u64;
             self.push_message(&*message, path);

@@ -326,12 +326,15 @@ impl Watch {
         let relay = world.node(node).is_relay() || world.node(peer).is_relay();
         // Without packets there is nothing to tell silence by.
         let unseen = relay || pair.talking_since.is_none_or(|since| since + CAUSE_LASTS > at);
-        let disturbed = unseen && at <= pair.settled + CAUSE_LASTS;
+        let cut_off = relay && !pair.stands_between(node, peer, at);
+        let disturbed = unseen && (at <= pair.settled + CAUSE_LASTS || cut_off);
         if age >= REKEY_AGE || age <= SAME_CAUSE || disturbed || pair.was_silent(world, at) {
             return Ok(());
         }
         Err(format!(
-            "at {at:?}, {node:?} had another session with {peer:?} after {age:?}, and nothing explains it"
+            "at {at:?}, {node:?} had another session with {peer:?} after {age:?}, and nothing explains it: disturbed at {:?}, \
+             roads since {:?}",
+            pair.settled, pair.footings
         ))
     }
 
@@ -341,12 +344,10 @@ impl Watch {
             return Ok(());
         };
         let unanswered = |pair: &Watched| {
+            let mut sent = pair.sent.iter().flatten();
             pair.last_talk.is_some_and(|last| last + GIVES_UP > since)
-                && pair.sent.iter().any(|sent| {
-                    sent.back()
-                        .and_then(|(number, _)| world.ledger.get(*number))
-                        .is_some_and(|last| last.delivered.is_none())
-                })
+                && sent
+                    .any(|(number, _)| world.ledger.get(*number).is_some_and(|sent| sent.delivered.is_none()))
         };
         if self.pairs.values().any(unanswered) {
             return Ok(());
@@ -445,6 +446,16 @@ impl Watched {
     fn since(&self, now: Duration, long: Duration) -> BTreeSet<Footing> {
         let old = self.footings.iter().filter(|&(_, &since)| since + long <= now);
         old.map(|(&footing, _)| footing).collect()
+    }
+
+    /// Whether a node and a relay have had a way to each other for long enough to find it.
+    fn stands_between(&self, a: NodeIndex, b: NodeIndex, now: Duration) -> bool {
+        self.since(now, NEW_ROAD).iter().any(|footing| match *footing {
+            Footing::Udp(node, relay) | Footing::WebSocket(node, relay) => {
+                (node, relay) == (a, b) || (node, relay) == (b, a)
+            }
+            Footing::Direct | Footing::Ssh => false,
+        })
     }
 
     fn must_arrive(&self, (a, b): Pair, now: Duration) -> bool {

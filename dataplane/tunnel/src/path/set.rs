@@ -40,13 +40,12 @@ const LOSS_SAMPLES: u32 = 8;
 /// Loss that counts as "all the time", percent.
 const OFTEN_LOSES: u8 = 10;
 /// Pauses between tries of a path that does not answer.
-const BACK_OFF: [Duration; 6] = [
+const BACK_OFF: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(4),
     Duration::from_secs(8),
-    Duration::from_secs(15),
-    Duration::from_secs(25),
+    Duration::from_secs(10),
 ];
 /// The longest pause while nothing works at all.
 const BACK_OFF_CUT_OFF: Duration = Duration::from_secs(3);

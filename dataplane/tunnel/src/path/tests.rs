@@ -215,7 +215,7 @@ fn one_missed_probe_makes_a_twin_and_three_make_the_next_best_the_path() {
 }
 
 #[test]
-fn a_direct_path_that_comes_back_is_taken_within_thirty_seconds_without_a_pause() {
+fn a_direct_path_that_comes_back_is_taken_within_fifteen_seconds_without_a_pause() {
     let mut world = direct_and_relayed();
     world.answers.remove(&udp(1));
     world.run(120_000);
@@ -223,7 +223,7 @@ fn a_direct_path_that_comes_back_is_taken_within_thirty_seconds_without_a_pause(
     world.works(udp(1));
     let back = world.now;
     while world.selected.is_empty() {
-        assert!(world.now - back < millis(30_000));
+        assert!(world.now - back < millis(15_000));
         world.run(10);
     }
     assert_eq!(world.selected[0].1, udp(1));
@@ -239,9 +239,9 @@ fn a_dead_path_is_tried_for_ever_at_growing_intervals() {
     world.done.clear();
     world.run(3_600_000);
     let tries = world.probes(udp(1));
-    assert!((200..=1_000).contains(&tries.len()), "{} probes in an hour", tries.len());
+    assert!((600..=3_000).contains(&tries.len()), "{} probes in an hour", tries.len());
     let last = *tries.last().unwrap();
-    assert!(world.at() - last < millis(30_000));
+    assert!(world.at() - last < millis(11_000));
 }
 
 #[test]
