@@ -21,6 +21,8 @@ const MAX_HEAD: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
 /// Bytes that are read at once.
 const READ: usize = 1 << 10;
+/// What ends the request's head.
+const HEAD_END: &[u8] = b"\r\n\r\n";
 /// Characters of a `Sec-WebSocket-Key`: 16 bytes in base64.
 const KEY_LEN: usize = 24;
 
@@ -94,12 +96,16 @@ where
             break Refusal::TooLong;
         }
         head.reserve(READ);
+        let known = head.len();
         if stream.read_buf(&mut head).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // Who sends byte by byte must not have the whole head read for each.
+        if !has_end(&head, known) {
+            continue;
+        }
         match read(&head, peer, rules) {
-            Ok(None) => {}
-            Ok(Some(granted)) => {
+            Ok(granted) => {
                 let answer = format!(
                     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n",
@@ -119,15 +125,22 @@ where
     Err(io::Error::new(io::ErrorKind::InvalidData, format!("upgrade refused: {}", refusal.status())))
 }
 
-/// Judges what came of a request; `None`: it is not whole yet.
-fn read(head: &[u8], peer: SocketAddr, rules: &Rules) -> Result<Option<Granted>, Refusal> {
+/// Whether a head's end is there, of which nothing was seen in the first `known` bytes.
+fn has_end(head: &[u8], known: usize) -> bool {
+    let from = known.saturating_sub(HEAD_END.len().saturating_sub(1));
+    head.get(from..).is_some_and(|news| news.windows(HEAD_END.len()).any(|window| window == HEAD_END))
+}
+
+/// Judges a request whose end has come.
+fn read(head: &[u8], peer: SocketAddr, rules: &Rules) -> Result<Granted, Refusal> {
+    #[cfg(test)]
+    tests::READS.with(|reads| reads.set(reads.get() + 1));
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut headers);
     let length = match request.parse(head) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooLong),
-        Err(_) => return Err(Refusal::Malformed),
+        Ok(httparse::Status::Partial) | Err(_) => return Err(Refusal::Malformed),
     };
     let headers = Headers(request.headers);
     if !is_ours(request.path.unwrap_or_default(), rules.base_path.as_deref()) {
@@ -151,7 +164,7 @@ fn read(head: &[u8], peer: SocketAddr, rules: &Rules) -> Result<Option<Granted>,
     let accept = derive_accept_key(key.ok_or(Refusal::Malformed)?.as_bytes());
     let trusted = |address: IpAddr| rules.trusted_proxies.iter().any(|proxy| proxy.contains(address));
     let forwarded_for = if trusted(peer.ip().to_canonical()) { headers.forwarded_for(trusted) } else { None };
-    Ok(Some(Granted { length, accept, forwarded_for }))
+    Ok(Granted { length, accept, forwarded_for })
 }
 
 /// Whether a request's target is the relay's, with or without what a proxy may take off.
@@ -220,9 +233,16 @@ fn address(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    thread_local! {
+        /// How often this thread has read a head.
+        pub(super) static READS: Cell<usize> = const { Cell::new(0) };
+    }
 
     const GOOD: [&str; 7] = [
         "GET /relay/v1 HTTP/1.1",
@@ -242,12 +262,12 @@ mod tests {
         format!("{}\r\n\r\n", lines.join("\r\n"))
     }
 
-    fn judge(lines: &[&str], rules: &Rules) -> Result<Option<Granted>, Refusal> {
+    fn judge(lines: &[&str], rules: &Rules) -> Result<Granted, Refusal> {
         read(head(lines).as_bytes(), peer(), rules)
     }
 
     /// The good request with one line replaced, or left out if the other is empty.
-    fn with(from: &str, to: &str) -> Result<Option<Granted>, Refusal> {
+    fn with(from: &str, to: &str) -> Result<Granted, Refusal> {
         let lines: Vec<_> = GOOD
             .iter()
             .map(|&line| if line.starts_with(from) { to } else { line })
@@ -259,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_good_request_is_granted_with_the_answer_of_the_standard() {
-        let granted = judge(&GOOD, &Rules::default()).unwrap().unwrap();
+        let granted = judge(&GOOD, &Rules::default()).unwrap();
         assert_eq!(granted.accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "RFC 6455 §1.3");
         assert_eq!(granted.length, head(&GOOD).len());
         assert_eq!(granted.forwarded_for, None);
@@ -312,7 +332,7 @@ mod tests {
             ..Rules::default()
         };
         let seen = |lines: &[&str], proxies: &[&str]| {
-            judge(&[GOOD.as_slice(), lines].concat(), &trusting(proxies)).unwrap().unwrap().forwarded_for
+            judge(&[GOOD.as_slice(), lines].concat(), &trusting(proxies)).unwrap().forwarded_for
         };
         let x = ["X-Forwarded-For: 203.0.113.66, 198.51.100.7"];
         let is = |text: &str| Some(text.parse::<IpAddr>().unwrap());
@@ -372,6 +392,46 @@ mod tests {
         let endless = format!("GET /relay/v1 HTTP/1.1\r\nX: {}", "a".repeat(20_000));
         let (result, answer) = talk(endless.as_bytes()).await;
         assert!(result.is_err() && answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+
+    /// Takes a request from a peer that sends `step` bytes at a time; tells how often its head was read.
+    async fn in_steps(request: &[u8], step: usize) -> (io::Result<Upgraded>, usize) {
+        let (mut ours, theirs) = tokio::io::duplex(step);
+        let (mut answer, mut theirs) = tokio::io::split(theirs);
+        let before = READS.get();
+        let send = theirs.write_all(request);
+        // What is answered is to find room.
+        let mut answered = Vec::new();
+        let listen = answer.read_to_end(&mut answered);
+        let take = async {
+            let result = accept(&mut ours, peer(), &Rules::default()).await;
+            drop(ours);
+            result
+        };
+        let (result, _, _) = tokio::join!(take, send, listen);
+        (result, READS.get() - before)
+    }
+
+    #[tokio::test]
+    async fn a_head_is_read_once_however_small_the_pieces_are_that_it_comes_in() {
+        let long = format!("X: {}", "a".repeat(MAX_HEAD - 500));
+        let request = head(&[GOOD.as_slice(), &[&long]].concat());
+        for step in [1, 2, 3, 4, 5, 1000] {
+            let (result, reads) = in_steps(request.as_bytes(), step).await;
+            assert!(result.is_ok(), "{step}: {result:?}");
+            assert_eq!(reads, 1, "{step}");
+        }
+        let endless = format!("GET /relay/v1 HTTP/1.1\r\nX: {}", "a".repeat(20_000));
+        let (result, reads) = in_steps(endless.as_bytes(), 1).await;
+        assert!(result.is_err() && reads == 0, "{reads}");
+    }
+
+    #[tokio::test]
+    async fn an_end_without_a_request_is_refused_and_not_waited_upon() {
+        let (result, answer) = talk(b"\r\n\r\n").await;
+        assert!(result.is_err() && answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        let (result, answer) = talk(b"GET /relay/v1 HTTP/1.1\r\nX y\r\n\r\n").await;
+        assert!(result.is_err() && answer.starts_with("HTTP/1.1 400 "), "{answer}");
     }
 
     proptest! {
