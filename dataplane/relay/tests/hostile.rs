@@ -332,10 +332,32 @@ async fn unproven_connections_are_bounded_per_source_and_in_all() {
     for stream in &mut streams {
         held.push(is_held(stream).await);
     }
-    assert_eq!(held, [true, true, false, true, true, true, true, false]);
+    // The third of a source is refused; for the last, the oldest of the biggest makes room.
+    assert_eq!(held, [false, true, false, true, true, true, true, true]);
     assert_eq!(server.report().await.unproven_connections, 6);
     drop(streams);
     until("all places are free", || async { server.report().await.unproven_connections == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_gets_in_at_once_when_one_network_holds_all_places() {
+    let config = limits(Limits { unproven: 40, unproven_per_source: 2, ..Limits::DEFAULT });
+    let server = TestServer::start(config, 1).await;
+    // Half of them are WebSockets already, and half have sent nothing yet.
+    let mut crowd = Vec::new();
+    for source in 0..40 {
+        let stream = from_source(Ipv4Addr::new(127, 9, 9, source / 2 + 1), server.tcp).await.unwrap();
+        crowd.push(stream);
+    }
+    for stream in crowd.iter_mut().take(20) {
+        tokio_tungstenite::client_async(request(server.tcp), &mut *stream).await.unwrap();
+    }
+    until("all places are taken", || async { server.report().await.unproven_connections == 40 }).await;
+    let began = Instant::now();
+    meet(server.tcp, 1).await;
+    assert!(began.elapsed() < Limits::DEFAULT.time_to_prove / 4, "{:?}", began.elapsed());
+    assert!(!is_held(&mut crowd[0]).await, "the oldest of them made room");
+    assert!(is_held(&mut crowd[1]).await, "one for one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -101,7 +101,8 @@ pub struct Limits {
     pub websockets: usize,
     /// WebSockets of one member; the oldest is cut for another.
     pub websockets_per_client: usize,
-    /// Connections by which nothing authentic came yet. Each may cost about 100 KiB, TLS included.
+    /// Connections by which nothing authentic came yet. Each may cost about 100 KiB, TLS included. For one more, the oldest of
+    /// whoever has most of them is cut, counted by IPv4 /24 and IPv6 /48, by /56 in that, and by source in that.
     pub unproven: usize,
     /// Those of one IPv4 address or IPv6 /64.
     pub unproven_per_source: usize,
@@ -199,7 +200,7 @@ struct Offer {
 /// What the tasks of the thread share.
 struct Shared {
     engine: RefCell<Engine>,
-    unproven: Rc<Unproven>,
+    unproven: Unproven,
     budget: Budget,
     limits: Limits,
     rules: Rules,

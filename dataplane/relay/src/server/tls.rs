@@ -1,23 +1,21 @@
 //! A TLS listener for a relay that runs alone, with nobody else on its port.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::Handle;
-use super::source::Source;
+use super::source::{Source, Unproven};
 
 /// What strangers may hold before their TLS handshake is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsLimits {
-    /// Handshakes under way.
+    /// Handshakes under way. For one more, the oldest of whoever has most of them is ended.
     pub handshakes: usize,
     /// Those of one IPv4 address or IPv6 /64.
     pub per_source: usize,
@@ -36,45 +34,12 @@ const REST: Duration = Duration::from_millis(50);
 /// Bytes that may wait in the kernel for a slow reader, besides what waits in the relay.
 const SEND_BUFFER: usize = 256 << 10;
 
-/// Handshakes under way, by source.
-type Sources = Arc<Mutex<HashMap<Source, usize>>>;
-
-struct Place {
-    sources: Sources,
-    source: Source,
-}
-
-impl Place {
-    fn take(sources: &Sources, source: Source, most: usize) -> Option<Self> {
-        let mut counts = sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.get(&source).copied().unwrap_or(0);
-        if count >= most {
-            return None;
-        }
-        counts.insert(source, count + 1);
-        Some(Self { sources: sources.clone(), source })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        match counts.get_mut(&self.source) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => {
-                counts.remove(&self.source);
-            }
-        }
-    }
-}
-
 impl Handle {
     /// Accepts connections, does their TLS handshakes on this runtime, and offers them to the server as WebSockets. Runs until
     /// it is dropped. `tls` should offer no protocol but `http/1.1`.
     pub async fn serve_tls(&self, listener: TcpListener, tls: Arc<ServerConfig>, limits: TlsLimits) {
         let acceptor = TlsAcceptor::from(tls);
-        let slots = Arc::new(Semaphore::new(limits.handshakes));
-        let sources = Sources::default();
+        let strangers = Unproven::new(limits.handshakes, limits.per_source);
         // Dropped, and with it every handshake under way, when this is.
         let mut tasks = tokio::task::JoinSet::new();
         loop {
@@ -88,16 +53,16 @@ impl Handle {
                 },
                 Some(_) = tasks.join_next() => continue,
             };
-            let slot = slots.clone().try_acquire_owned();
-            let place = Place::take(&sources, Source::of(peer.ip()), limits.per_source);
-            let (Ok(slot), Some(place)) = (slot, place) else {
-                tracing::debug!(%peer, "refused a connection above the bounds");
+            let Some(place) = strangers.enter_from(Source::of(peer.ip())) else {
+                tracing::debug!(%peer, "refused a connection: too many of this source are not done yet");
                 continue;
             };
             let (handle, acceptor) = (self.clone(), acceptor.clone());
             tasks.spawn(async move {
-                handle.handshake(&acceptor, stream, peer, limits.timeout).await;
-                drop((slot, place));
+                tokio::select! {
+                    () = handle.handshake(&acceptor, stream, peer, limits.timeout) => {}
+                    () = place.lost() => tracing::debug!(%peer, "ended a TLS handshake for another one"),
+                }
             });
         }
     }

@@ -41,6 +41,8 @@ enum End {
     Cut,
     /// Nothing authentic came by it in time.
     Unproven,
+    /// Nothing authentic came by it before too many others of its source were there.
+    Crowded,
     /// Nothing came by it for long.
     Idle,
     /// What came is not what we speak.
@@ -50,14 +52,22 @@ enum End {
 /// Serves a connection to its end.
 pub(super) async fn serve(shared: Rc<Shared>, mut stream: Box<dyn Connection>, peer: SocketAddr) {
     let until = Instant::now() + shared.limits.time_to_prove;
-    let Some(mut place) = shared.unproven.enter() else {
-        return tracing::debug!(%peer, "refused a WebSocket: too many have proved nothing yet");
-    };
     let proxied = shared.rules.trusted_proxies.iter().any(|proxy| proxy.contains(peer.ip().to_canonical()));
-    if !proxied && !place.name(Source::of(peer.ip())) {
+    let place = if proxied {
+        Some(shared.unproven.enter())
+    } else {
+        shared.unproven.enter_from(Source::of(peer.ip()))
+    };
+    let Some(place) = place else {
         return tracing::debug!(%peer, "refused a WebSocket: too many of this source have proved nothing yet");
-    }
-    let upgraded = match timeout_at(until, upgrade::accept(&mut stream, peer, &shared.rules)).await {
+    };
+    let accepted = tokio::select! {
+        accepted = timeout_at(until, upgrade::accept(&mut stream, peer, &shared.rules)) => accepted,
+        () = place.lost() => {
+            return tracing::debug!(%peer, "no WebSocket: too many of this source have proved nothing yet");
+        }
+    };
+    let upgraded = match accepted {
         Ok(Ok(upgraded)) => upgraded,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "no WebSocket"),
         Err(_) => return tracing::debug!(%peer, "no WebSocket: the request took too long"),
@@ -114,6 +124,9 @@ impl Session<'_> {
         }
         if let Some(end) = self.write(context) {
             return Poll::Ready(end);
+        }
+        if self.place.as_ref().is_some_and(|place| place.poll_lost(context).is_ready()) {
+            return Poll::Ready(End::Crowded);
         }
         self.wait(context)
     }
