@@ -3,7 +3,11 @@
 //! The tunnel knows a stream by its number, the list of [roads](crate::roads) knows what it takes to open it. Whether a stream
 //! is of use is decided by the tunnel: here nobody is believed and nothing is retried.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use ringmesh_proto::control::Reason;
 use tokio::{
@@ -15,7 +19,9 @@ use tracing::{debug, info};
 use crate::{
     error::Failure,
     fallback::{
-        DialOpen, Hub, LinkEnd, Opened, ssh,
+        DialOpen, Hub, LinkEnd, Opened,
+        doors::{Doors, Visit},
+        ssh,
         websocket::{self, Proxies},
     },
     links::LinkBook,
@@ -33,6 +39,7 @@ pub(crate) struct Dialer {
     roads: Arc<Mutex<Roads>>,
     book: Arc<LinkBook>,
     proxies: Proxies,
+    doors: Doors,
     /// What peers' own SSH endpoints know this node by.
     identity: Arc<Identity>,
     dialling: Semaphore,
@@ -47,7 +54,15 @@ impl Dialer {
         identity: Arc<Identity>,
     ) -> Self {
         let proxies = Proxies::from_env();
-        Self { hub, roads, book, proxies, identity, dialling: Semaphore::new(DIALLING_MAX) }
+        Self {
+            hub,
+            roads,
+            book,
+            proxies,
+            doors: Doors::default(),
+            identity,
+            dialling: Semaphore::new(DIALLING_MAX),
+        }
     }
 
     /// Serves the tunnel until it is gone. Dropped, it takes every stream with it.
@@ -70,11 +85,16 @@ impl Dialer {
     /// From the wish to the stream's end.
     async fn serve(self: Arc<Self>, ask: DialOpen) {
         let DialOpen { peer, candidate, .. } = ask;
-        let road = self.roads.lock().unwrap_or_else(PoisonError::into_inner).find(peer, candidate).cloned();
+        let (road, pools) = {
+            let roads = self.roads.lock().unwrap_or_else(PoisonError::into_inner);
+            (roads.find(peer, candidate).cloned(), roads.pools().to_vec())
+        };
+        let relay = matches!(road, Some(Road::WebSocket { .. }));
+        let visit = Visit::new(&self.doors, &pools, peer, relay);
         let result = match &road {
             // The map has changed since the tunnel was told.
             None => Err(Failure::new(Reason::Unreachable, "the peer does not name this address any more")),
-            Some(road) => self.open(road).await,
+            Some(road) => self.open(road, &visit).await,
         };
         let (stream, road) = match (result, road) {
             (Ok(stream), Some(road)) => (stream, road),
@@ -91,20 +111,32 @@ impl Dialer {
         let link = end.link();
         info!(%peer, %link, "a stream is open");
         self.book.opened(link, peer, candidate, road.to_string());
-        let ended = stream.carry(&end).await;
+        let ended = {
+            let mut carry = pin!(stream.carry(&end));
+            tokio::select! {
+                ended = &mut carry => ended,
+                () = end.proven() => {
+                    if let Some(door) = visit.door().filter(|_| end.has_session()) {
+                        self.doors.answered(door, Instant::now());
+                    }
+                    carry.await
+                }
+            }
+        };
         self.book.failed(peer, candidate, &format!("the stream ended: {ended}"));
         self.book.ended(link);
     }
 
-    async fn open(&self, road: &Road) -> Result<Stream, Failure> {
+    async fn open(&self, road: &Road, visit: &Visit<'_>) -> Result<Stream, Failure> {
         let _turn = self.dialling.acquire().await;
         match road {
             Road::WebSocket { url } => {
-                let socket = websocket::dial(&url.parse()?, &self.proxies).await?;
+                let socket = websocket::dial(&url.parse()?, &self.proxies, Some(visit)).await?;
                 Ok(Stream::WebSocket(Box::new(socket)))
             }
             Road::Endpoint { address, host_key } => {
-                let stream = ssh::dial_endpoint(*address, host_key, self.identity.secret()).await?;
+                let stream =
+                    ssh::dial_endpoint(*address, host_key, self.identity.secret(), Some(visit)).await?;
                 Ok(Stream::Ssh(Box::new(stream)))
             }
             Road::Server(road) => Ok(Stream::Ssh(Box::new(ssh::dial_road(road).await?))),

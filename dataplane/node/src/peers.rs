@@ -2,21 +2,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
 };
 
 use ringmesh_tunnel::{
     LinkCandidate, PeerConfig, Psk,
     ip::Prefix,
     key::{NodeId, PublicKey},
-    netmap::{Member, MemberKind, NetworkMap, NodeRecord, candidate_is_allowed},
+    netmap::{Member, MemberKind, NetworkMap, NodeRecord},
     time::UnixTime,
 };
 use tracing::warn;
 
 use crate::{
     config::SshRoad,
-    fallback::websocket::RelayUrl,
+    fallback::{
+        doors::{host_may_be_named, may_be_named},
+        websocket::RelayUrl,
+    },
     roads::{Road, Roads},
     state::Secrets,
 };
@@ -48,6 +51,7 @@ pub(crate) fn of_map(
     let silent = map.peers(now).map(|member| member.id).filter(|id| map.node_record(*id).is_none());
     let silent: BTreeSet<_> = silent.collect();
     let wanted = map.peers(now).flat_map(|member| roads_to(map, known, member));
+    roads.set_pools(known.pools);
     let mut links = roads.replace(wanted, |peer| silent.contains(&peer));
     map.peers(now).filter_map(|member| peer(map, known, member, &mut links)).collect()
 }
@@ -103,8 +107,7 @@ fn peer(
     };
     // The peer says where it is, so it could have us send to somebody else.
     let said = map.node_record(member.id).map(|record| record.endpoints.as_slice()).unwrap_or_default();
-    let candidates =
-        said.iter().copied().filter(|address| candidate_is_allowed(*address, known.pools)).collect();
+    let candidates = said.iter().copied().filter(|address| may_be_named(*address, known.pools)).collect();
     let relay = is_relay(member);
     Some(PeerConfig {
         id: member.id,
@@ -147,18 +150,14 @@ enum Said {
 
 /// As for UDP, a node could have us connect to somebody else; what can only be this machine or the tunnel is left out.
 fn said_by(record: &NodeRecord, pools: &[Prefix]) -> Vec<Said> {
-    let ssh = record.ssh.iter().copied().filter(|address| candidate_is_allowed(*address, pools));
+    let ssh = record.ssh.iter().copied().filter(|address| may_be_named(*address, pools));
     let websockets = record.websockets.iter().filter(|url| url_is_allowed(url, pools));
     ssh.map(Said::Ssh).chain(websockets.cloned().map(Said::WebSocket)).collect()
 }
 
 /// Whether a URL's host is a name, or an address that may be sent to.
 fn url_is_allowed(url: &str, pools: &[Prefix]) -> bool {
-    let Ok(url) = url.parse::<RelayUrl>() else { return false };
-    match url.host().parse::<IpAddr>() {
-        Ok(address) => candidate_is_allowed(SocketAddr::new(address, url.port()), pools),
-        Err(_) => url.host() != "localhost",
-    }
+    url.parse::<RelayUrl>().is_ok_and(|url| host_may_be_named(url.host(), url.port(), pools))
 }
 
 #[cfg(test)]
@@ -389,6 +388,11 @@ mod tests {
             ("wss://127.0.0.1:443/relay/v1", false),
             ("wss://[::1]/relay/v1", false),
             ("wss://localhost/relay/v1", false),
+            ("wss://LOCALHOST./relay/v1", false),
+            ("wss://2130706433/relay/v1", false),
+            ("wss://127.1:443/relay/v1", false),
+            ("wss://0x7f.1/relay/v1", false),
+            ("wss://[fd00:ec2::254]/relay/v1", false),
             ("wss://100.64.0.9/relay/v1", false),
             ("wss://169.254.169.254/relay/v1", false),
             ("wss://user@192.0.2.1/relay/v1", false),

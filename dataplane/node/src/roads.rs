@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 
 use ringmesh_tunnel::{
     Carrier, LinkCandidate,
+    ip::Prefix,
     key::{IdentityKey, NodeId},
 };
 
@@ -57,6 +58,7 @@ impl fmt::Display for Road {
 pub(crate) struct Roads {
     numbers: BTreeMap<(NodeId, Road), u32>,
     last: u32,
+    pools: Vec<Prefix>,
 }
 
 impl Roads {
@@ -89,6 +91,16 @@ impl Roads {
             self.numbers.insert(at, number);
         }
         candidates
+    }
+
+    /// Makes `pools` the network's own ranges, into which no road leads.
+    pub(crate) fn set_pools(&mut self, pools: &[Prefix]) {
+        self.pools = pools.to_vec();
+    }
+
+    /// The network's own ranges.
+    pub(crate) fn pools(&self) -> &[Prefix] {
+        &self.pools
     }
 
     /// The road that the core means.

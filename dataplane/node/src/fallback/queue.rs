@@ -422,6 +422,11 @@ impl LinkEnd {
         let _ = self.standing.clone().wait_for(|standing| *standing >= Standing::Proven).await;
     }
 
+    /// Whether a session runs over the link, which was not closed.
+    pub(crate) fn has_session(&self) -> bool {
+        *self.standing.borrow() == Standing::Proven
+    }
+
     /// Whether something authentic came by the link.
     pub(crate) fn is_proven(&self) -> bool {
         *self.standing.borrow() >= Standing::Proven

@@ -8,20 +8,27 @@ use tokio::{
     time::sleep,
 };
 
-use super::link;
+use super::{
+    doors::{Door, Visit},
+    link,
+};
 
 /// How long an attempt stays alone (RFC 8305 §8, Connection Attempt Delay).
 const HEAD_START: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 
-/// Connects to the first address of `host` that answers. The caller bounds the time.
+/// Connects to the first address of `host` that answers. The caller bounds the time. `visit` judges each address, if it was not the
+/// user who named the host.
 ///
 /// # Errors
 /// The name has no address, or the failure of the attempt that ended last.
-pub(super) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+pub(super) async fn connect(host: &str, port: u16, visit: Option<&Visit<'_>>) -> io::Result<TcpStream> {
     let found: Vec<_> = lookup_host((host, port)).await?.collect();
-    let tcp = race(alternate(found)).await?;
+    let tcp = race(alternate(found), visit).await?;
+    if let Some(visit) = visit {
+        visit.entered(Door::Address(tcp.peer_addr()?));
+    }
     link::prepare(&tcp);
     Ok(tcp)
 }
@@ -42,13 +49,17 @@ fn alternate(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     addresses
 }
 
-async fn race(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+async fn race(addresses: Vec<SocketAddr>, visit: Option<&Visit<'_>>) -> io::Result<TcpStream> {
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut waiting = addresses.into_iter();
     loop {
         let more = match waiting.next() {
             Some(address) => {
+                if let Some(Err(refused)) = visit.map(|visit| visit.to_address(address)) {
+                    failure = refused;
+                    continue;
+                }
                 attempts.spawn(TcpStream::connect(address));
                 true
             }
@@ -101,9 +112,39 @@ mod tests {
         for attempt in &mut filling {
             let _ = tokio::time::timeout(Duration::from_millis(50), attempt).await;
         }
-        let tcp = race(vec![refused, full, alive]).await.unwrap();
+        let tcp = race(vec![refused, full, alive], None).await.unwrap();
         assert_eq!(tcp.peer_addr().unwrap(), alive);
-        assert_eq!(race(vec![refused]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(race(Vec::new()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(race(vec![refused], None).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(race(Vec::new(), None).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn what_a_member_named_is_judged_by_what_it_resolves_to() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (doors, pools) = (super::super::doors::Doors::default(), ["198.51.100.0/24".parse().unwrap()]);
+        let visit = Visit::new(&doors, &pools, ringmesh_tunnel::key::NodeId::from_bytes([1; 8]), false);
+        for host in [
+            "localhost",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f.1",
+            "0",
+            "169.254.169.254",
+            "::1",
+            "::ffff:127.0.0.1",
+            "fd00:ec2::254",
+            "198.51.100.7",
+        ] {
+            let refused = connect(host, port, Some(&visit)).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{host}: {refused}");
+            assert!(refused.to_string().contains("no member may"), "{host}: {refused}");
+        }
+        assert!(visit.door().is_none());
+        // The resolver makes this machine of them, and who configured them may go there.
+        for host in ["localhost", "127.1", "2130706433", "0x7f.1"] {
+            connect(host, port, None).await.unwrap();
+        }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     config::SshRoad,
     error::Failure,
     fallback::{
+        doors::Visit,
         link::{Ended, Opened, QUIET},
         queue::LinkEnd,
         stream, tcp,
@@ -61,7 +62,7 @@ impl SshStream {
     }
 }
 
-/// Opens a stream to a peer's own endpoint, whose host key is the identity key of the peer's record.
+/// Opens a stream to a peer's own endpoint, whose host key is the identity key of the peer's record; `visit` judges where to.
 ///
 /// # Errors
 /// [`Reason::Unreachable`], with the step that failed and the cure.
@@ -69,12 +70,13 @@ pub(crate) async fn dial_endpoint(
     address: SocketAddr,
     host_key: &IdentityKey,
     own: &IdentitySecret,
+    visit: Option<&Visit<'_>>,
 ) -> Result<SshStream, Failure> {
     let what = format!("the peer's SSH endpoint {address}");
     in_time(&what, async {
         let expected = Expected::Keys(vec![public_key(host_key)]);
         let (host, port) = (address.ip().to_string(), address.port());
-        let mut dialled = connect(&host, port, expected).await?;
+        let mut dialled = connect(&host, port, expected, visit).await?;
         let own = private_key(own).map_err(|error| format!("this node's own key: {error}"))?;
         if !log_in(&mut dialled.handle, USER, own).await? {
             return Err(
@@ -118,7 +120,7 @@ pub(crate) async fn dial_road(road: &SshRoad) -> Result<SshStream, Failure> {
     in_time(&what, async {
         let pinned = road.clone();
         let expected = blocking(move || Expected::of(&pinned)).await?;
-        let mut dialled = connect(&road.host.host, road.host.port, expected).await?;
+        let mut dialled = connect(&road.host.host, road.host.port, expected, None).await?;
         authenticate(&mut dialled.handle, road).await?;
         let socket = road.socket.to_str().ok_or("the socket's path is not text")?;
         let channel = dialled
@@ -212,12 +214,17 @@ impl Handler for Judge {
     }
 }
 
-async fn connect(host: &str, port: u16, expected: Expected) -> Result<Dialled, String> {
+async fn connect(
+    host: &str,
+    port: u16,
+    expected: Expected,
+    visit: Option<&Visit<'_>>,
+) -> Result<Dialled, String> {
     let algorithms = expected.algorithms();
     if algorithms.is_empty() {
         return Err("the host key it should have is of a kind not used here; pin its Ed25519 key".to_owned());
     }
-    let tcp = tcp::connect(host, port).await.map_err(|error| format!("TCP failed: {error}"))?;
+    let tcp = tcp::connect(host, port, visit).await.map_err(|error| format!("TCP failed: {error}"))?;
     let (wire, leash, gate) = wire::wire(tcp);
     let wrong = Arc::new(Mutex::new(None));
     let judge = Judge { expected: expected.clone(), wrong: Arc::clone(&wrong) };

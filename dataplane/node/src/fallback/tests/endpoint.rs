@@ -48,7 +48,7 @@ impl Node {
     }
 
     async fn dial(&self, own: &IdentitySecret) -> Result<SshStream, crate::error::Failure> {
-        dial_endpoint(self.address, &identity(1).public_key(), own).await
+        dial_endpoint(self.address, &identity(1).public_key(), own, None).await
     }
 }
 
@@ -75,7 +75,8 @@ async fn datagrams_cross_between_a_node_and_its_peers_endpoint() {
 #[tokio::test]
 async fn an_endpoint_that_shows_another_key_gets_nothing() {
     let mut node = Node::start().await;
-    let failure = dial_endpoint(node.address, &identity(3).public_key(), &identity(2)).await.unwrap_err();
+    let failure =
+        dial_endpoint(node.address, &identity(3).public_key(), &identity(2), None).await.unwrap_err();
     let text = failure.to_string();
     assert_eq!(failure.reason(), Reason::Unreachable);
     assert!(text.contains("WRONG HOST KEY"), "{text}");
@@ -332,10 +333,10 @@ async fn what_is_no_endpoint_is_said_to_be_none() {
             tcp.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         }
     });
-    let failure = dial_endpoint(address, &identity(1).public_key(), &identity(2)).await.unwrap_err();
+    let failure = dial_endpoint(address, &identity(1).public_key(), &identity(2), None).await.unwrap_err();
     assert!(failure.to_string().contains("SSH"), "{failure}");
     answering.abort();
     let _ = answering.await;
-    let failure = dial_endpoint(address, &identity(1).public_key(), &identity(2)).await.unwrap_err();
+    let failure = dial_endpoint(address, &identity(1).public_key(), &identity(2), None).await.unwrap_err();
     assert!(failure.to_string().contains("TCP failed"), "{failure}");
 }

@@ -144,7 +144,7 @@ async fn socket_bears(count: usize) {
 async fn endpoint_bears(count: usize) {
     let (mut near, mut far) = (Side::new(), Side::new());
     let (address, _server) = endpoint(&far).await;
-    let stream = dial_endpoint(address, &identity(1).public_key(), &identity(2)).await.unwrap();
+    let stream = dial_endpoint(address, &identity(1).public_key(), &identity(2), None).await.unwrap();
     let end = near.hub.open(ASKED);
     let link = end.link();
     assert!(matches!(near.arrival().await, Arrival::Opened { .. }));

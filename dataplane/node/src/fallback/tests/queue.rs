@@ -215,6 +215,17 @@ async fn only_the_end_of_a_link_that_the_tunnel_used_is_told() {
 }
 
 #[tokio::test]
+async fn a_link_that_was_closed_without_a_session_never_had_one() {
+    let (mut links, hub, _dials) = pair();
+    let (used, unused) = (hub.open(ASKED), hub.open(ASKED));
+    while links.receive().is_some() {}
+    links.confirm(used.link());
+    links.dial(Dial::Close { link: unused.link() });
+    unused.proven().await;
+    assert!(used.has_session() && !unused.has_session());
+}
+
+#[tokio::test]
 async fn links_end_with_the_worker() {
     let (mut links, hub, _dials) = pair();
     let end = hub.accept(Carrier::Ssh);

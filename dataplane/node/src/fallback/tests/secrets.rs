@@ -57,7 +57,7 @@ async fn neither_keys_nor_passwords_are_in_any_log() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let _server = SshServer::start(listener, &host_key, members, far.hub.clone()).unwrap();
-    let stream = dial_endpoint(address, &host_key.public_key(), &user_key).await.unwrap();
+    let stream = dial_endpoint(address, &host_key.public_key(), &user_key, None).await.unwrap();
     let mut near = Side::new();
     let asked = DialOpen {
         peer: ringmesh_tunnel::key::NodeId::from_bytes([7; 8]),
@@ -74,7 +74,7 @@ async fn neither_keys_nor_passwords_are_in_any_log() {
     let named = format!("http://me:hunter2secret@{proxy}");
     let proxies = Proxies::from_variables(|name| (name == "HTTPS_PROXY").then(|| named.clone()));
     let url = "wss://relay.invalid/relay/v1".parse().unwrap();
-    let refused = crate::fallback::websocket::dial(&url, &proxies).await.unwrap_err();
+    let refused = crate::fallback::websocket::dial(&url, &proxies, None).await.unwrap_err();
     tracing::debug!(%refused, ?proxies, "as a daemon would say it");
 
     let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();

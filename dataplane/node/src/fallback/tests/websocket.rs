@@ -107,7 +107,7 @@ async fn carry(side: &mut Side, socket: RelaySocket) -> (Link, JoinHandle<Ended>
 #[tokio::test]
 async fn datagrams_cross_a_websocket_both_ways() {
     let (url, mut sockets) = server(Answer::Accept).await;
-    let socket = dial(&url, &none()).await.unwrap();
+    let socket = dial(&url, &none(), None).await.unwrap();
     let (mut here, mut there) = (Side::new(), Side::new());
     let (link, _pump) = carry(&mut here, socket).await;
     let accepted = sockets.recv().await.unwrap();
@@ -120,12 +120,12 @@ async fn datagrams_cross_a_websocket_both_ways() {
 async fn a_link_ends_when_the_relay_closes_and_the_relay_hears_when_the_node_does() {
     let (url, mut sockets) = server(Answer::Accept).await;
     let mut side = Side::new();
-    let (link, pumped) = carry(&mut side, dial(&url, &none()).await.unwrap()).await;
+    let (link, pumped) = carry(&mut side, dial(&url, &none(), None).await.unwrap()).await;
     sockets.recv().await.unwrap().close(None).await.unwrap();
     assert!(matches!(pumped.await.unwrap(), Ended::Eof));
     side.closed(link).await;
 
-    let (link, pumped) = carry(&mut side, dial(&url, &none()).await.unwrap()).await;
+    let (link, pumped) = carry(&mut side, dial(&url, &none(), None).await.unwrap()).await;
     let mut relay = sockets.recv().await.unwrap();
     side.links.dial(ringmesh_tunnel::Dial::Close { link });
     assert!(matches!(relay.next().await, Some(Ok(Message::Close(_)))));
@@ -170,12 +170,12 @@ async fn a_relay_is_reached_through_a_proxy_where_the_environment_says_so() {
         let value = format!("http://{credentials}127.0.0.1:{proxy}");
         Proxies::from_variables(|name| (name == "HTTPS_PROXY").then(|| value.clone()))
     };
-    let refused = dial(&url, &through("")).await.unwrap_err();
+    let refused = dial(&url, &through(""), None).await.unwrap_err();
     assert!(refused.to_string().contains("user name and password"), "{refused}");
-    let refused = dial(&url, &none()).await.unwrap_err();
+    let refused = dial(&url, &none(), None).await.unwrap_err();
     assert!(refused.to_string().contains("TCP failed"), "{refused}");
 
-    let socket = dial(&url, &through("me:secret@")).await.unwrap();
+    let socket = dial(&url, &through("me:secret@"), None).await.unwrap();
     let mut side = Side::new();
     let (link, _pump) = carry(&mut side, socket).await;
     side.send(link, &[vec![4; 100]]);
@@ -192,7 +192,7 @@ async fn what_is_no_relay_is_said_to_be_none() {
         (Answer::Status(503), "full or busy"),
     ] {
         let (url, _sockets) = server(answer).await;
-        let refused = dial(&url, &none()).await.unwrap_err();
+        let refused = dial(&url, &none(), None).await.unwrap_err();
         assert_eq!(refused.reason(), ringmesh_proto::control::Reason::Unreachable);
         assert!(refused.to_string().contains(part), "{refused}");
     }
@@ -204,10 +204,10 @@ async fn what_is_no_relay_is_said_to_be_none() {
         drop(tcp);
         drop(listener);
     });
-    let refused = dial(&url, &none()).await.unwrap_err();
+    let refused = dial(&url, &none(), None).await.unwrap_err();
     assert!(refused.to_string().contains("TLS failed"), "{refused}");
     plain.await.unwrap();
-    let refused = dial(&url, &none()).await.unwrap_err();
+    let refused = dial(&url, &none(), None).await.unwrap_err();
     assert!(refused.to_string().contains("TCP failed"), "{refused}");
 }
 
@@ -216,7 +216,7 @@ async fn a_relay_that_does_not_answer_costs_five_seconds() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url: RelayUrl = format!("wss://{}/relay/v1", listener.local_addr().unwrap()).parse().unwrap();
     let begun = Instant::now();
-    let refused = dial(&url, &none()).await.unwrap_err();
+    let refused = dial(&url, &none(), None).await.unwrap_err();
     assert!(refused.to_string().contains("no answer in 5 s"), "{refused}");
     assert!(begun.elapsed() < Duration::from_secs(7));
 }

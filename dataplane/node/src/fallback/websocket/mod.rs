@@ -30,6 +30,7 @@ use tokio_tungstenite::{
 
 pub(crate) use self::{proxy::Proxies, url::RelayUrl};
 use super::{
+    doors::Visit,
     frame::whole,
     link::{Allowance, Ended, Opened, QUIET, SIGN_OF_LIFE_AFTER, guard, in_time},
     queue::LinkEnd,
@@ -51,12 +52,16 @@ const WRITE: usize = 2 * MAX_MESSAGE_LEN + 64;
 /// A WebSocket that a relay accepted.
 pub(crate) type RelaySocket = WebSocketStream<TlsStream<TcpStream>>;
 
-/// Opens a WebSocket to a relay.
+/// Opens a WebSocket to a relay; `visit` judges where to, unless the user named it.
 ///
 /// # Errors
 /// [`Reason::Unreachable`], with the step that failed and what the other side said.
-pub(crate) async fn dial(url: &RelayUrl, proxies: &Proxies) -> Result<RelaySocket, Failure> {
-    match timeout(DIAL, open(url, proxies)).await {
+pub(crate) async fn dial(
+    url: &RelayUrl,
+    proxies: &Proxies,
+    visit: Option<&Visit<'_>>,
+) -> Result<RelaySocket, Failure> {
+    match timeout(DIAL, open(url, proxies, visit)).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(why)) => Err(Failure::new(Reason::Unreachable, format!("relay {url}: {why}"))),
         Err(_) => Err(Failure::new(
@@ -66,11 +71,20 @@ pub(crate) async fn dial(url: &RelayUrl, proxies: &Proxies) -> Result<RelaySocke
     }
 }
 
-async fn open(url: &RelayUrl, proxies: &Proxies) -> Result<RelaySocket, String> {
+async fn open(url: &RelayUrl, proxies: &Proxies, visit: Option<&Visit<'_>>) -> Result<RelaySocket, String> {
     let (host, port) = (url.host(), url.port());
     let tcp = match proxies.for_host(host)? {
-        Some(proxy) => proxy.connect(host, port).await?,
-        None => tcp::connect(host, port).await.map_err(|error| format!("TCP failed: {error}"))?,
+        // The user named the proxy; what the proxy may reach is for its owner to say.
+        Some(proxy) => {
+            let door = visit.map(|visit| visit.to_host(host, port)).transpose();
+            let door = door.map_err(|error| error.to_string())?;
+            let tcp = proxy.connect(host, port).await?;
+            if let (Some(visit), Some(door)) = (visit, door) {
+                visit.entered(door);
+            }
+            tcp
+        }
+        None => tcp::connect(host, port, visit).await.map_err(|error| format!("TCP failed: {error}"))?,
     };
     let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("`{host}` is no host name"))?;
     let config = tls::client_config(b"http/1.1").map_err(|failure| failure.to_string())?;

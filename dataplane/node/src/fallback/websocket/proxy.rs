@@ -161,7 +161,7 @@ impl Proxy {
     /// # Errors
     /// A sentence that names the proxy and what it answered.
     pub(super) async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, String> {
-        let mut stream = tcp::connect(&self.host, self.port)
+        let mut stream = tcp::connect(&self.host, self.port, None)
             .await
             .map_err(|error| format!("the proxy {self} is not reached: {error}"))?;
         let answer = self
