@@ -344,10 +344,11 @@ impl Watch {
             return Ok(());
         };
         let unanswered = |pair: &Watched| {
-            let mut sent = pair.sent.iter().flatten();
+            let missing = |number| world.ledger.get(number).is_some_and(|sent| sent.delivered.is_none());
+            // A probe may be what got no answer.
+            let cut_off = pair.settled + CAUSE_LASTS > since;
             pair.last_talk.is_some_and(|last| last + GIVES_UP > since)
-                && sent
-                    .any(|(number, _)| world.ledger.get(*number).is_some_and(|sent| sent.delivered.is_none()))
+                && (cut_off || pair.sent.iter().flatten().any(|&(number, _)| missing(number)))
         };
         if self.pairs.values().any(unanswered) {
             return Ok(());

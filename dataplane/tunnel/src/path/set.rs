@@ -196,11 +196,9 @@ impl Entry {
     }
 
     fn rank(&self, relays: &RelayViews) -> Rank {
-        match Rank::of(self.candidate, self.relay_hop(relays)) {
-            // The worse half is what counts, or the two sides would choose differently.
-            Rank::Relayed if self.streamed => Rank::WebSocket,
-            rank => rank,
-        }
+        let rank = Rank::of(self.candidate, self.relay_hop(relays));
+        // The worse half is what counts, or the two sides would choose differently.
+        if rank == Rank::Relayed && self.streamed { Rank::WebSocket } else { rank }
     }
 
     fn works(&self) -> bool {
@@ -1046,7 +1044,6 @@ impl Paths {
         if !context.wanted && !context.kept && !prompted && !self.is_led(at) {
             return;
         }
-        let anything_works = self.anything_works();
         let may_dial = self.may_dial(at, context, now);
         let entry = &mut self.entries[at];
         match entry.candidate {
@@ -1088,7 +1085,7 @@ impl Paths {
             // As soon as there is one.
             entry.next = Some(now);
         } else {
-            self.probe(at, context.relays, budgets, token, actions, anything_works, now);
+            self.probe(at, context.relays, budgets, token, actions, now);
         }
     }
 
@@ -1127,10 +1124,9 @@ impl Paths {
         budgets: &mut Budgets,
         token: &mut impl FnMut() -> Option<u64>,
         actions: &mut Vec<Action>,
-        anything_works: bool,
         now: Instant,
     ) {
-        let selected = self.selected;
+        let (selected, anything_works) = (self.selected, self.anything_works());
         let entry = &mut self.entries[at];
         let Some(path) = entry.path() else { return };
         let settled = matches!(entry.state, PathState::Working | PathState::Suspect);

@@ -45,7 +45,12 @@ fn ping_tells_the_round_trip_and_is_answered_where_it_came_from() {
 fn seen(pair: &Pair) -> Vec<SocketAddr> {
     let seen = |event: &Event| match event {
         Event::SeenFrom { address, .. } => Some(*address),
-        _ => None,
+        Event::Established { .. }
+        | Event::Unreachable { .. }
+        | Event::Expired { .. }
+        | Event::PathSelected { .. }
+        | Event::Pong { .. }
+        | Event::BindRequested { .. } => None,
     };
     pair.near.events.iter().filter_map(seen).collect()
 }
