@@ -1,13 +1,13 @@
 //! A relay's client: what is known and counted of one member.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use ringmesh_tunnel::Hop;
 use ringmesh_tunnel::key::{NodeId, PublicKey};
 
-use crate::channels::Place;
+use crate::channels::{Place, Slot};
 use crate::drops::RelayDrops;
 use crate::rate::Ticket;
 
@@ -99,5 +99,57 @@ impl Client {
             to: self.to,
             drops: self.drops.clone(),
         }
+    }
+}
+
+/// All members, each in a slot that it keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    slots: Vec<Option<Client>>,
+    free: Vec<Slot>,
+    by_id: BTreeMap<NodeId, Slot>,
+}
+
+impl Clients {
+    pub(crate) fn count(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Client> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Client> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    pub(crate) fn slot_of(&self, id: NodeId) -> Option<Slot> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn insert(&mut self, client: Client) -> Slot {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(None);
+                self.slots.len().saturating_sub(1) as Slot
+            }
+        };
+        self.by_id.insert(client.id, slot);
+        if let Some(place) = self.slots.get_mut(slot as usize) {
+            *place = Some(client);
+        }
+        slot
+    }
+
+    pub(crate) fn remove(&mut self, slot: Slot) -> Option<Client> {
+        let client = self.slots.get_mut(slot as usize)?.take()?;
+        self.by_id.remove(&client.id);
+        self.free.push(slot);
+        Some(client)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Client)> {
+        self.slots.iter().enumerate().filter_map(|(slot, client)| Some((slot as Slot, client.as_ref()?)))
     }
 }

@@ -9,6 +9,7 @@ mod channels;
 mod client;
 mod drops;
 pub mod frame;
+mod pairs;
 pub mod rate;
 pub mod relay;
 pub mod server;

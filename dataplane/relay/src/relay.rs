@@ -11,22 +11,19 @@ use ringmesh_tunnel::{
     Link, NoRandomness, Now, Path, PeerConfig, Random, Transmit, Tunnel, relayed,
 };
 
-use crate::channels::{Channels, End, Place, Slot, opposite};
-use crate::client::Client;
+use crate::channels::{Channels, Place, Slot, opposite};
+use crate::client::{Client, Clients};
 use crate::drops::{Dropped, RelayDrop, RelayDrops};
 use crate::frame::MAX_DATAGRAM_LEN;
+use crate::pairs::Pairs;
 use crate::rate::{Limited, Limiter};
 
 pub use crate::channels::MAX_PAIRS;
 pub use crate::client::{ClientReport, Traffic};
+pub use crate::pairs::{FORGET_AFTER, MAX_CHANNELS_PER_CLIENT};
 
-/// Channels that one client may have asked for.
-pub const MAX_CHANNELS_PER_CLIENT: usize = 1024;
 /// A client that was not heard this long is away: nothing is passed on to it or from it.
 pub const AWAY_AFTER: Duration = Duration::from_secs(90);
-/// A pair of which neither end was here this long may be taken away when there is no room for another. Whoever comes back
-/// after that asks anew, as it needs a new session first.
-pub const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// How often is looked who is here.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Answers that wait to be told, besides one for each end of a pair.
@@ -91,10 +88,8 @@ pub struct Relay {
     tunnel: Tunnel,
     /// Counts what may have moved a client's hop.
     state: u64,
-    clients: Vec<Option<Client>>,
-    free: Vec<Slot>,
-    by_id: BTreeMap<NodeId, Slot>,
-    channels: Channels,
+    clients: Clients,
+    pairs: Pairs,
     owed: VecDeque<Owed>,
     refusals: usize,
     next_look: Instant,
@@ -118,10 +113,8 @@ impl Relay {
         Ok(Self {
             tunnel: Tunnel::new(worker, local, random)?,
             state: 1,
-            clients: Vec::new(),
-            free: Vec::new(),
-            by_id: BTreeMap::new(),
-            channels,
+            clients: Clients::default(),
+            pairs: Pairs::new(channels),
             owed: VecDeque::new(),
             refusals: 0,
             next_look: now.monotonic,
@@ -140,60 +133,40 @@ impl Relay {
         }
         let stays =
             |client: &Client| wanted.get(&client.id).is_some_and(|keys| !keys.is_disjoint(&client.keys));
-        let gone: Vec<(NodeId, Slot)> =
-            self.all().filter(|(_, client)| !stays(client)).map(|(slot, client)| (client.id, slot)).collect();
+        let gone: Vec<(NodeId, Slot)> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| !stays(client))
+            .map(|(slot, client)| (client.id, slot))
+            .collect();
         for &(_, slot) in &gone {
             self.remove(slot, limiter);
         }
         self.tunnel.apply(peers, now);
         for (id, keys) in wanted {
-            match self.by_id.get(&id).copied().and_then(|slot| self.client_mut(slot)) {
+            match self.clients.slot_of(id).and_then(|slot| self.clients.get_mut(slot)) {
                 Some(client) => client.keys = keys,
-                None => self.insert(id, keys, limiter, now),
+                None => {
+                    let ticket = limiter.join(now.monotonic);
+                    self.clients.insert(Client::new(id, keys, ticket, now.monotonic));
+                }
             }
         }
         self.after_tunnel(now);
         gone.into_iter().map(|(id, _)| id).collect()
     }
 
-    fn insert(&mut self, id: NodeId, keys: BTreeSet<PublicKey>, limiter: &mut Limiter, now: Now) {
-        let client = Some(Client::new(id, keys, limiter.join(now.monotonic), now.monotonic));
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None => {
-                self.clients.push(None);
-                self.clients.len().saturating_sub(1) as Slot
-            }
-        };
-        if let Some(place) = self.clients.get_mut(slot as usize) {
-            *place = client;
-        }
-        self.by_id.insert(id, slot);
-    }
-
     fn remove(&mut self, slot: Slot, limiter: &mut Limiter) {
-        let Some(client) = self.clients.get_mut(slot as usize).and_then(Option::take) else { return };
+        let Some(client) = self.clients.remove(slot) else { return };
         for place in client.ends {
-            self.end_pair(place);
+            self.pairs.remove(&mut self.clients, place);
         }
         limiter.leave(client.ticket);
-        self.by_id.remove(&client.id);
-        self.free.push(slot);
-    }
-
-    fn end_pair(&mut self, place: Place) {
-        let Some(ends) = self.channels.remove(place) else { return };
-        for (end, place) in ends.iter().zip([place, opposite(place)]) {
-            if let Some(client) = self.client_mut(end.owner) {
-                client.ends.remove(&place);
-                client.asked = client.asked.saturating_sub(usize::from(end.asked));
-            }
-        }
     }
 
     /// Takes out all clients, so that their places in the limiter are free again; the relay is of no further use.
     pub fn close(mut self, limiter: &mut Limiter) {
-        let slots: Vec<Slot> = self.all().map(|(slot, _)| slot).collect();
+        let slots: Vec<Slot> = self.clients.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
             self.remove(slot, limiter);
         }
@@ -227,7 +200,7 @@ impl Relay {
             Inbound::Consumed if data => Ok(Verdict::Heard),
             Inbound::Consumed => Ok(Verdict::Consumed),
             Inbound::Packet { peer, .. } => {
-                let slot = self.by_id.get(&peer).copied();
+                let slot = self.clients.slot_of(peer);
                 Err(self.count(slot, RelayDrop::PlainPacket).into())
             }
         }
@@ -246,7 +219,7 @@ impl Relay {
         if length > MAX_DATAGRAM_LEN {
             return Err(self.count(None, RelayDrop::TooLong));
         }
-        let found = self.channels.find(number).map(|(place, end)| (place, end.owner));
+        let found = self.pairs.find(number).map(|(place, end)| (place, end.owner));
         let Some((place, sender)) = found else { return Err(self.count(None, RelayDrop::UnknownChannel)) };
         if self.hop_of(sender) != Some(from) {
             return Err(self.count(None, RelayDrop::WrongHop));
@@ -257,12 +230,12 @@ impl Relay {
         if !relayed::is_sealed(inner) {
             return Err(self.count(Some(sender), RelayDrop::NotSealed));
         }
-        let other = self.channels.end(opposite(place)).map(|end| (end.number, end.owner));
+        let other = self.pairs.end(opposite(place)).map(|end| (end.number, end.owner));
         let receiver = other.and_then(|(number, owner)| Some((number, owner, self.hop_of(owner)?)));
         let Some((number, receiver, to)) = receiver else {
             return Err(self.count(Some(sender), RelayDrop::Away));
         };
-        let Some(client) = self.client_mut(sender) else { return Err(RelayDrop::UnknownChannel) };
+        let Some(client) = self.clients.get_mut(sender) else { return Err(RelayDrop::UnknownChannel) };
         if let Err(limited) = limiter.take(client.ticket, length as u64, now.monotonic) {
             let reason = match limited {
                 Limited::Own => RelayDrop::ClientRate,
@@ -271,7 +244,7 @@ impl Relay {
             return Err(self.count(Some(sender), reason));
         }
         client.from.add(length);
-        if let Some(client) = self.client_mut(receiver) {
+        if let Some(client) = self.clients.get_mut(receiver) {
             client.to.add(length);
         }
         self.passed_on.add(length);
@@ -282,7 +255,7 @@ impl Relay {
     /// A datagram of `bytes` that was to be forwarded could not be sent, and so did not reach its receiver's hop.
     pub fn not_sent(&mut self, receiver: Receiver, bytes: usize, reason: RelayDrop) {
         self.passed_on.take_back(bytes);
-        if let Some(client) = self.client_mut(receiver.0) {
+        if let Some(client) = self.clients.get_mut(receiver.0) {
             client.to.take_back(bytes);
         }
         self.count(Some(receiver.0), reason);
@@ -290,7 +263,7 @@ impl Relay {
 
     fn count(&mut self, client: Option<Slot>, reason: RelayDrop) -> RelayDrop {
         self.drops.add(reason, 1);
-        if let Some(client) = client.and_then(|slot| self.client_mut(slot)) {
+        if let Some(client) = client.and_then(|slot| self.clients.get_mut(slot)) {
             client.drops.add(reason, 1);
         }
         reason
@@ -298,7 +271,7 @@ impl Relay {
 
     /// Where a client is heard, if it is here. Asked of the tunnel once for each of its states, not for each datagram.
     fn hop_of(&mut self, slot: Slot) -> Option<Hop> {
-        let client = self.clients.get_mut(slot as usize)?.as_mut()?;
+        let client = self.clients.get_mut(slot)?;
         if client.hop.0 != self.state {
             let hop = if client.here { self.tunnel.hop_to(client.id) } else { None };
             client.hop = (self.state, hop);
@@ -327,8 +300,10 @@ impl Relay {
     /// A client asks for a channel. Asked again, it gets the same.
     fn bind(&mut self, id: NodeId, target: NodeId, now: Now) {
         let Some(asker) = self.heard(id, now) else { return };
-        let answer = match self.by_id.get(&target).copied() {
-            Some(other) if other != asker => self.find_or_make(asker, other, now),
+        let answer = match self.clients.slot_of(target) {
+            Some(other) if other != asker => {
+                self.pairs.find_or_make(&mut self.clients, asker, other, now.monotonic)
+            }
             _ => Err(BindRefusal::UnknownNode),
         };
         match answer {
@@ -341,65 +316,10 @@ impl Relay {
         }
     }
 
-    fn find_or_make(&mut self, asker: Slot, other: Slot, now: Now) -> Result<Place, BindRefusal> {
-        let known = self.channels.between(asker, other);
-        if let Some(place) = known
-            && self.channels.end(place).is_some_and(|end| end.asked)
-        {
-            return Ok(place);
-        }
-        if self.client(asker).is_none_or(|client| client.asked >= MAX_CHANNELS_PER_CLIENT) {
-            return Err(BindRefusal::Full);
-        }
-        let place = match known {
-            Some(place) => place,
-            None => self.make_pair(asker, other, now).ok_or(BindRefusal::Full)?,
-        };
-        if let Some(end) = self.channels.end_mut(place) {
-            end.asked = true;
-        }
-        if let Some(client) = self.client_mut(asker) {
-            client.asked = client.asked.saturating_add(1);
-        }
-        Ok(place)
-    }
-
-    fn make_pair(&mut self, asker: Slot, other: Slot, now: Now) -> Option<Place> {
-        if self.channels.pairs() >= MAX_PAIRS {
-            self.forget_old_pairs(now);
-        }
-        let place = self.channels.insert(asker, other)?;
-        for (slot, place) in [(asker, place), (other, opposite(place))] {
-            if let Some(client) = self.client_mut(slot) {
-                client.ends.insert(place);
-            }
-        }
-        Some(place)
-    }
-
-    fn forget_old_pairs(&mut self, now: Now) {
-        let long_gone = |end: Option<&End>| {
-            let client = end.and_then(|end| self.client(end.owner));
-            client.is_none_or(|client| {
-                !client.here && now.monotonic.saturating_duration_since(client.last_here) >= FORGET_AFTER
-            })
-        };
-        let old: Vec<Place> = self
-            .channels
-            .all()
-            .filter(|&place| {
-                long_gone(self.channels.end(place)) && long_gone(self.channels.end(opposite(place)))
-            })
-            .collect();
-        for place in old {
-            self.end_pair(place);
-        }
-    }
-
     /// A client is here; those who share a channel with it are told if it was not.
     fn heard(&mut self, id: NodeId, now: Now) -> Option<Slot> {
-        let slot = *self.by_id.get(&id)?;
-        let client = self.client_mut(slot)?;
+        let slot = self.clients.slot_of(id)?;
+        let client = self.clients.get_mut(slot)?;
         client.last_here = now.monotonic;
         if !client.here {
             client.here = true;
@@ -409,8 +329,8 @@ impl Relay {
     }
 
     fn went(&mut self, id: NodeId) {
-        let Some(&slot) = self.by_id.get(&id) else { return };
-        let Some(client) = self.client_mut(slot) else { return };
+        let Some(slot) = self.clients.slot_of(id) else { return };
+        let Some(client) = self.clients.get_mut(slot) else { return };
         if std::mem::take(&mut client.here) {
             self.changed(slot, RelayEvent::Went(id));
         }
@@ -423,7 +343,7 @@ impl Relay {
         }
         self.events.push_back(event);
         self.state = self.state.wrapping_add(1);
-        let Some(client) = self.client(slot) else { return };
+        let Some(client) = self.clients.get(slot) else { return };
         let ends: Vec<Place> = client.ends.iter().copied().collect();
         for place in ends {
             self.owe(place);
@@ -433,12 +353,12 @@ impl Relay {
 
     /// Puts an end among those that are to be told, once, if its owner is here.
     fn owe(&mut self, place: Place) {
-        let Some(end) = self.channels.end(place) else { return };
-        if end.owed || !self.client(end.owner).is_some_and(|client| client.here) {
+        let Some(end) = self.pairs.end(place) else { return };
+        if end.owed || !self.clients.get(end.owner).is_some_and(|client| client.here) {
             return;
         }
         let number = end.number;
-        if let Some(end) = self.channels.end_mut(place) {
+        if let Some(end) = self.pairs.end_mut(place) {
             end.owed = true;
         }
         self.owed.push_back(Owed::Word { place, number });
@@ -464,11 +384,11 @@ impl Relay {
     }
 
     fn tell_end(&mut self, place: Place, number: u32) {
-        let Some(end) = self.channels.end_mut(place).filter(|end| end.number == number) else { return };
+        let Some(end) = self.pairs.end_mut(place).filter(|end| end.number == number) else { return };
         end.owed = false;
         let owner = end.owner;
-        let other = self.channels.end(opposite(place)).and_then(|end| self.client(end.owner));
-        let Some((client, other)) = self.client(owner).zip(other) else { return };
+        let other = self.pairs.end(opposite(place)).and_then(|end| self.clients.get(end.owner));
+        let Some((client, other)) = self.clients.get(owner).zip(other) else { return };
         let answer = BindAnswer::Bound { channel: number, present: other.here };
         let (client, target) = (client.id, other.id);
         self.tunnel.answer_bind(client, target, answer);
@@ -545,7 +465,7 @@ impl Relay {
                 .last_received
                 .is_some_and(|last| now.monotonic.saturating_duration_since(last) < AWAY_AFTER)
                 && self.tunnel.hop_to(peer.id).is_some();
-            match self.by_id.get(&peer.id).and_then(|&slot| self.client(slot)) {
+            match self.clients.slot_of(peer.id).and_then(|slot| self.clients.get(slot)) {
                 Some(client) if client.here && !here => went.push(peer.id),
                 Some(_) if here => came.push(peer.id),
                 _ => {}
@@ -580,13 +500,13 @@ impl Relay {
 
     /// What can be said about each client.
     pub fn clients(&self) -> impl Iterator<Item = ClientReport> + '_ {
-        self.all().map(|(_, client)| client.report(self.tunnel.hop_to(client.id)))
+        self.clients.iter().map(|(_, client)| client.report(self.tunnel.hop_to(client.id)))
     }
 
     /// Pairs that have channels.
     #[must_use]
     pub fn pairs(&self) -> usize {
-        self.channels.pairs()
+        self.pairs.count()
     }
 
     /// What was passed on, of members that are gone as well.
@@ -606,26 +526,14 @@ impl Relay {
     pub const fn session_drops(&self) -> &DropCounters {
         self.tunnel.drops()
     }
-
-    fn client(&self, slot: Slot) -> Option<&Client> {
-        self.clients.get(slot as usize)?.as_ref()
-    }
-
-    fn client_mut(&mut self, slot: Slot) -> Option<&mut Client> {
-        self.clients.get_mut(slot as usize)?.as_mut()
-    }
-
-    fn all(&self) -> impl Iterator<Item = (Slot, &Client)> {
-        self.clients.iter().enumerate().filter_map(|(slot, client)| Some((slot as Slot, client.as_ref()?)))
-    }
 }
 
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Relay")
             .field("tunnel", &self.tunnel)
-            .field("clients", &self.by_id.len())
-            .field("pairs", &self.channels.pairs())
+            .field("clients", &self.clients.count())
+            .field("pairs", &self.pairs.count())
             .finish_non_exhaustive()
     }
 }
