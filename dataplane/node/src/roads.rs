@@ -42,6 +42,17 @@ impl Road {
     }
 }
 
+impl Road {
+    /// Whether places are kept for it among the streams that are opened: it leads to a relay, or the user configured it. Only
+    /// what ordinary members say of themselves may be of any number.
+    pub(crate) const fn is_favoured(&self) -> bool {
+        match self {
+            Self::Server(_) | Self::WebSocket { .. } => true,
+            Self::Endpoint { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Road {
     /// Where it leads; what it is made of is its [carrier](Self::carrier).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
