@@ -180,6 +180,7 @@ fn joining(
         noise_key,
         identity_key,
         name: &request.name,
+        relay: request.relay,
     });
     let by_node = signature(&request.identity_signature)?;
     identity_key.verify(Label::Enroll, &signed, &by_node).map_err(|_| Refused::Proof)?;
@@ -191,8 +192,8 @@ fn joining(
         let signed = key.verify(Label::EnrollToken, &signed, &by_token).is_ok();
         if signed && known.is_some() { Ok(()) } else { Err(Refused::Token) }
     })??;
-    let proto::EnrollRequest { name, host_name, os, version, .. } = request;
-    Ok(Joining { network, joiner: Joiner { token, identity_key, name, host_name, os, version } })
+    let proto::EnrollRequest { name, host_name, os, version, relay, .. } = request;
+    Ok(Joining { network, joiner: Joiner { token, identity_key, name, host_name, os, version, relay } })
 }
 
 /// What a request says of the member that sent it.

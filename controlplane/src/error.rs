@@ -163,6 +163,9 @@ fn enrolling(refusal: &enroll::Refusal) -> (Code, Reason) {
         enroll::Refusal::TokenExpired => (Code::FailedPrecondition, Reason::TokenExpired),
         enroll::Refusal::TokenUsed => (Code::FailedPrecondition, Reason::TokenUsed),
         enroll::Refusal::TokenRevoked => (Code::FailedPrecondition, Reason::TokenRevoked),
+        enroll::Refusal::TokenForRelays | enroll::Refusal::TokenForNodes => {
+            (Code::InvalidArgument, Reason::TokenRole)
+        }
         enroll::Refusal::NameTaken(_) => (Code::AlreadyExists, Reason::NameTaken),
         enroll::Refusal::NameInvalid { .. } => (Code::InvalidArgument, Reason::NameInvalid),
         enroll::Refusal::KeyTaken => (Code::AlreadyExists, Reason::KeyTaken),

@@ -68,7 +68,9 @@ pub(crate) fn exit_of(reason: Reason, code: Code, root: bool) -> Exit {
         | Reason::PoolExhausted
         | Reason::AlreadyJoined
         | Reason::Conflict => Exit::Conflict,
-        Reason::NameInvalid | Reason::NodeUnknown | Reason::InvalidArgument => Exit::Usage,
+        Reason::NameInvalid | Reason::NodeUnknown | Reason::InvalidArgument | Reason::TokenRole => {
+            Exit::Usage
+        }
         Reason::NotJoined => Exit::NotJoined,
         Reason::Unreachable | Reason::Busy | Reason::NoReply if code == Code::DeadlineExceeded => {
             Exit::Timeout
@@ -116,6 +118,8 @@ fn cure_of(daemon: Daemon, reason: Reason, code: Code, root: bool) -> Option<Str
         | Reason::NetworkUnknown
         | Reason::PoolExhausted
         | Reason::InvalidArgument
+        // The message names both cures.
+        | Reason::TokenRole
         | Reason::Host
         | Reason::Conflict
         | Reason::NoReply => return None,
@@ -178,6 +182,7 @@ mod tests {
             (Reason::TokenExpired, 7),
             (Reason::TokenUsed, 7),
             (Reason::TokenRevoked, 7),
+            (Reason::TokenRole, 2),
             (Reason::NameTaken, 9),
             (Reason::NameInvalid, 2),
             (Reason::KeyTaken, 9),

@@ -65,6 +65,7 @@ async fn member_who_is(coordinator: &Coordinator, identity: &IdentitySecret, rel
         host_name: "a".into(),
         os: String::new(),
         version: String::new(),
+        relay,
     };
     let node = NodeId::generate();
     let join = |registry: &Registry, now| {

@@ -32,6 +32,8 @@ pub(crate) struct Joiner {
     pub(crate) host_name: String,
     pub(crate) os: String,
     pub(crate) version: String,
+    /// Whether it wants to be a relay.
+    pub(crate) relay: bool,
 }
 
 /// Why somebody does not become a node.
@@ -45,6 +47,16 @@ pub(crate) enum Refusal {
     TokenUsed,
     #[error("the join token was revoked; ask for a new one (meshctl token create)")]
     TokenRevoked,
+    #[error(
+        "this is a relay's token, and this machine is to be an ordinary node; the token was not used: start a relay with it \
+         (meshctl relay run, or [relay] in the node's configuration), or ask for a node's token (meshctl token create)"
+    )]
+    TokenForRelays,
+    #[error(
+        "this is the token of an ordinary node, and this machine is to be a relay; the token was not used: join a node with it \
+         (meshctl join), or ask for a relay's token (meshctl token create --relay)"
+    )]
+    TokenForNodes,
     #[error("the name {0:?} is taken by another node; choose another one (--name)")]
     NameTaken(String),
     #[error("the name {name:?} cannot be used: {reason}")]
@@ -81,6 +93,11 @@ pub(crate) fn plan(
     }
     let token = state.tokens.get(&joiner.token).ok_or(Refusal::TokenInvalid)?;
     check(token, now)?;
+    match (token.row.relay, joiner.relay) {
+        (true, false) => return Err(Refusal::TokenForRelays),
+        (false, true) => return Err(Refusal::TokenForNodes),
+        (true, true) | (false, false) => {}
+    }
     let name = choose_name(state, joiner, id)?;
     let (ipv4, former) = pool::choose(state.ipv4_pool, &state.addresses, now)
         .ok_or(Refusal::PoolExhausted(state.ipv4_pool))?;

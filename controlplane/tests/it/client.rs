@@ -161,6 +161,8 @@ pub enum Lie {
     OtherNoiseKey,
     /// The name is changed after signing.
     OtherName,
+    /// Whether it wants to be a relay is changed after signing.
+    OtherRole,
     /// Another network's id.
     OtherNetwork,
     /// The proof is missing.
@@ -171,6 +173,8 @@ pub struct TestNode {
     pub identity: IdentitySecret,
     pub name: String,
     pub host_name: String,
+    /// Whether it wants to be a relay.
+    pub relay: bool,
     pub network: NetworkId,
     pub root: Option<IdentityKey>,
     pub address: Option<SocketAddr>,
@@ -196,6 +200,7 @@ impl TestNode {
             identity,
             name: name.into(),
             host_name: String::new(),
+            relay: false,
             network: NetworkId::from_bytes([0; 16]),
             root: None,
             address: None,
@@ -303,6 +308,7 @@ impl TestNode {
             noise_key,
             identity_key,
             name: &self.name,
+            relay: self.relay,
         };
         let signed = transcript::enroll(&parts);
         let signer = if lie == Lie::OtherIdentity { &other } else { &self.identity };
@@ -327,6 +333,7 @@ impl TestNode {
             host_name: self.host_name.clone(),
             os: "Test".into(),
             version: "0".into(),
+            relay: self.relay != (lie == Lie::OtherRole),
         }
     }
 

@@ -83,6 +83,7 @@ async fn a_lie_in_a_proof_is_refused_and_nothing_is_kept() {
         (Lie::OtherExporter, Reason::ProofInvalid),
         (Lie::OtherIdentity, Reason::ProofInvalid),
         (Lie::OtherName, Reason::ProofInvalid),
+        (Lie::OtherRole, Reason::ProofInvalid),
         (Lie::OtherToken, Reason::TokenInvalid),
         (Lie::UnknownToken, Reason::TokenInvalid),
         (Lie::OtherNoiseKey, Reason::InvalidArgument),

@@ -235,6 +235,7 @@ async fn a_relay_token_makes_relays() {
     let created = operator.tokens.create_token(request).await.unwrap().into_inner();
     assert!(created.token.unwrap().relay);
     let mut relay = TestNode::new("edge");
+    relay.relay = true;
     relay.join(&created.secret.parse().unwrap()).await.unwrap();
     assert!(relay.member.as_ref().unwrap().relay, "signed so");
     let mut node = coordinator.member("a").await;
@@ -251,6 +252,32 @@ async fn a_relay_token_makes_relays() {
     let tokens = operator.tokens.list_tokens(admin::ListTokensRequest::default()).await.unwrap();
     let relay_tokens = tokens.into_inner().tokens.iter().filter(|token| token.relay).count();
     assert_eq!(relay_tokens, 1);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_for_something_else_is_refused_and_not_used() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    for (relay, cure) in [(true, "meshctl relay run"), (false, "meshctl token create --relay")] {
+        // Good for one use, which must be left afterwards.
+        let request = admin::CreateTokenRequest { relay, ..Default::default() };
+        let token = operator.token(request).await;
+        let mut node = TestNode::new(if relay { "edge" } else { "plain" });
+        node.relay = !relay;
+        let refused = node.join(&token).await.unwrap_err();
+        assert_eq!(reason(&refused), Reason::TokenRole);
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        assert!(refused.message().contains(cure), "{refused}");
+        assert!(operator.list().await.iter().all(|listed| listed.name != node.name), "it is no member");
+        // The same key and token, for what they were made for.
+        node.relay = relay;
+        node.join(&token).await.unwrap();
+        assert_eq!(node.member.as_ref().unwrap().relay, relay);
+        // An answer that was lost is given again, as it was.
+        node.join(&token).await.unwrap();
+    }
+    assert_eq!(operator.list().await.len(), 2);
     coordinator.stop().await;
 }
 

@@ -226,7 +226,8 @@ impl Daemon {
         let chosen = JoinKey::choose(&self.state, identity_pem, &token, name, tell)?;
         tell(&format!("asking the coordinator at {}", token.coordinators().join(" or ")));
         let asked = Asked::default();
-        let enrolling = enroll::enroll(&token, &chosen.identity, name, &asked);
+        let relay = self.config.relay.is_some();
+        let enrolling = enroll::enroll(&token, &chosen.identity, relay, name, &asked);
         let enrolled = self
             .unless_closing(enrolling)
             .await

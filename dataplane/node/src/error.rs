@@ -114,7 +114,7 @@ fn usual_code(reason: Reason) -> Code {
         | Reason::NodeRemoved
         | Reason::NotPermitted => Code::PermissionDenied,
         Reason::NameTaken | Reason::KeyTaken | Reason::AlreadyJoined => Code::AlreadyExists,
-        Reason::NameInvalid | Reason::InvalidArgument => Code::InvalidArgument,
+        Reason::NameInvalid | Reason::InvalidArgument | Reason::TokenRole => Code::InvalidArgument,
         Reason::NetworkUnknown | Reason::NodeUnknown => Code::NotFound,
         Reason::PoolExhausted => Code::ResourceExhausted,
         Reason::Busy | Reason::Unreachable | Reason::NoReply => Code::Unavailable,

@@ -204,17 +204,23 @@ fn a_nodes_token_makes_no_relay_and_a_relays_token_no_node() {
         let site = Site::new();
         let coordinator = site.coordinator();
         let fra = site.machine("fra");
-        let ran = ends(relay_run(&fra, &["--token", &coordinator.token()]), &fra);
-        assert_ne!(ran.code, 0, "{ran:?}");
+        let token = coordinator.token();
+        let ran = ends(relay_run(&fra, &["--token", &token]), &fra);
+        assert_eq!(ran.code, 2, "{ran:?}");
         assert!(ran.stderr.contains("error: ") && ran.stderr.contains("relay's token"), "{ran:?}");
         assert_eq!(fra.processes().len(), 0);
 
         let node = site.machine("node");
         let token = coordinator.run(&["token", "create", "--relay"]).ok();
         let ran = node.run(&["join", "--token", token.trim()]);
-        assert_ne!(ran.code, 0, "{ran:?}");
+        assert_eq!(ran.code, 2, "{ran:?}");
         assert!(ran.stderr.contains("meshctl relay run"), "{ran:?}");
         assert_eq!(node.processes().len(), 0);
+        // Neither was used, nor anybody left behind.
+        let nodes = coordinator.json("nodes", &["nodes", "list"]);
+        let names: Vec<_> = nodes["nodes"].as_array().unwrap().iter().map(|node| &node["name"]).collect();
+        assert_eq!(names, ["relay"], "the coordinator's own");
+        assert_eq!(node.run(&["join", "--token", &token]).code, 0);
     });
 }
 

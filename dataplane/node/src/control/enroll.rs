@@ -59,7 +59,8 @@ impl Asked {
     }
 }
 
-/// Redeems `token` for the key pair `identity`, wishing for `name` (empty: the coordinator's choice).
+/// Redeems `token` for the key pair `identity`, to be a relay or an ordinary node, wishing for `name` (empty: the coordinator's
+/// choice).
 ///
 /// A request whose answer is lost is sent again: the coordinator answers the same key and token as it did at first. `asked`
 /// stays true also for whoever drops this future.
@@ -69,13 +70,14 @@ impl Asked {
 pub(crate) async fn enroll(
     token: &JoinToken,
     identity: &Identity,
+    relay: bool,
     name: &str,
     asked: &Asked,
 ) -> Result<Enrolled, Failure> {
     let mut backoff = Backoff::default();
     let mut tries = 0;
     loop {
-        let failure = match enroll_once(token, identity, name, asked).await {
+        let failure = match enroll_once(token, identity, relay, name, asked).await {
             Ok(enrolled) => return Ok(enrolled),
             Err(failure) => failure,
         };
@@ -93,13 +95,14 @@ pub(crate) async fn enroll(
 async fn enroll_once(
     token: &JoinToken,
     identity: &Identity,
+    relay: bool,
     name: &str,
     asked: &Asked,
 ) -> Result<Enrolled, Failure> {
     let pin = Pin { network: token.network(), root: token.root() };
     let mut connection = connect::any(token.coordinators(), pin).await?;
     let here = |failure: Failure| failure.context(format!("coordinator {}", connection.address));
-    let request = request(token, identity, name, &connection);
+    let request = request(token, identity, relay, name, &connection);
     asked.set(true);
     let response = match timeout(ANSWER_TIMEOUT, connection.client.enroll(request)).await {
         Ok(Ok(response)) => response.into_inner(),
@@ -125,6 +128,7 @@ fn is_definite(reason: Reason) -> bool {
         | Reason::TokenExpired
         | Reason::TokenUsed
         | Reason::TokenRevoked
+        | Reason::TokenRole
         | Reason::NameTaken
         | Reason::NameInvalid
         | Reason::KeyTaken
@@ -148,7 +152,13 @@ fn is_definite(reason: Reason) -> bool {
     }
 }
 
-fn request(token: &JoinToken, identity: &Identity, name: &str, connection: &Connection) -> EnrollRequest {
+fn request(
+    token: &JoinToken,
+    identity: &Identity,
+    relay: bool,
+    name: &str,
+    connection: &Connection,
+) -> EnrollRequest {
     let identity_key = identity.public_key();
     let transcript = transcript::enroll(&transcript::Enroll {
         connection: connection.transcript(token.network()),
@@ -156,6 +166,7 @@ fn request(token: &JoinToken, identity: &Identity, name: &str, connection: &Conn
         noise_key: identity_key.noise_key(),
         identity_key,
         name,
+        relay,
     });
     EnrollRequest {
         network_id: token.network().as_bytes().to_vec(),
@@ -169,6 +180,7 @@ fn request(token: &JoinToken, identity: &Identity, name: &str, connection: &Conn
         host_name: host_name(),
         os: os_name(),
         version: VERSION.to_owned(),
+        relay,
     }
 }
 

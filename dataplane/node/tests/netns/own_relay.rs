@@ -106,17 +106,31 @@ fn the_token_decides_who_is_a_relay_and_the_configuration_must_agree() {
                 // The other kind's.
                 let request = CreateTokenRequest { relay: !relay, ..Default::default() };
                 let token = world.token_with(request).await;
+                let once = token.clone();
                 let refused = machine
                     .run(async move {
                         let mut node = place.start().await.unwrap();
                         let name = if relay { "one" } else { "two" };
                         let refused = node.join(&token, name).await.unwrap_err();
                         assert_eq!(node.status().await.state, "not-joined");
+                        let key = place.state("identity");
+                        assert!(!key.exists(), "nobody knows its key, so it is not kept");
                         refused
                     })
                     .await;
                 let word = if relay { "a relay's token" } else { "[relay]" };
                 assert!(refused.message().contains(word), "{refused}");
+                // The token has one use, and still has it for what it was made for.
+                let mut right = Place::new();
+                right.config.relay = (!relay).then(RelayMode::default);
+                machine
+                    .run(async move {
+                        let mut node = right.start().await.unwrap();
+                        node.join(&once, "right").await.unwrap();
+                        node.leave().await.unwrap();
+                    })
+                    .await;
+                assert!(world.nodes().await.nodes.is_empty(), "nobody was left behind");
             }
         });
     });
