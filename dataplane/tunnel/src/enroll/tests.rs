@@ -342,6 +342,7 @@ fn enrolment<'a>() -> Enroll<'a> {
         noise_key: key(6).noise_key(),
         identity_key: key(6),
         name: "web",
+        relay: false,
     }
 }
 
@@ -369,6 +370,7 @@ fn every_part_of_an_enrolment_is_signed() {
         enroll(&Enroll { identity_key: key(9), ..it }),
         enroll(&Enroll { name: "", ..it }),
         enroll(&Enroll { name: "webb", ..it }),
+        enroll(&Enroll { relay: true, ..it }),
     ];
     all.extend(other_connections().map(|connection| enroll(&Enroll { connection, ..it })));
     let count = all.len();
@@ -415,7 +417,8 @@ fn transcript_has_the_documented_form() {
     let it = Leave { connection: connection(), id: NodeId::from_bytes([5; 8]), identity_key };
     let parts: [&[u8]; 5] = [&[0, 0, 0, 5], b"leave", &shared, &[5; 8], identity_key.as_bytes()];
     assert_eq!(leave(&it), parts.concat());
-    let rest: [&[u8]; 5] = [&[5; 8], noise_key.as_bytes(), identity_key.as_bytes(), &[0, 0, 0, 3], b"web"];
+    let rest: [&[u8]; 6] =
+        [&[5; 8], noise_key.as_bytes(), identity_key.as_bytes(), &[0, 0, 0, 3], b"web", &[0]];
     let parts: [&[u8]; 4] = [&[0, 0, 0, 6], b"enroll", &shared, &rest.concat()];
     assert_eq!(enroll(&enrolment()), parts.concat());
 }

@@ -52,6 +52,8 @@ pub struct Enroll<'a> {
     pub identity_key: IdentityKey,
     /// The name it wishes for, or nothing.
     pub name: &'a str,
+    /// Whether it wants to be a relay, not an ordinary node.
+    pub relay: bool,
 }
 
 /// Returns the bytes to sign for an enrolment.
@@ -61,6 +63,7 @@ pub fn enroll(parts: &Enroll<'_>) -> Vec<u8> {
     bytes.extend(parts.noise_key.as_bytes());
     bytes.extend(parts.identity_key.as_bytes());
     put(&mut bytes, parts.name.as_bytes());
+    bytes.push(parts.relay.into());
     bytes
 }
 
