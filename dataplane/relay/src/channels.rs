@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// Pairs of one network.
 pub const MAX_PAIRS: usize = 1 << (PLACE_BITS - 1);
@@ -32,8 +33,8 @@ pub(crate) struct End {
     /// Its owner's name for the pair.
     pub(crate) number: u32,
     pub(crate) owner: Slot,
-    /// Whether the owner asked for it, and so is charged with it.
-    pub(crate) asked: bool,
+    /// Whether the owner made the pair, and so is charged with it.
+    pub(crate) maker: bool,
     /// Whether word of it waits to be sent.
     pub(crate) owed: bool,
 }
@@ -45,10 +46,18 @@ pub(crate) struct Channels {
     mask: u32,
     /// Two for each pair, side by side.
     ends: Vec<Option<End>>,
-    /// How often each pair's place was used.
-    tags: Vec<u8>,
+    /// What is known of each pair's place, used or not.
+    uses: Vec<Use>,
     free: Vec<u32>,
     by_clients: BTreeMap<(Slot, Slot), u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    /// Makes the numbers of each pair in this place others.
+    tag: u8,
+    /// When the pair was asked for or something was passed on in it.
+    last: Instant,
 }
 
 const fn sorted(a: Slot, b: Slot) -> (Slot, Slot) {
@@ -67,7 +76,7 @@ impl Channels {
             network,
             mask: mask >> WORKER_BITS,
             ends: Vec::new(),
-            tags: Vec::new(),
+            uses: Vec::new(),
             free: Vec::new(),
             by_clients: BTreeMap::new(),
         }
@@ -101,24 +110,24 @@ impl Channels {
         Some(if first { place } else { opposite(place) })
     }
 
-    /// Makes a pair, and returns the end of `owner`; none if there is no room.
-    pub(crate) fn insert(&mut self, owner: Slot, other: Slot) -> Option<Place> {
+    /// Makes a pair, charged to `owner`, and returns its end; none if there is no room.
+    pub(crate) fn insert(&mut self, owner: Slot, other: Slot, now: Instant) -> Option<Place> {
         let pair = match self.free.pop() {
             Some(pair) => pair,
-            None if self.tags.len() < MAX_PAIRS => {
+            None if self.uses.len() < MAX_PAIRS => {
                 self.ends.extend([None, None]);
-                self.tags.push(0);
-                u32::try_from(self.tags.len().checked_sub(1)?).ok()?
+                self.uses.push(Use { tag: 0, last: now });
+                u32::try_from(self.uses.len().checked_sub(1)?).ok()?
             }
             None => return None,
         };
-        let tag = self.tags.get_mut(pair as usize)?;
-        *tag = tag.wrapping_add(1);
-        let tag = u32::from(*tag) << PLACE_BITS;
+        let used = self.uses.get_mut(pair as usize)?;
+        *used = Use { tag: used.tag.wrapping_add(1), last: now };
+        let tag = u32::from(used.tag) << PLACE_BITS;
         let place = pair << 1;
-        for (place, owner) in [(place, owner), (opposite(place), other)] {
+        for (place, owner, maker) in [(place, owner, true), (opposite(place), other, false)] {
             let number = (((tag | place) ^ self.mask) << WORKER_BITS) | u32::from(self.network);
-            *self.ends.get_mut(place as usize)? = Some(End { number, owner, asked: false, owed: false });
+            *self.ends.get_mut(place as usize)? = Some(End { number, owner, maker, owed: false });
         }
         self.by_clients.insert(sorted(owner, other), pair);
         Some(place)
@@ -133,9 +142,17 @@ impl Channels {
         Some([one, other])
     }
 
-    /// One end of every pair.
-    pub(crate) fn all(&self) -> impl Iterator<Item = Place> + '_ {
-        self.by_clients.values().map(|pair| pair << 1)
+    /// A pair is in use.
+    pub(crate) fn used(&mut self, place: Place, now: Instant) {
+        if let Some(used) = self.uses.get_mut((place >> 1) as usize) {
+            used.last = now;
+        }
+    }
+
+    /// One end of every pair that was not used since `then`.
+    pub(crate) fn unused_since(&self, then: Instant) -> impl Iterator<Item = Place> + '_ {
+        let old = (0..).zip(&self.uses).filter(move |(_, used)| used.last <= then);
+        old.map(|(pair, _): (u32, _)| pair << 1).filter(|&place| self.end(place).is_some())
     }
 }
 
@@ -155,7 +172,7 @@ mod tests {
             steps in proptest::collection::vec((0u32..8, 0u32..8, any::<bool>()), 1..80),
         ) {
             let mut channels = Channels::new(network, mask);
-            let mut live = BTreeMap::new();
+            let (mut live, now) = (BTreeMap::new(), Instant::now());
             for (a, b, keep) in steps {
                 if a == b { continue }
                 match channels.between(a, b) {
@@ -168,7 +185,7 @@ mod tests {
                     }
                     Some(place) => prop_assert_eq!(channels.end(place).unwrap().owner, a),
                     None => {
-                        let place = channels.insert(a, b).unwrap();
+                        let place = channels.insert(a, b, now).unwrap();
                         for (place, owner) in [(place, a), (opposite(place), b)] {
                             let end = channels.end(place).unwrap();
                             prop_assert_eq!(end.owner, owner);
@@ -187,7 +204,7 @@ mod tests {
         #[test]
         fn no_number_makes_it_panic(mask: u32, number: u32) {
             let mut channels = Channels::new(1, mask);
-            channels.insert(0, 1).unwrap();
+            channels.insert(0, 1, Instant::now()).unwrap();
             let _ = channels.find(number).map(|(place, _)| place);
         }
     }
@@ -197,7 +214,7 @@ mod tests {
         let mut channels = Channels::new(3, 0x1234_5678);
         let mut numbers = BTreeSet::new();
         for _ in 0..200 {
-            let place = channels.insert(1, 2).unwrap();
+            let place = channels.insert(1, 2, Instant::now()).unwrap();
             assert_eq!(place >> 1, 0);
             for end in channels.remove(place).unwrap() {
                 assert!(numbers.insert(end.number));
@@ -208,10 +225,11 @@ mod tests {
     #[test]
     fn there_is_an_end_to_pairs() {
         let mut channels = Channels::new(0, 7);
-        let made = (0..).take_while(|&other| channels.insert(u32::MAX, other).is_some()).count();
+        let now = Instant::now();
+        let made = (0..).take_while(|&other| channels.insert(u32::MAX, other, now).is_some()).count();
         assert_eq!((made, channels.pairs()), (MAX_PAIRS, MAX_PAIRS));
         let place = channels.between(u32::MAX, 99).unwrap();
         channels.remove(place).unwrap();
-        assert!(channels.insert(u32::MAX, 99).is_some());
+        assert!(channels.insert(u32::MAX, 99, now).is_some());
     }
 }

@@ -2,7 +2,6 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use ringmesh_tunnel::Hop;
 use ringmesh_tunnel::key::{NodeId, PublicKey};
@@ -41,7 +40,7 @@ pub struct ClientReport {
     pub hop: Option<Hop>,
     /// Whether it was heard in the last 90 s.
     pub here: bool,
-    /// Channels it asked for.
+    /// Pairs it made by asking for a channel.
     pub channels: usize,
     /// What it sent that was passed on.
     pub from: Traffic,
@@ -58,10 +57,8 @@ pub(crate) struct Client {
     pub(crate) keys: BTreeSet<PublicKey>,
     pub(crate) ticket: Ticket,
     pub(crate) here: bool,
-    /// When it was here last; for one that never was, when it was added.
-    pub(crate) last_here: Instant,
-    /// Channels it asked for.
-    pub(crate) asked: usize,
+    /// Pairs it made by asking for a channel.
+    pub(crate) made: usize,
     /// Pairs it is in, by its own end.
     pub(crate) ends: BTreeSet<Place>,
     /// Where it was heard, as of that state of the tunnel.
@@ -73,14 +70,13 @@ pub(crate) struct Client {
 
 impl Client {
     /// One that was never heard.
-    pub(crate) fn new(id: NodeId, keys: BTreeSet<PublicKey>, ticket: Ticket, now: Instant) -> Self {
+    pub(crate) fn new(id: NodeId, keys: BTreeSet<PublicKey>, ticket: Ticket) -> Self {
         Self {
             id,
             keys,
             ticket,
             here: false,
-            last_here: now,
-            asked: 0,
+            made: 0,
             ends: BTreeSet::new(),
             hop: (0, None),
             from: Traffic::default(),
@@ -94,7 +90,7 @@ impl Client {
             id: self.id,
             hop,
             here: self.here,
-            channels: self.asked,
+            channels: self.made,
             from: self.from,
             to: self.to,
             drops: self.drops.clone(),

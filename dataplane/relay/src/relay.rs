@@ -148,7 +148,7 @@ impl Relay {
                 Some(client) => client.keys = keys,
                 None => {
                     let ticket = limiter.join(now.monotonic);
-                    self.clients.insert(Client::new(id, keys, ticket, now.monotonic));
+                    self.clients.insert(Client::new(id, keys, ticket));
                 }
             }
         }
@@ -248,6 +248,7 @@ impl Relay {
             client.to.add(length);
         }
         self.passed_on.add(length);
+        self.pairs.used(place, now.monotonic);
         *header = relayed::emit(number);
         Ok(Verdict::Forward { to, receiver: Receiver(receiver) })
     }
@@ -286,7 +287,7 @@ impl Relay {
             match event {
                 TunnelEvent::BindRequested { client, target } => self.bind(client, target, now),
                 TunnelEvent::Established { peer, .. } => {
-                    self.heard(peer, now);
+                    self.heard(peer);
                 }
                 TunnelEvent::Expired { peer } => self.went(peer),
                 TunnelEvent::Unreachable { .. }
@@ -299,7 +300,7 @@ impl Relay {
 
     /// A client asks for a channel. Asked again, it gets the same.
     fn bind(&mut self, id: NodeId, target: NodeId, now: Now) {
-        let Some(asker) = self.heard(id, now) else { return };
+        let Some(asker) = self.heard(id) else { return };
         let answer = match self.clients.slot_of(target) {
             Some(other) if other != asker => {
                 self.pairs.find_or_make(&mut self.clients, asker, other, now.monotonic)
@@ -317,10 +318,9 @@ impl Relay {
     }
 
     /// A client is here; those who share a channel with it are told if it was not.
-    fn heard(&mut self, id: NodeId, now: Now) -> Option<Slot> {
+    fn heard(&mut self, id: NodeId) -> Option<Slot> {
         let slot = self.clients.slot_of(id)?;
         let client = self.clients.get_mut(slot)?;
-        client.last_here = now.monotonic;
         if !client.here {
             client.here = true;
             self.changed(slot, RelayEvent::Came(id));
@@ -472,7 +472,7 @@ impl Relay {
             }
         }
         for id in came {
-            self.heard(id, now);
+            self.heard(id);
         }
         for id in went {
             self.went(id);
