@@ -61,7 +61,7 @@ impl Plan<'_> {
 
     fn start_coordinator(&self, daemons: &mut Daemons) -> Result<()> {
         let mut command = run(self.coordinator, self.meshctl, &["coordinator", "run"])?;
-        // Without rate limits, which are its defaults: what is measured is what it can do, not what it may.
+        // Without rate limits: what is measured is what it can do, not what it may.
         command.args(["--relay-client-rate", "0", "--relay-total-rate", "0"]);
         command.args(["--advertise", &format!("{}:{PORT}", self.coordinator_address)]);
         command.env("MESH_LOG", log());
