@@ -119,14 +119,14 @@ fn the_demo_passes_for_nobody_on_the_portable_back_end() {
 #[track_caller]
 fn goes_by(transport: &str, nat: &str) {
     let copy = Copy::new();
-    let demo = copy.demo();
+    let mut demo = copy.demo();
+    demo.args(["--transport", transport, "--nat", nat]);
     expect_path(&copy, demo, transport, nat);
 }
 
 #[track_caller]
 fn expect_path(copy: &Copy, mut demo: Command, transport: &str, nat: &str) {
-    let arguments = ["--output", "json", "--nodes", "2", "--transport", transport, "--nat", nat];
-    let output = demo.args(arguments).output().unwrap();
+    let output = demo.args(["--output", "json", "--nodes", "2"]).output().unwrap();
     let report = report(&output);
     assert!(output.status.success(), "{report:#}\n{}", String::from_utf8_lossy(&output.stderr));
     conforms(&report);
@@ -147,7 +147,7 @@ fn expect_path(copy: &Copy, mut demo: Command, transport: &str, nat: &str) {
 fn nobody_can_have_nodes_behind_masquerading_routers_too() {
     let copy = Copy::new();
     let mut demo = copy.demo();
-    demo.args(["--io", "poll"]);
+    demo.args(["--io", "poll", "--transport", "relay", "--nat", "masquerade"]);
     if geteuid().is_root() {
         demo.gid(NOBODY).uid(NOBODY);
     }
@@ -170,8 +170,11 @@ fn nodes_behind_masquerading_routers_that_block_each_other_go_by_the_relay() {
 }
 
 #[test]
-fn nodes_behind_symmetric_nats_go_by_the_relay_and_never_believe_to_be_direct() {
-    goes_by("relay", "symmetric");
+fn nodes_behind_symmetric_nats_go_by_the_relay_unasked_and_never_believe_to_be_direct() {
+    let copy = Copy::new();
+    let mut demo = copy.demo();
+    demo.args(["--nat", "symmetric"]);
+    expect_path(&copy, demo, "relay", "symmetric");
 }
 
 #[test]

@@ -12,10 +12,9 @@ use super::lab_failure;
 use crate::failure::{Exit, Failure};
 
 /// The path that packets are made to take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Transport {
     /// UDP from node to node
-    #[default]
     Direct,
     /// UDP by way of the coordinator's relay; between the nodes UDP is blocked
     Relay,
@@ -66,6 +65,16 @@ impl Transport {
     /// Whether packets pass through the coordinator, which also is the relay.
     pub(super) const fn needs_relay(self) -> bool {
         matches!(self, Self::Relay | Self::Websocket)
+    }
+}
+
+impl Nat {
+    /// The best path that it leaves, which is what a mesh behind it would take by itself.
+    pub(super) const fn usual_path(self) -> Transport {
+        match self {
+            Self::None | Self::Masquerade => Transport::Direct,
+            Self::Symmetric => Transport::Relay,
+        }
     }
 }
 
@@ -240,6 +249,15 @@ mod tests {
                 (Transport::Ssh, Nat::Symmetric)
             ]
         );
+    }
+
+    #[test]
+    fn the_usual_path_of_every_nat_is_one_that_it_leaves() {
+        for nat in Nat::value_variants() {
+            Terrain { transport: nat.usual_path(), nat: *nat }.check().unwrap();
+        }
+        assert_eq!(Nat::Masquerade.usual_path(), Transport::Direct);
+        assert_eq!(Nat::Symmetric.usual_path(), Transport::Relay);
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Mesh {
             if let Some(cpu) = cpus.get(number % cpus.len().max(1)) {
                 flags.extend(["--cpu".into(), cpu.to_string().into()]);
             }
-            flags.extend(args.transport.flags().into_iter().map(OsString::from));
+            flags.extend(terrain.transport.flags().into_iter().map(OsString::from));
             let host = ground.private(&lab, &format!("node{}", number + 1))?;
             Ok(Node { machine: Machine::new(host, Daemon::Node, flags), addresses: Vec::new() })
         });

@@ -42,9 +42,9 @@ pub(crate) struct Args {
     #[arg(long, env = "MESH_IO", value_name = "BACK_END", default_value = "auto")]
     #[arg(value_parser = ["auto", "uring", "poll"])]
     io: String,
-    /// The path that packets shall take; the demo fails if they take another
-    #[arg(long, env = "MESH_DEMO_TRANSPORT", value_name = "PATH", value_enum, default_value_t)]
-    transport: Transport,
+    /// The path that packets shall take; the demo fails if they take another [default: direct; relay with --nat symmetric]
+    #[arg(long, env = "MESH_DEMO_TRANSPORT", value_name = "PATH", value_enum)]
+    transport: Option<Transport>,
     /// What stands between each node and the others
     #[arg(long, env = "MESH_DEMO_NAT", value_name = "KIND", value_enum, default_value_t)]
     nat: Nat,
@@ -55,7 +55,7 @@ pub(crate) struct Args {
 
 impl Args {
     fn terrain(&self) -> Terrain {
-        Terrain { transport: self.transport, nat: self.nat }
+        Terrain { transport: self.transport.unwrap_or_else(|| self.nat.usual_path()), nat: self.nat }
     }
 }
 
@@ -77,7 +77,7 @@ fn tell(show: &mut Show, args: &Args) -> Result<(), Failure> {
     let mut mesh: Mesh = story::set_up(show, args)?;
     story::traffic(show, &mesh)?;
     // Whoever kills the coordinator kills its relay.
-    if !args.transport.needs_relay() {
+    if !args.terrain().transport.needs_relay() {
         story::without_coordinator(show, &mut mesh)?;
     }
     story::removal(show, &mesh)?;
