@@ -179,8 +179,8 @@ fn server_config(port: u16, mode: &RelayMode) -> ServerConfig {
 }
 
 fn websocket_urls(mode: &RelayMode, listens: Option<SocketAddr>, host: &[IpAddr]) -> Vec<String> {
-    if !mode.websocket_urls.is_empty() {
-        return mode.websocket_urls.clone();
+    if !mode.websockets.is_empty() {
+        return mode.websockets.clone();
     }
     let Some(listens) = listens else { return Vec::new() };
     let reached = |address: &&IpAddr| match listens.ip() {
@@ -265,7 +265,7 @@ mod tests {
         assert!(urls(&usual, Some("127.0.0.1:443")).is_empty(), "nobody else reaches it");
         assert!(urls(&usual, None).is_empty());
         let told = "wss://relay.example/relay/v1".to_owned();
-        let proxied = RelayMode { websocket_urls: vec![told.clone()], ..usual };
+        let proxied = RelayMode { websockets: vec![told.clone()], ..usual };
         assert_eq!(urls(&proxied, Some("127.0.0.1:8443")), [told]);
     }
 

@@ -52,7 +52,12 @@ struct Options {
     #[arg(long, env = "MESH_RELAY_WEBSOCKET_LISTEN", value_name = "ADDRESS:PORT")]
     websocket_listen: Option<SocketAddr>,
     /// The URL of its WebSocket as nodes see it, behind a reverse proxy say; may be repeated
-    #[arg(long = "websocket", env = "MESH_RELAY_WEBSOCKETS", value_name = "URL", value_delimiter = ',')]
+    #[arg(
+        long = "relay-websocket",
+        env = "MESH_RELAY_WEBSOCKETS",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
     websockets: Vec<String>,
     /// Reverse proxies whose word on a client's address is believed; may be repeated
     #[arg(long = "trusted-proxy", env = "MESH_TRUSTED_PROXIES", value_name = "CIDR", value_delimiter = ',')]
@@ -71,7 +76,7 @@ impl Options {
         let relay = config.relay.get_or_insert_default();
         relay.websocket_listen = self.websocket_listen.or(relay.websocket_listen);
         if !self.websockets.is_empty() {
-            relay.websocket_urls = self.websockets;
+            relay.websockets = self.websockets;
         }
         if !self.trusted_proxies.is_empty() {
             relay.trusted_proxies = self.trusted_proxies;
@@ -124,7 +129,7 @@ mod tests {
     fn flags_make_a_relay_of_a_node_and_go_before_its_file() {
         let file = RelayMode {
             websocket_listen: Some("[::]:443".parse().unwrap()),
-            websocket_urls: vec!["wss://old.example.org/relay/v1".to_owned()],
+            websockets: vec!["wss://old.example.org/relay/v1".to_owned()],
             total_rate_mbit: 9,
             ..RelayMode::default()
         };
@@ -146,7 +151,7 @@ mod tests {
         assert_eq!(relay(none(), Some(file.clone())).unwrap().relay, Some(file.clone()));
         let both = relay(given, Some(file)).unwrap().relay.unwrap();
         assert_eq!(both.websocket_listen, Some("[::]:443".parse().unwrap()));
-        assert_eq!(both.websocket_urls, ["wss://new.example.org/relay/v1"]);
+        assert_eq!(both.websockets, ["wss://new.example.org/relay/v1"]);
         assert_eq!(both.trusted_proxies, ["192.0.2.0/24".parse().unwrap()]);
         assert_eq!((both.client_rate_mbit, both.total_rate_mbit), (50, 9));
 

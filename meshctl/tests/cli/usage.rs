@@ -224,7 +224,7 @@ fn a_relay_is_refused_what_only_a_node_can_have() {
     check(&["--websocket-listen", "[::]:8443", "--trusted-proxy", "192.0.2.0/24"]).ok();
     let message = check(&["--ssh-port", "22"]).failed(2);
     assert!(message.contains("neither ssh_port"), "{message}");
-    let message = check(&["--websocket", "ws://a/relay/v1"]).failed(2);
+    let message = check(&["--relay-websocket", "ws://a/relay/v1"]).failed(2);
     assert!(message.contains("wss://"), "{message}");
 }
 

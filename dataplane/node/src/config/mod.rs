@@ -292,7 +292,7 @@ mod tests {
             ("ssh_port = 0", "ssh_port"),
             ("link_socket = 7", "or false for none"),
             ("link_socket = \"run/link.sock\"", "absolute"),
-            ("[relay]\nwebsocket_urls = [\"ws://a/relay/v1\"]", "wss://"),
+            ("[relay]\nwebsockets = [\"ws://a/relay/v1\"]", "wss://"),
             ("[relay]\ntrusted_proxies = [\"proxy\"]", "192.0.2.0/24"),
             ("ssh_port = 22\n[relay]", "neither ssh_port"),
             ("relay = true", "a table `[relay]`"),
@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_relay_is_a_table() {
-        let text = "[relay]\nwebsocket_listen = \"[::]:443\"\nwebsocket_urls = [\"wss://r.example/relay/v1\"]\n\
+        let text = "[relay]\nwebsocket_listen = \"[::]:443\"\nwebsockets = [\"wss://r.example/relay/v1\"]\n\
                     trusted_proxies = [\"10.0.0.0/8\"]\n";
         let relay = Config::parse(text, "node.toml").unwrap().relay.unwrap();
         assert_eq!(relay.websocket_listen, Some("[::]:443".parse().unwrap()));

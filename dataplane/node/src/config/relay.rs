@@ -19,7 +19,7 @@ pub struct RelayMode {
     /// Where nodes whose UDP is blocked connect by WebSocket over TLS; not given: nowhere.
     pub websocket_listen: Option<SocketAddr>,
     /// URLs (`wss://host:port/relay/v1`) to tell nodes instead of this machine's addresses: what a reverse proxy shows.
-    pub websocket_urls: Vec<String>,
+    pub websockets: Vec<String>,
     /// Ranges of reverse proxies whose word on a client's address is believed.
     #[serde(deserialize_with = "prefixes")]
     pub trusted_proxies: Vec<Prefix>,
@@ -34,7 +34,7 @@ impl Default for RelayMode {
     fn default() -> Self {
         Self {
             websocket_listen: None,
-            websocket_urls: Vec::new(),
+            websockets: Vec::new(),
             trusted_proxies: Vec::new(),
             client_rate_mbit: DEFAULT_CLIENT_MBIT,
             total_rate_mbit: DEFAULT_TOTAL_MBIT,
@@ -45,13 +45,13 @@ impl Default for RelayMode {
 impl RelayMode {
     /// Checks what types cannot say.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        if self.websocket_urls.len() > WEBSOCKETS_MAX {
-            return Err(Failure::invalid(format!("relay.websocket_urls: at most {WEBSOCKETS_MAX} URLs")));
+        if self.websockets.len() > WEBSOCKETS_MAX {
+            return Err(Failure::invalid(format!("relay.websockets: at most {WEBSOCKETS_MAX} URLs")));
         }
-        for url in &self.websocket_urls {
+        for url in &self.websockets {
             if !url.starts_with("wss://") || url.len() > URL_MAX || url.contains(char::is_whitespace) {
                 return Err(Failure::invalid(format!(
-                    "relay.websocket_urls: `{url}` must be `wss://host:port/path` of at most {URL_MAX} bytes"
+                    "relay.websockets: `{url}` must be `wss://host:port/path` of at most {URL_MAX} bytes"
                 )));
             }
         }
