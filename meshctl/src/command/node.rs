@@ -48,24 +48,11 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Options of the node daemon")]
 #[group(skip)]
 pub(crate) struct Options {
-    /// Its configuration file [default: /etc/mesh/node.toml, if there]
-    #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// Where it keeps key, membership and map [default: /var/lib/mesh]
-    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
-    /// Its unix socket [default: /run/mesh/meshd.sock]
-    #[arg(long, env = "MESH_SOCKET", value_name = "PATH")]
-    pub(crate) socket: Option<PathBuf>,
-    /// The group that may read through the socket [default: mesh, if there]
-    #[arg(long, env = "MESH_SOCKET_GROUP", value_name = "GROUP")]
-    socket_group: Option<String>,
+    #[command(flatten)]
+    common: Common,
     /// The name of the network device [default: mesh0]
     #[arg(long, env = "MESH_INTERFACE", value_name = "NAME")]
     interface: Option<String>,
-    /// The UDP port; must be free if given [default: 51820, or the next free one]
-    #[arg(long, env = "MESH_LISTEN_PORT", value_name = "PORT")]
-    listen_port: Option<u16>,
     /// How packets enter and leave the kernel [default: auto]
     #[arg(long, env = "MESH_IO", value_enum, value_name = "BACK_END")]
     io: Option<BackEnd>,
@@ -75,9 +62,6 @@ pub(crate) struct Options {
     /// The CPU for its packets [default: one of those that it may use, by its process id]
     #[arg(long, env = "MESH_CPU", value_name = "NUMBER")]
     cpu: Option<usize>,
-    /// An endpoint to tell peers besides those found, such as a forwarded port; may be repeated
-    #[arg(long = "endpoint", env = "MESH_ENDPOINTS", value_name = "ADDRESS:PORT", value_delimiter = ',')]
-    endpoints: Vec<SocketAddr>,
     /// The TCP port of an SSH endpoint for peers, where UDP does not pass [default: none]
     #[arg(long, env = "MESH_SSH_PORT", value_name = "PORT")]
     ssh_port: Option<u16>,
@@ -85,6 +69,30 @@ pub(crate) struct Options {
     /// [default: link.sock beside the unix socket]
     #[arg(long, env = "MESH_LINK_SOCKET", value_name = "PATH", value_parser = link_socket)]
     link_socket: Option<LinkSocket>,
+}
+
+/// What every member's daemon can be told, be it a node or a relay.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Common {
+    /// Its configuration file [default: /etc/mesh/node.toml, if there]
+    #[arg(long, env = "MESH_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where it keeps key, membership and map [default: /var/lib/mesh]
+    #[arg(long, env = "MESH_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Its unix socket [default: /run/mesh/meshd.sock]
+    #[arg(long, env = "MESH_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The group that may read through the socket [default: mesh, if there]
+    #[arg(long, env = "MESH_SOCKET_GROUP", value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// The UDP port; must be free if given [default: 51820, or the next free one]
+    #[arg(long, env = "MESH_LISTEN_PORT", value_name = "PORT")]
+    listen_port: Option<u16>,
+    /// An endpoint to tell peers besides those found, such as a forwarded port; may be repeated
+    #[arg(long = "endpoint", env = "MESH_ENDPOINTS", value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    endpoints: Vec<SocketAddr>,
 }
 
 /// How the link socket is switched off, as in the file.
@@ -119,8 +127,8 @@ impl BackEnd {
     }
 }
 
-impl Options {
-    /// The file, with flags and variables laid over it.
+impl Common {
+    /// The file, with flags and variables laid over it; not checked as a whole, since more may be laid over it.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
         let file = match &self.config {
             Some(path) => Config::load(path),
@@ -131,8 +139,30 @@ impl Options {
         config.state_dir = absolute(&over.state_dir.unwrap_or(config.state_dir))?;
         config.socket = absolute(&over.socket.unwrap_or(config.socket))?;
         config.socket_group = over.socket_group.or(config.socket_group);
-        config.interface = over.interface.unwrap_or(config.interface);
         config.listen_port = over.listen_port.or(config.listen_port);
+        if !over.endpoints.is_empty() {
+            config.endpoints = over.endpoints;
+        }
+        Ok(config)
+    }
+
+    fn flags(&self) -> Result<Flags, Failure> {
+        Ok(Flags::default()
+            .path("--config", self.config.as_deref())?
+            .path("--state-dir", self.state_dir.as_deref())?
+            .path("--socket", self.socket.as_deref())?
+            .value("--socket-group", self.socket_group.as_ref())
+            .value("--listen-port", self.listen_port)
+            .each("--endpoint", &self.endpoints))
+    }
+}
+
+impl Options {
+    /// The file, with flags and variables laid over it.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let mut config = self.common.config()?;
+        let over = self.clone();
+        config.interface = over.interface.unwrap_or(config.interface);
         if let Some(io) = over.io {
             config.io = io
                 .word()
@@ -141,9 +171,6 @@ impl Options {
         }
         config.mtu = over.mtu.unwrap_or(config.mtu);
         config.cpu = over.cpu.or(config.cpu);
-        if !over.endpoints.is_empty() {
-            config.endpoints = over.endpoints;
-        }
         config.ssh_port = over.ssh_port.or(config.ssh_port);
         config.link_socket = over.link_socket.unwrap_or(config.link_socket);
         config.check().map_err(|failure| process::node_failure("use these options", &failure))?;
@@ -152,23 +179,17 @@ impl Options {
 
     /// The same as flags, for a process of its own: only what was asked, paths as seen from `/`.
     fn flags(&self) -> Result<Flags, Failure> {
-        let flags = Flags::default()
-            .path("--config", self.config.as_deref())?
-            .path("--state-dir", self.state_dir.as_deref())?
-            .path("--socket", self.socket.as_deref())?;
+        let flags = self.common.flags()?;
         let flags = match &self.link_socket {
             Some(LinkSocket::At(path)) => flags.path("--link-socket", Some(path))?,
             Some(LinkSocket::Off) => flags.value("--link-socket", Some(NO_SOCKET)),
             Some(LinkSocket::Beside) | None => flags,
         };
         Ok(flags
-            .value("--socket-group", self.socket_group.as_ref())
             .value("--interface", self.interface.as_ref())
-            .value("--listen-port", self.listen_port)
             .value("--io", self.io.map(BackEnd::word))
             .value("--mtu", self.mtu)
             .value("--cpu", self.cpu)
-            .each("--endpoint", &self.endpoints)
             .value("--ssh-port", self.ssh_port))
     }
 
@@ -188,11 +209,11 @@ impl Options {
     pub(crate) fn only_at_start(&self) -> Vec<&'static str> {
         [
             ("--interface", self.interface.is_some()),
-            ("--listen-port", self.listen_port.is_some()),
+            ("--listen-port", self.common.listen_port.is_some()),
             ("--io", self.io.is_some()),
             ("--mtu", self.mtu.is_some()),
             ("--cpu", self.cpu.is_some()),
-            ("--endpoint", !self.endpoints.is_empty()),
+            ("--endpoint", !self.common.endpoints.is_empty()),
             ("--ssh-port", self.ssh_port.is_some()),
             ("--link-socket", self.link_socket.is_some()),
         ]
@@ -267,9 +288,9 @@ mod tests {
     fn what_up_was_told_reaches_the_daemon_that_it_starts() {
         for socket in ["/r/link.sock", "false"] {
             let words = format!(
-                "up --config /etc/hosts --state-dir /s --socket /r/m.sock --link-socket {socket} --socket-group ops \
-                 --interface mesh7 --listen-port 4000 --io poll --mtu 1400 --cpu 1 --endpoint 203.0.113.7:51820 \
-                 --endpoint [2001:db8::7]:51820 --ssh-port 2222"
+                "up --config /etc/hosts --state-dir /s --socket /r/m.sock --socket-group ops --listen-port 4000 \
+                 --endpoint 203.0.113.7:51820 --endpoint [2001:db8::7]:51820 --link-socket {socket} --interface mesh7 \
+                 --io poll --mtu 1400 --cpu 1 --ssh-port 2222"
             );
             let words: Vec<&str> = words.split_whitespace().collect();
             let Command::Up { options, .. } = parsed(&words) else { panic!("not up") };

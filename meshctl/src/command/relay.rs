@@ -37,8 +37,9 @@ pub(crate) struct Run {
     newcomer: join::Newcomer,
     #[command(flatten)]
     relay: Options,
-    #[command(flatten)]
-    options: node::Options,
+    // A relay has no device and no road by SSH: what is about those is not offered.
+    #[command(flatten, next_help_heading = "Options of the relay")]
+    common: node::Common,
     #[command(flatten)]
     daemon: process::Options,
 }
@@ -97,7 +98,7 @@ pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
 }
 
 fn serve(format: Format, args: Run) -> Result<(), Failure> {
-    let config = args.relay.lay_over(args.options.config()?)?;
+    let config = args.relay.lay_over(args.common.config()?)?;
     if args.daemon.check {
         process::checked();
         return Ok(());

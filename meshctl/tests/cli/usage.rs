@@ -218,12 +218,34 @@ fn a_value_out_of_range_is_a_usage_error() {
     }
 }
 
+const ROAD: &str = "[[ssh]]\npeer = \"gate\"\nhost = \"gate.example\"\nuser = \"mesh\"\nkey = \"/k\"\nknown_hosts = \"/h\"\n";
+
 #[test]
 fn a_relay_is_refused_what_only_a_node_can_have() {
     let check = |arguments: &[&str]| meshctl(&[&["relay", "run", "--check"], arguments].concat());
     check(&["--websocket-listen", "[::]:8443", "--trusted-proxy", "192.0.2.0/24"]).ok();
-    let message = check(&["--ssh-port", "22"]).failed(2);
-    assert!(message.contains("neither ssh_port"), "{message}");
+    let help = meshctl(&["relay", "run", "--help"]).ok();
+    for (flag, value) in [
+        ("--interface", "mesh1"),
+        ("--mtu", "1400"),
+        ("--io", "poll"),
+        ("--cpu", "0"),
+        ("--ssh-port", "22"),
+        ("--link-socket", "/run/link.sock"),
+    ] {
+        let message = check(&[flag, value]).failed(2);
+        assert!(message.contains(&format!("unexpected argument '{flag}'")), "{message}");
+        assert!(!help.contains(&format!("{flag} ")), "{help}");
+    }
+    assert!(help.contains("--listen-port ") && help.contains("--relay-total-rate "), "{help}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("node.toml");
+    for text in ["ssh_port = 22\n", ROAD] {
+        fs::write(&file, text).unwrap();
+        let message = check(&["--config", file.to_str().unwrap()]).failed(2);
+        assert!(message.contains("neither ssh_port"), "{message}");
+    }
     let message = check(&["--relay-websocket", "ws://a/relay/v1"]).failed(2);
     assert!(message.contains("wss://"), "{message}");
 }
