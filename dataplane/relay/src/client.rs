@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use ringmesh_tunnel::Hop;
 use ringmesh_tunnel::key::{NodeId, PublicKey};
@@ -9,6 +10,10 @@ use ringmesh_tunnel::key::{NodeId, PublicKey};
 use crate::channels::{Place, Slot};
 use crate::drops::RelayDrops;
 use crate::rate::Ticket;
+
+/// How long after a client moved its datagrams are also taken from where it was before: what was under way there may be
+/// overtaken by what it sent on a faster way.
+pub const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// Datagrams and their bytes, the relay's header included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,6 +68,10 @@ pub(crate) struct Client {
     pub(crate) ends: BTreeSet<Place>,
     /// Where it was heard, as of that state of the tunnel.
     pub(crate) hop: (u64, Option<Hop>),
+    /// Where it moved to last.
+    home: Option<Hop>,
+    /// Where it was before that, and until when that matters.
+    former: Option<(Hop, Instant)>,
     pub(crate) from: Traffic,
     pub(crate) to: Traffic,
     pub(crate) drops: RelayDrops,
@@ -79,10 +88,31 @@ impl Client {
             made: 0,
             ends: BTreeSet::new(),
             hop: (0, None),
+            home: None,
+            former: None,
             from: Traffic::default(),
             to: Traffic::default(),
             drops: RelayDrops::default(),
         }
+    }
+
+    /// It is heard elsewhere from now on.
+    pub(crate) fn moved(&mut self, home: Option<Hop>, now: Instant) {
+        if self.home != home {
+            let until = now.checked_add(UNDER_WAY);
+            self.former = self.home.zip(until);
+            self.home = home;
+        }
+    }
+
+    /// It is away: where it was is nobody's place any more.
+    pub(crate) fn left(&mut self) {
+        (self.home, self.former) = (None, None);
+    }
+
+    /// Whether this is where it was until a moment ago.
+    pub(crate) fn was_at(&self, hop: Hop, now: Instant) -> bool {
+        self.former.is_some_and(|(former, until)| former == hop && now < until)
     }
 
     pub(crate) fn report(&self, hop: Option<Hop>) -> ClientReport {

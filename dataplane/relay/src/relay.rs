@@ -19,7 +19,7 @@ use crate::pairs::Pairs;
 use crate::rate::{Limited, Limiter};
 
 pub use crate::channels::MAX_PAIRS;
-pub use crate::client::{ClientReport, Traffic};
+pub use crate::client::{ClientReport, Traffic, UNDER_WAY};
 pub use crate::pairs::{FORGET_AFTER, MAX_CHANNELS_PER_CLIENT};
 
 /// A client that was not heard this long is away: nothing is passed on to it or from it.
@@ -82,8 +82,8 @@ enum Owed {
 /// them, output by [`poll_transmit`](Self::poll_transmit), [`poll_job`](Self::poll_job) and
 /// [`poll_event`](Self::poll_event), until there is none.
 ///
-/// The relay cannot read what it passes on, and believes nothing in it. It passes on from a member's present hop only, to the
-/// other member of the pair only, and only what looks like one of the four messages.
+/// The relay cannot read what it passes on, and believes nothing in it. It passes on from a member's present hop only, or the one
+/// before for a second after it moved, to the other member of the pair only, and only what looks like one of the four messages.
 pub struct Relay {
     tunnel: Tunnel,
     /// Counts what may have moved a client's hop.
@@ -221,7 +221,8 @@ impl Relay {
         }
         let found = self.pairs.find(number).map(|(place, end)| (place, end.owner));
         let Some((place, sender)) = found else { return Err(self.count(None, RelayDrop::UnknownChannel)) };
-        if self.hop_of(sender) != Some(from) {
+        let was_there = |client: &Client| client.was_at(from, now.monotonic);
+        if self.hop_of(sender) != Some(from) && !self.clients.get(sender).is_some_and(was_there) {
             return Err(self.count(None, RelayDrop::WrongHop));
         }
         let Some((header, inner)) = datagram.split_first_chunk_mut::<{ relayed::HEADER_LEN }>() else {
@@ -290,10 +291,9 @@ impl Relay {
                     self.heard(peer);
                 }
                 TunnelEvent::Expired { peer } => self.went(peer),
-                TunnelEvent::Unreachable { .. }
-                | TunnelEvent::PathSelected { .. }
-                | TunnelEvent::Pong { .. }
-                | TunnelEvent::SeenFrom { .. } => {}
+                TunnelEvent::PathSelected { peer, .. } => self.moved(peer, now),
+                TunnelEvent::Unreachable { .. } | TunnelEvent::Pong { .. } | TunnelEvent::SeenFrom { .. } => {
+                }
             }
         }
     }
@@ -328,9 +328,18 @@ impl Relay {
         Some(slot)
     }
 
+    /// A client is reached elsewhere.
+    fn moved(&mut self, id: NodeId, now: Now) {
+        let hop = self.tunnel.hop_to(id);
+        if let Some(client) = self.clients.slot_of(id).and_then(|slot| self.clients.get_mut(slot)) {
+            client.moved(hop, now.monotonic);
+        }
+    }
+
     fn went(&mut self, id: NodeId) {
         let Some(slot) = self.clients.slot_of(id) else { return };
         let Some(client) = self.clients.get_mut(slot) else { return };
+        client.left();
         if std::mem::take(&mut client.here) {
             self.changed(slot, RelayEvent::Went(id));
         }

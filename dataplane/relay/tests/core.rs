@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use ringmesh_relay::relay::{AWAY_AFTER, MAX_CHANNELS_PER_CLIENT};
+use ringmesh_relay::relay::{AWAY_AFTER, MAX_CHANNELS_PER_CLIENT, UNDER_WAY};
 use ringmesh_relay::{Dropped, Limiter, Rates, Relay, RelayDrop, RelayEvent, Verdict};
 use ringmesh_tunnel::key::NodeId;
 use ringmesh_tunnel::{
@@ -266,8 +266,54 @@ fn a_channel_moves_with_its_owner_and_not_before_the_owner_is_heard_there() {
     world.hops[0] = link(8);
     assert_eq!(world.hello(1), Ok(Verdict::Heard));
     assert!(goes_to(world.from(1, &datagram), hop(2)));
+    assert!(goes_to(world.send(2, 1), link(8)), "at once");
+    world.pass(UNDER_WAY);
     assert_eq!(world.at(hop(1), &datagram), dropped(RelayDrop::WrongHop), "the old place is no more");
-    assert!(goes_to(world.send(2, 1), link(8)));
+}
+
+#[test]
+fn what_is_under_way_from_the_former_place_is_taken_for_a_second() {
+    let mut world = World::met(2);
+    world.pair(1, 2);
+    let datagram = world.client(1).to(2, &sealed(100));
+    world.hops[0] = link(8);
+    assert_eq!(world.hello(1), Ok(Verdict::Heard));
+    assert!(goes_to(world.at(hop(1), &datagram), hop(2)));
+    world.pass(UNDER_WAY - Duration::from_millis(1));
+    assert!(goes_to(world.at(hop(1), &datagram), hop(2)));
+    assert!(goes_to(world.at(link(8), &datagram), hop(2)));
+    world.pass(Duration::from_millis(1));
+    assert_eq!(world.at(hop(1), &datagram), dropped(RelayDrop::WrongHop), "not after that");
+
+    // From the stream back to UDP, which is what overtakes.
+    world.hops[0] = hop(1);
+    assert_eq!(world.hello(1), Ok(Verdict::Heard));
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.hello(1), Ok(Verdict::Heard));
+    assert!(goes_to(world.send(2, 1), hop(1)), "it is back");
+    assert_eq!(UNDER_WAY, Duration::from_secs(1));
+}
+
+#[test]
+fn a_former_place_is_one_where_the_client_was_and_only_the_last_of_them() {
+    let mut world = World::met(3);
+    world.pair(1, 2);
+    let datagram = world.client(1).to(2, &sealed(100));
+    // Somebody repeats from elsewhere what the client said: that makes no place of the client's.
+    let hello = world.client(1).hello();
+    assert_eq!(world.at(hop(66), &hello), Ok(Verdict::Heard));
+    assert_eq!(world.at(hop(66), &datagram), dropped(RelayDrop::WrongHop));
+    for place in [link(8), link(9)] {
+        world.hops[0] = place;
+        assert_eq!(world.hello(1), Ok(Verdict::Heard));
+    }
+    for never in [hop(66), hop(77), hop(2), hop(3), link(7)] {
+        assert_eq!(world.at(never, &datagram), dropped(RelayDrop::WrongHop), "{never}");
+    }
+    assert_eq!(world.at(hop(1), &datagram), dropped(RelayDrop::WrongHop), "two moves ago");
+    assert!(goes_to(world.at(link(8), &datagram), hop(2)));
+    let strangers = world.relay.clients().map(|client| client.drops.total()).sum::<u64>();
+    assert_eq!(strangers, 0, "a stranger's datagrams are charged to no client");
 }
 
 #[test]
