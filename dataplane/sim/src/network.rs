@@ -22,13 +22,13 @@ use crate::weather::Weather;
 use crate::world::NodeIndex;
 
 /// The UDP port of every host.
-pub const PORT: u16 = 51820;
+const PORT: u16 = 51820;
 /// Losses remembered, the latest.
 const MAX_LOSSES: usize = 4096;
 /// Relations between a sender and an address that are watched; more means that somebody sends anywhere.
 const MAX_WATCHED: usize = 10_000;
 /// Over how long what goes to an unverified address is counted.
-pub const UNVERIFIED_WINDOW: Duration = Duration::from_secs(60);
+const UNVERIFIED_WINDOW: Duration = Duration::from_secs(60);
 
 /// A part of the network with addresses of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,8 +80,6 @@ struct Host {
     place: Place,
     udp_blocked: bool,
     tcp_blocked: bool,
-    /// On its own line, besides the weather of the internet.
-    weather: Option<Weather>,
     /// Counts its moves and its routers' reboots: a stream from before is from another place.
     attachment: u32,
 }
@@ -116,8 +114,6 @@ struct Flight {
     from: SocketAddr,
     to: SocketAddr,
     payload: Vec<u8>,
-    /// The last of its way is behind it: it is at this host.
-    at: Option<NodeIndex>,
 }
 
 /// A datagram that the weather took.
@@ -246,13 +242,13 @@ impl Network {
     }
 
     pub(crate) fn add_host(&mut self, place: Place) {
-        self.hosts.push(Host { place, udp_blocked: false, tcp_blocked: false, weather: None, attachment: 0 });
+        self.hosts.push(Host { place, udp_blocked: false, tcp_blocked: false, attachment: 0 });
     }
 
     // What a test does to it.
 
     /// Moves a host. What is under way to where it was is lost.
-    pub fn move_host(&mut self, host: NodeIndex, place: Place) {
+    pub(crate) fn move_host(&mut self, host: NodeIndex, place: Place) {
         let host = &mut self.hosts[host.number()];
         host.place = place;
         host.attachment += 1;
@@ -284,11 +280,6 @@ impl Network {
         self.hosts[host.number()].tcp_blocked = blocked;
     }
 
-    /// Sets the weather on a host's own line, both ways.
-    pub fn set_weather_at(&mut self, host: NodeIndex, weather: Option<Weather>) {
-        self.hosts[host.number()].weather = weather;
-    }
-
     /// The router that `realm` is behind forgets all mappings and streams.
     pub fn reboot_router(&mut self, realm: Realm) {
         let Some(router) = self.router_mut(realm) else { return };
@@ -314,16 +305,11 @@ impl Network {
         self.hosts[host.number()].place
     }
 
-    /// Whether UDP is blocked at the host.
-    #[must_use]
-    pub fn udp_blocked(&self, host: NodeIndex) -> bool {
-        self.hosts[host.number()].udp_blocked
-    }
-
     /// Whether `from` could send something to `to` by UDP, as far as blocks and cuts are concerned; routers aside.
     #[must_use]
     pub fn udp_passes(&self, from: NodeIndex, to: NodeIndex) -> bool {
-        !self.udp_blocked(from) && !self.udp_blocked(to) && !self.cut.contains(&(from, to))
+        let blocked = |host: NodeIndex| self.hosts[host.number()].udp_blocked;
+        !blocked(from) && !blocked(to) && !self.cut.contains(&(from, to))
     }
 
     /// Whether a stream between the two makes progress; routers aside.
@@ -416,30 +402,26 @@ impl Network {
             self.leave_v6(realm, from, to, now)
         };
         let Some((realm, from)) = left else { return };
-        let flight = Flight { sender, realm, from, to, payload, at: None };
-        let weather = [Some(self.weather.clone()), self.hosts[sender.number()].weather.clone()];
-        let mut delay = Duration::ZERO;
-        for weather in weather.into_iter().flatten() {
-            if self.weather_takes(&weather, &flight, now) {
-                return;
-            }
-            delay += self.rng.duration(&weather.delay);
-            if self.rng.chance(weather.duplication) {
-                let later = self.rng.duration(&weather.delay);
-                self.under_way.enter(now + delay + later, flight.clone());
-            }
+        let flight = Flight { sender, realm, from, to, payload };
+        if self.weather_takes(&flight, now) {
+            return;
+        }
+        let delay = self.rng.duration(&self.weather.delay);
+        if self.rng.chance(self.weather.duplication) {
+            let later = self.rng.duration(&self.weather.delay);
+            self.under_way.enter(now + delay + later, flight.clone());
         }
         self.under_way.enter(now + delay, flight);
     }
 
-    fn weather_takes(&mut self, weather: &Weather, flight: &Flight, now: Duration) -> bool {
-        let taken = self.rng.chance(weather.loss);
+    fn weather_takes(&mut self, flight: &Flight, now: Duration) -> bool {
+        let taken = self.rng.chance(self.weather.loss);
         if taken {
             self.lost += 1;
             if self.losses.len() == MAX_LOSSES {
                 self.losses.pop_front();
             }
-            let receiver = flight.at.or_else(|| self.enter(flight, now));
+            let receiver = self.enter(flight, now);
             let len = flight.payload.len();
             self.losses.push_back(Loss { at: now, sender: flight.sender, receiver, len });
         }
@@ -540,20 +522,10 @@ impl Network {
 
     /// Works through what has arrived by `now`, until one reaches a host.
     pub(crate) fn receive(&mut self, now: Duration) -> Option<Datagram> {
-        while let Some(mut flight) = self.under_way.take(now) {
-            let Some(at) = flight.at.or_else(|| self.enter(&flight, now)) else { continue };
+        while let Some(flight) = self.under_way.take(now) {
+            let Some(at) = self.enter(&flight, now) else { continue };
             if self.hosts[at.number()].udp_blocked || self.cut.contains(&(flight.sender, at)) {
                 self.lost += 1;
-                continue;
-            }
-            if flight.at.is_none()
-                && let Some(weather) = self.hosts[at.number()].weather.clone()
-            {
-                flight.at = Some(at);
-                if !self.weather_takes(&weather, &flight, now) {
-                    let delay = self.rng.duration(&weather.delay);
-                    self.under_way.enter(now + delay, flight);
-                }
                 continue;
             }
             if let Some(relation) = self.watched.get_mut(&(at, flight.from)) {

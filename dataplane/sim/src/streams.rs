@@ -16,13 +16,13 @@ use crate::rng::Rng;
 use crate::world::NodeIndex;
 
 /// After so long without a sign of life an end closes its stream.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the end that opened a stream asks for a sign of life.
-pub const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// How long opening a stream is tried.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Frames that wait in an end's queue; further ones are dropped.
-pub const MAX_QUEUED: usize = 256;
+const MAX_QUEUED: usize = 256;
 /// TCP's first retransmission (RFC 6298 allows 1 s, Linux takes 200 ms).
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(8);

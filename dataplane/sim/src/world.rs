@@ -372,25 +372,6 @@ impl World {
         }
         self.elapsed = end;
     }
-
-    /// Lets time pass until `done` or for at most `limit`; tells how long it took.
-    ///
-    /// # Panics
-    ///
-    /// If it took longer.
-    pub fn run_until(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        mut done: impl FnMut(&Self) -> bool,
-    ) -> Duration {
-        let start = self.elapsed;
-        while !done(self) {
-            assert!(self.elapsed - start < limit, "{what}: not within {limit:?}");
-            self.run(Duration::from_millis(10).min(limit - (self.elapsed - start)));
-        }
-        self.elapsed - start
-    }
 }
 
 // Time.

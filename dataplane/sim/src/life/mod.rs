@@ -21,9 +21,9 @@ use self::misfortune::Recovery;
 use self::watch::Watch;
 
 /// How often the watch looks.
-pub const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(250);
 /// How often each side of a pair that talks sends a packet.
-pub const PACKET_INTERVAL: Duration = Duration::from_millis(500);
+const PACKET_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is wrong with a life's nodes from the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

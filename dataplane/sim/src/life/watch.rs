@@ -12,15 +12,15 @@ use crate::theory::{Direct, Footing, roads};
 use crate::world::{NodeIndex, World};
 
 /// After so long with a road and without a misfortune, every packet must arrive.
-pub const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
+const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 /// After so long, and where theory says that it can be, the path must be direct.
-pub const DIRECT_WITHIN: Duration = Duration::from_secs(15);
+const DIRECT_WITHIN: Duration = Duration::from_secs(15);
 /// How long a packet may take: streams retransmit, relays are a detour.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(2);
 /// How long what was sent in another state of the network may still have effects.
 const IN_FLIGHT: Duration = Duration::from_secs(3);
 /// Datagrams to an address from which nothing came, in 60 s.
-pub const MAX_UNVERIFIED: usize = 20;
+const MAX_UNVERIFIED: usize = 20;
 /// When sessions may be renewed for their age (WireGuard begins at 120 s).
 const REKEY_AGE: Duration = Duration::from_secs(110);
 /// Sessions that follow an explained one this soon come of the same cause: handshakes that crossed.
