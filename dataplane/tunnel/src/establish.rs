@@ -54,6 +54,12 @@ impl Tunnel {
         }
         peer.timers.authenticated_sent(now.monotonic);
         self.reschedule(slot);
+        // Nothing else would notice soon that a relay has forgotten us.
+        for path in paths.iter() {
+            if let Path::Relay(channel) = path {
+                self.touch_relay(channel.relay, now.monotonic);
+            }
+        }
         Ok(())
     }
 

@@ -310,8 +310,14 @@ impl Tunnel {
         let random = &mut self.random;
         let token = || random.bytes().ok().map(u64::from_be_bytes);
         let outcome = peer.paths.due(context, &mut self.budgets, token, &mut actions, now.monotonic);
+        let direct = matches!(peer.paths.selected(), Some(Path::Udp(_)));
+        let searching = context.wanted && !context.kept && !direct;
         actions.drain(..).for_each(|action| self.act(slot, action, now.monotonic));
         self.actions = actions;
+        if searching {
+            // The way to the relays matters as much; one that restarted must be noticed.
+            relays.iter().for_each(|relay| self.touch_relay(relay.id, now.monotonic));
+        }
         if outcome.changed {
             self.path_selected(slot, now.monotonic);
         }
