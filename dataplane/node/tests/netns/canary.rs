@@ -9,15 +9,16 @@ use ringmesh_lab::{Blocks, Capture, Captured, Host, Router, in_sandbox};
 
 use crate::{
     apart::Apart,
-    roads::{Behind, first_answer, until_path},
+    roads::{Behind, first_answer, path_to, until_path},
     support::{block_on, daemon::Place},
-    world::{Member, World},
+    world::{Machine, Member, World},
 };
 
 /// Datagrams each way, with the pattern several times in each.
 const DATAGRAMS: usize = 500;
 /// Times the pattern is in a datagram.
 const REPEATS: usize = 20;
+const SSH_PORT: u16 = 2222;
 
 fn random() -> [u8; 32] {
     let mut bytes = [0; 32];
@@ -63,6 +64,55 @@ fn capture_all(
     (legs, ends.map(|end| end.stop().unwrap()))
 }
 
+/// Nothing of the canary is on any of the `legs`, where all of it passed, while at the tunnel's `ends` it is in every datagram:
+/// whoever searches must be able to find.
+fn assert_sealed(path: &str, legs: &[Captured], ends: &[Captured], canary: &[u8]) {
+    for end in ends {
+        assert_eq!(end.dropped(), 0);
+        assert!(end.count(canary) * 10 >= DATAGRAMS * 2 * 9, "{path}: {}", end.count(canary));
+    }
+    let sung = DATAGRAMS * 2 * REPEATS * canary.len();
+    for (number, leg) in legs.iter().enumerate() {
+        assert_eq!((leg.count(canary), leg.dropped()), (0, 0), "{path}, leg {number}");
+        // And it did pass there, sealed.
+        assert!(leg.bytes() * 10 > sung * 9, "{path}, leg {number}: {} bytes of {sung}", leg.bytes());
+    }
+}
+
+#[test]
+fn nobody_on_the_way_sees_what_goes_over_ssh() {
+    in_sandbox(|| {
+        block_on(async {
+            let mark = random().map(|byte| format!("{byte:02x}")).concat();
+            let world = World::without_coordinator(|_, _| {});
+            let relay = Apart::coordinator(&world, &mark);
+            let left = Behind::new(&world.lab, &world.switch, "alice", Router::masquerade);
+            left.router.host().block(&Blocks::udp()).unwrap();
+            let mut place = Place::new();
+            place.config.ssh_port = Some(SSH_PORT);
+            let bob = world.member(Machine::new(&world.switch, "bob"), place, "bob").await;
+            let mut alice = world.member(left.machine, Place::new(), "alice").await;
+            first_answer(&alice.machine, bob.ipv4, Duration::from_secs(15));
+            until_path(&mut alice, "bob", "ssh", Duration::from_secs(15)).await;
+            let canary = random();
+            let legs = [
+                (left.router.host(), left.router.inside().name()),
+                (left.router.host(), left.router.outside().name()),
+                (&bob.machine.host, bob.machine.host.interfaces()[0].name()),
+            ];
+            let before = world.relay().await.relayed_datagrams;
+            let (legs, ends) = capture_all(&alice, &bob, &legs, &canary);
+            assert_sealed("ssh", &legs, &ends, &canary);
+            // All of it went that way: by the port of the endpoint, and none by the relay.
+            assert_eq!(path_to(&mut alice, "bob").await, "ssh");
+            let passed = world.relay().await.relayed_datagrams - before;
+            assert!(passed < DATAGRAMS as u64 / 10, "{passed} datagrams went by the relay");
+            assert_eq!(relay.count_in_memory(&canary), 0);
+            assert_ne!(relay.count_in_memory(mark.as_bytes()), 0, "its memory can be searched");
+        });
+    });
+}
+
 #[test]
 fn nobody_on_the_way_sees_what_goes_through_a_relay() {
     in_sandbox(|| {
@@ -97,21 +147,7 @@ fn nobody_on_the_way_sees_what_goes_through_a_relay() {
                 let clients = after.clients.iter().find(|client| client.name == "alice");
                 assert_eq!(clients.map(|client| client.path.as_str()), Some(at_relay));
                 assert!(after.relayed_datagrams - before >= DATAGRAMS as u64 * 2 * 9 / 10, "{after:?}");
-                // Whoever searches must be able to find: at the tunnel's ends it is in every datagram.
-                for end in ends {
-                    assert_eq!(end.dropped(), 0);
-                    assert!(end.count(&canary) * 10 >= DATAGRAMS * 2 * 9, "{path}: {}", end.count(&canary));
-                }
-                let sung = DATAGRAMS * 2 * REPEATS * canary.len();
-                for (number, leg) in legs.iter().enumerate() {
-                    assert_eq!((leg.count(&canary), leg.dropped()), (0, 0), "{path}, leg {number}");
-                    // And it did pass there, sealed.
-                    assert!(
-                        leg.bytes() * 10 > sung * 9,
-                        "{path}, leg {number}: {} bytes of {sung}",
-                        leg.bytes()
-                    );
-                }
+                assert_sealed(path, &legs, &ends, &canary);
                 assert_eq!(relay.count_in_memory(&canary), 0, "{path}");
                 assert_ne!(relay.count_in_memory(mark.as_bytes()), 0, "its memory can be searched");
             }

@@ -23,6 +23,7 @@ mod own_relay;
 mod pair;
 mod removal;
 mod roads;
+mod roaming;
 mod stock;
 mod strangers;
 mod world;
