@@ -195,6 +195,10 @@ impl Relay {
         // Only what is sealed with a session's key proves anything: handshake messages are consumed unread.
         let data = datagram.first() == Some(&4);
         let taken = self.tunnel.inbound(datagram, from, now);
+        // Heard in another place, a client is asked there at once: until it answers, it is followed by nobody.
+        if self.tunnel.poll_deadline().is_some_and(|deadline| deadline <= now.monotonic) {
+            self.tunnel.handle_deadline(now);
+        }
         self.after_tunnel(now);
         match taken? {
             Inbound::Consumed if data => Ok(Verdict::Heard),

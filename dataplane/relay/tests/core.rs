@@ -26,6 +26,8 @@ struct World {
     given: u64,
     /// Bytes that left for each hop.
     sent: BTreeMap<Hop, usize>,
+    /// How many datagrams that was.
+    count: BTreeMap<Hop, usize>,
 }
 
 fn hop(number: u8) -> Hop {
@@ -50,6 +52,7 @@ impl World {
             hops: (1..=count).map(hop).collect(),
             given: 0,
             sent: BTreeMap::new(),
+            count: BTreeMap::new(),
         };
         world.apply(1..=count);
         world
@@ -103,6 +106,7 @@ impl World {
 
     fn deliver(&mut self, to: Hop, datagram: &[u8]) {
         *self.sent.entry(to).or_default() += datagram.len();
+        *self.count.entry(to).or_default() += 1;
         let Some(at) = self.hops.iter().position(|&hop| hop == to) else { return };
         for reply in self.clients[at].take(datagram) {
             let mut reply = reply;
@@ -288,7 +292,9 @@ fn what_is_under_way_from_the_former_place_is_taken_for_a_second() {
     // From the stream back to UDP, which is what overtakes.
     world.hops[0] = hop(1);
     assert_eq!(world.hello(1), Ok(Verdict::Heard));
+    assert!(goes_to(world.at(link(8), &datagram), hop(2)));
     world.pass(Duration::from_secs(3));
+    assert_eq!(world.at(link(8), &datagram), dropped(RelayDrop::WrongHop));
     assert_eq!(world.hello(1), Ok(Verdict::Heard));
     assert!(goes_to(world.send(2, 1), hop(1)), "it is back");
     assert_eq!(UNDER_WAY, Duration::from_secs(1));
@@ -314,6 +320,91 @@ fn a_former_place_is_one_where_the_client_was_and_only_the_last_of_them() {
     assert!(goes_to(world.at(link(8), &datagram), hop(2)));
     let strangers = world.relay.clients().map(|client| client.drops.total()).sum::<u64>();
     assert_eq!(strangers, 0, "a stranger's datagrams are charged to no client");
+}
+
+#[test]
+fn a_client_that_roams_is_followed_within_one_round_trip() {
+    let mut world = World::met(2);
+    world.pair(1, 2);
+    let datagram = world.client(1).to(2, &sealed(100));
+    world.hops[0] = hop(11);
+    // The clock stands still: what the relay asks leaves with what came, and the answer is all it waits for.
+    assert_eq!(world.hello(1), Ok(Verdict::Heard));
+    assert_eq!(world.count[&hop(11)], 2, "its echo's reply, and the relay's own question");
+    assert!(goes_to(world.send(2, 1), hop(11)));
+    assert!(goes_to(world.at(hop(11), &datagram), hop(2)));
+}
+
+/// What a victim got in a minute in which a client's words came from the victim's address, again and again.
+fn a_minute_of_forged_sources(world: &mut World, victim: Hop, mut each: impl FnMut(&mut World)) {
+    for _ in 0..60 {
+        let hello = world.client(1).hello();
+        assert_eq!(hello.len(), 45);
+        let _ = (world.hello(1), world.hello(2));
+        assert_eq!(world.at(victim, &hello), Ok(Verdict::Heard));
+        for _ in 0..20 {
+            each(world);
+            world.pass(Duration::from_millis(50));
+        }
+    }
+}
+
+#[test]
+fn a_forged_source_gets_a_few_probes_and_never_what_is_relayed() {
+    let mut world = World::met(2);
+    world.pair(1, 2);
+    let victim = hop(66);
+    let hello = world.client(1).hello();
+    assert_eq!(world.at(victim, &hello), Ok(Verdict::Heard));
+    world.pass(Duration::from_secs(60));
+    // The reply to what it seems to have said, and a burst of questions.
+    assert!((2..=4).contains(&world.count[&victim]), "{}", world.count[&victim]);
+    let (_, before) = (world.hello(1), world.count[&victim]);
+    a_minute_of_forged_sources(&mut world, victim, |world| {
+        assert!(goes_to(world.send(2, 1), hop(1)), "it stays where it is");
+    });
+    let replies = 60;
+    let probes = world.count[&victim] - before - replies;
+    assert!(probes <= 20, "{probes}");
+    assert_eq!(world.client(1).relayed.len(), 1200);
+}
+
+#[test]
+fn a_forged_echo_while_the_stream_closes_aims_the_relay_at_nobody() {
+    for echo_first in [true, false] {
+        let mut world = World::met(2);
+        world.pair(1, 2);
+        world.hops[0] = link(8);
+        assert_eq!(world.hello(1), Ok(Verdict::Heard));
+        // Its UDP is blocked: nothing answers there any more.
+        world.pass(Duration::from_secs(30));
+        assert!(goes_to(world.send(2, 1), link(8)));
+        let victim = hop(66);
+        let close = |world: &mut World| {
+            world.relay.link_closed(Link { number: 8, carrier: Carrier::WebSocket }, world.now);
+            world.settle();
+        };
+        let echo = world.client(1).hello();
+        if !echo_first {
+            close(&mut world);
+        }
+        assert_eq!(world.at(victim, &echo), Ok(Verdict::Heard));
+        if echo_first {
+            close(&mut world);
+        }
+        let mut forwarded = Vec::new();
+        for _ in 0..1200 {
+            for _ in 0..4 {
+                if let Ok(Verdict::Forward { to, .. }) = world.send(2, 1) {
+                    forwarded.push(to);
+                }
+            }
+            world.pass(Duration::from_millis(50));
+        }
+        assert!(!forwarded.contains(&victim), "nothing relayed");
+        let (count, bytes) = (world.count[&victim], world.sent[&victim]);
+        assert!((1..=21).contains(&count) && bytes <= 21 * 64, "{count} datagrams, {bytes} bytes");
+    }
 }
 
 #[test]
@@ -569,7 +660,12 @@ proptest! {
                     let reached: Vec<_> = (0..4).filter(|&at| world.clients[at].relayed.len() > before[at]).collect();
                     if let Ok(Verdict::Forward { to, .. }) = result {
                         passed_on += 1;
-                        prop_assert!(is_sealed && flip.is_none());
+                        prop_assert!(is_sealed);
+                        if flip.is_some() {
+                            // Another live channel: then it is one of whoever is there.
+                            prop_assert!(places.values().any(|&hop| hop == Some(world.hops[usize::from(at) - 1])));
+                            continue;
+                        }
                         prop_assert!(members[usize::from(owner) - 1] && members[usize::from(target) - 1]);
                         prop_assert_eq!(Some(world.hops[usize::from(at) - 1]), places[&node(owner)]);
                         prop_assert_eq!(Some(to), places[&node(target)]);

@@ -133,12 +133,17 @@ impl Client {
         };
         // It knows no notices, but has decrypted this one.
         if refused && datagram[0] == 4 && buffer[0] >> 4 == 1 {
-            self.notice(&buffer);
+            replies.extend(self.notice(&buffer));
         }
         replies
     }
 
-    fn notice(&mut self, plaintext: &[u8]) {
+    /// Takes a notice; an echo request has an answer.
+    fn notice(&mut self, plaintext: &[u8]) -> Option<Vec<u8>> {
+        if plaintext[1] == 1 {
+            let reply = [[0x10, 2, 0, 9].as_slice(), &plaintext[4..12], &[0]].concat();
+            return self.established.then(|| self.seal(&reply));
+        }
         let target = NodeId::from_bytes(plaintext[4..12].try_into().unwrap());
         match plaintext[1] {
             5 => {
@@ -149,6 +154,7 @@ impl Client {
             6 => self.refused.push((target, plaintext[12])),
             _ => {}
         }
+        None
     }
 }
 
