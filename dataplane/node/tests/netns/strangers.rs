@@ -4,7 +4,9 @@
 //! `RINGMESH_STRANGERS=1000 cargo nextest run -p ringmesh-node --no-capture -E 'test(strangers_)'`.
 
 use std::{
+    fs,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     sync::{
         Arc,
@@ -13,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringmesh_lab::{Blocks, Router, in_sandbox};
+use ringmesh_lab::{Blocks, Privilege, Router, in_sandbox, privilege};
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -30,7 +32,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     apart::{Apart, memory_of},
-    roads::{Behind, Paced, first_answer, until_path},
+    roads::{Behind, Paced, Sshd, first_answer, path_to, until_path},
     support::{
         block_on,
         daemon::{Node, Place, connect},
@@ -41,8 +43,12 @@ use crate::{
 
 /// Clients of each kind, unless it is said otherwise.
 const EACH: usize = 100;
-/// By then the door is shut on whoever has not proven to be somebody; a busy machine may be a little late.
-const DEADLINE: Duration = Duration::from_millis(10_000 + 3_000);
+/// The door is shut on whoever has not proven to be somebody so long after it was opened, and a busy machine may be a little late.
+const DEADLINE: Duration = Duration::from_millis(10_000 + 1_000);
+/// Whoever was let in and said nothing was there at least so long: a TLS handshake has five seconds to begin, all else ten.
+const HELD: Duration = Duration::from_secs(4);
+/// Strangers may not be the reason why somebody cannot even connect: of each hundred, so many at most.
+const REFUSED: usize = 1;
 /// More memory than before, at any time.
 const PEAK: u64 = 64 << 20;
 /// More memory than before, afterwards.
@@ -154,37 +160,42 @@ fn connector() -> TlsConnector {
 /// What became of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// It was shut out, after this long in all.
+    /// It was connected, and shut out so long after that.
     ShutOut(Duration),
+    /// It could not connect.
+    Refused,
     /// It was still there when it should not have been.
     StillThere,
     /// It was answered something else than it should have been.
     Answered(u16),
 }
 
+impl Door {
+    async fn knock(&self) -> std::io::Result<Box<dyn Stream>> {
+        loop {
+            return match self {
+                Self::Tcp(address) => Ok(Box::new(TcpStream::connect(address).await?)),
+                Self::Unix(path) => match UnixStream::connect(path).await {
+                    Ok(stream) => Ok(Box::new(stream)),
+                    // Others wait to be let in already; TCP waits by itself.
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+        }
+    }
+}
+
 /// One client, from its first byte to its end.
 async fn client(door: &Door, manners: &Manners, connector: &TlsConnector, turn: &Semaphore) -> End {
     let permit = turn.acquire().await.unwrap();
+    let Ok(Ok(stream)) = timeout(DEADLINE, door.knock()).await else { return End::Refused };
     let began = Instant::now();
     let shut_out = || End::ShutOut(began.elapsed());
-    let stream: Box<dyn Stream> = match door {
-        Door::Tcp(address) => match timeout(DEADLINE, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => Box::new(stream),
-            // There are bounds on how many may be there at all.
-            Ok(Err(_)) | Err(_) => return shut_out(),
-        },
-        Door::Unix(path) => match timeout(DEADLINE, UnixStream::connect(path)).await {
-            Ok(Ok(stream)) => Box::new(stream),
-            Ok(Err(_)) | Err(_) => return shut_out(),
-        },
-    };
-    let behaves = async {
-        match behave(stream, manners, connector).await {
-            Ok(stream) => Ok(stream),
-            Err(end) => Err(end),
-        }
-    };
-    let mut stream = match timeout(DEADLINE, behaves).await {
+    let mut stream = match timeout(DEADLINE, behave(stream, manners, connector)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(Some(status))) => return End::Answered(status),
         Ok(Err(None)) => return shut_out(),
@@ -245,6 +256,14 @@ async fn behave(
     Ok(Box::new(stream))
 }
 
+/// What became of all clients of a kind.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ends {
+    slowest: Duration,
+    held: usize,
+    refused: usize,
+}
+
 /// What is watched while strangers are at the door.
 struct Watched<'a> {
     /// Who answers the door.
@@ -286,10 +305,14 @@ async fn besiege(watched: Watched<'_>, mallory: &mut Machine, kinds: Vec<Manners
             mallory.handle().spawn(client)
         })
         .collect();
-    let mut slowest = vec![Duration::ZERO; kinds.len()];
+    let mut ends = vec![Ends::default(); kinds.len()];
     for client in clients {
         match client.await.unwrap() {
-            (kind, End::ShutOut(after)) => slowest[kind] = slowest[kind].max(after),
+            (kind, End::ShutOut(after)) => {
+                ends[kind].held += usize::from(after >= HELD);
+                ends[kind].slowest = ends[kind].slowest.max(after);
+            }
+            (kind, End::Refused) => ends[kind].refused += 1,
             (kind, wrong) => panic!("{wrong:?}: {:?}", kinds[kind]),
         }
     }
@@ -297,11 +320,15 @@ async fn besiege(watched: Watched<'_>, mallory: &mut Machine, kinds: Vec<Manners
     over.store(true, Ordering::Relaxed);
     watch.join().unwrap();
     let course = paced.end().await;
-    for (kind, after) in kinds.iter().zip(slowest) {
+    for (kind, Ends { slowest, held, refused }) in kinds.iter().zip(ends) {
         println!(
-            "shut out after {after:.2?} at most: {}",
+            "shut out after {slowest:.2?} at most, {held} held, {refused} not connected: {}",
             format!("{kind:?}").chars().take(60).collect::<String>()
         );
+        assert!(refused * 100 <= each() * REFUSED, "{refused} of {} could not connect: {kind:?}", each());
+        // Some were let in, or nobody was ever there to be shown the door.
+        let waits = matches!(kind, Manners::Silent | Manners::TlsOnly | Manners::Upgrade(_, 101));
+        assert!(held > 0 || !waits, "none was held: {kind:?}");
     }
     let risen = peak.load(Ordering::Relaxed).saturating_sub(before.1);
     let kept = course.rate(began, ended) / course.rate(before.0, began);
@@ -327,17 +354,19 @@ async fn besiege(watched: Watched<'_>, mallory: &mut Machine, kinds: Vec<Manners
     assert!(left <= AFTER, "{left} bytes were not given back");
 }
 
-/// A node daemon as a process of its own, with an SSH endpoint and a link socket, that has joined.
-async fn node_apart(world: &World, machine: &Machine, name: &str) -> (Apart, Place, Node) {
+/// A node daemon as a process of its own, with a link socket and more `settings`, that has joined.
+async fn node_apart(world: &World, machine: &Machine, name: &str, settings: &str) -> (Apart, Place, Node) {
     let place = Place::new();
+    // Whoever logs in may come to the link socket; what is secret is in folders of its own.
+    fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let file = place.directory.path().join("node.toml");
     let text = format!(
-        "state_dir = {:?}\nsocket = {:?}\nssh_port = 2222\nlink_socket = {:?}\n",
+        "{settings}\nstate_dir = {:?}\nsocket = {:?}\nlink_socket = {:?}\n",
         place.config.state_dir,
         place.config.socket,
         place.directory.path().join("link.sock"),
     );
-    std::fs::write(&file, text).unwrap();
+    fs::write(&file, text).unwrap();
     let mut command = machine.this_program();
     command.args(["be_a_daemon", "--exact", "--nocapture"]).env(BE_DAEMON, &file);
     let process = Apart::start(command, "the daemon is ready");
@@ -388,7 +417,7 @@ fn strangers_at_the_ssh_endpoint_are_shut_out_and_slow_nobody_down() {
         block_on(async {
             let world = World::new().await;
             let mut far = Machine::new(&world.switch, "bob");
-            let (bob, _place, mut node) = node_apart(&world, &far, "bob").await;
+            let (bob, _place, mut node) = node_apart(&world, &far, "bob", "ssh_port = 2222").await;
             let left = Behind::new(&world.lab, &world.switch, "alice", Router::masquerade);
             left.router.host().block(&Blocks::udp()).unwrap();
             let mut alice = world.member(left.machine, Place::new(), "alice").await;
@@ -418,11 +447,21 @@ fn strangers_at_the_link_socket_are_shut_out_and_slow_nobody_down() {
         block_on(async {
             let world = World::new().await;
             let mut far = Machine::new(&world.switch, "bob");
-            let (bob, place, mut node) = node_apart(&world, &far, "bob").await;
-            let mut alice = world.node("alice", ringmesh_io::Choice::Auto).await;
+            let (bob, place, mut node) = node_apart(&world, &far, "bob", "").await;
+            let socket = place.directory.path().join("link.sock");
+            let left = Behind::new(&world.lab, &world.switch, "alice", Router::masquerade);
+            let mut alices = Place::new();
+            // Who logs in at an SSH server comes by that socket too. Without root nobody can.
+            let by_ssh = (privilege() == Some(Privilege::Root)).then(|| Sshd::start(&far, world.folder()));
+            if let Some(server) = &by_ssh {
+                alices.config.ssh = vec![server.road("bob", &far.host, &socket)];
+                left.router.host().block(&Blocks::udp()).unwrap();
+            }
+            let path = if by_ssh.is_some() { "ssh" } else { "direct" };
+            let mut alice = world.member(left.machine, alices, "alice").await;
             let to = node.status().await.network.unwrap().self_.unwrap().ipv4.parse().unwrap();
             first_answer(&alice.machine, to, Duration::from_secs(15));
-            until_path(&mut alice, "bob", "direct", Duration::from_secs(15)).await;
+            until_path(&mut alice, "bob", path, Duration::from_secs(15)).await;
             // They are on the same machine: the socket is a file.
             let mut mallory = Machine::new(&world.switch, "mallory");
             let kinds = vec![
@@ -433,9 +472,18 @@ fn strangers_at_the_link_socket_are_shut_out_and_slow_nobody_down() {
                 Manners::Says(frame(&[4; 200])),
                 Manners::Says(vec![0; 50_000]),
             ];
-            let door = Door::Unix(place.directory.path().join("link.sock"));
+            let door = Door::Unix(socket);
             let watched = Watched { pid: bob.pid(), door, traffic: (&mut alice, &mut far), to };
             besiege(watched, &mut mallory, kinds).await;
+            assert_eq!(path_to(&mut alice, "bob").await, path);
+            if by_ssh.is_some() {
+                // And a new link is let in.
+                alice.node.stop().await.unwrap();
+                let place = Arc::clone(&alice.place);
+                alice.node = alice.machine.run(async move { place.start().await.unwrap() }).await;
+                first_answer(&alice.machine, to, Duration::from_secs(15));
+                until_path(&mut alice, "bob", path, Duration::from_secs(15)).await;
+            }
         });
     });
 }

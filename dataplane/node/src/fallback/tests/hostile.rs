@@ -1,9 +1,16 @@
 //! Many strangers at once: what they cost, and what those who belong here notice of them.
 //!
 //! Memory is that of this process, in which the strangers live too, so that the bounds are if anything too strict. In CI there
-//! are a hundred of each kind; by hand a thousand: `cargo nextest run -p ringmesh-node --run-ignored only hostile`.
+//! are a hundred of each kind; by hand a thousand: `cargo nextest run -p ringmesh-node --run-ignored only --no-capture hostile`.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use ringmesh_tunnel::{Carrier, key::NodeId};
 use russh::keys::{
@@ -18,17 +25,20 @@ use tokio::{
 
 use super::*;
 use crate::fallback::{
-    link::{Opened, PROOF},
+    link::{Opened, PROOF, STALLED},
     link_socket::LinkSocket,
     ssh::{Members, SshServer, dial_endpoint},
     stream,
 };
 
 const ASKED: DialOpen = DialOpen { peer: NodeId::from_bytes([7; 8]), candidate: 3, carrier: Carrier::Ssh };
-/// A thousand may cost so much.
+/// A thousand of each kind may cost so much, at any time.
 const MOST: usize = 64 << 20;
 /// And a minute later so much of it may be left.
 const LEFT: usize = 8 << 20;
+
+/// How late a busy machine may be.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What a stranger does once it is connected.
 const KINDS: [&[u8]; 5] = [
@@ -42,7 +52,7 @@ const KINDS: [&[u8]; 5] = [
 /// Says what its kind says, goes on with noise, and never reads. Gives how long it was borne.
 async fn pester(mut stream: impl AsyncRead + AsyncWrite + Unpin, kind: usize) -> Duration {
     let begun = Instant::now();
-    let _ = stream.write_all(KINDS[kind % KINDS.len()]).await;
+    let _ = stream.write_all(KINDS[kind]).await;
     if kind % 2 == 1 {
         let noise = vec![kind as u8; 4096];
         while begun.elapsed() < Duration::from_secs(2) {
@@ -94,31 +104,70 @@ impl Established {
     }
 }
 
+/// Looks at this process's memory all the time, and keeps the most that was seen.
+struct Watch {
+    most: Arc<AtomicUsize>,
+    over: Arc<AtomicBool>,
+    looking: std::thread::JoinHandle<()>,
+}
+
+impl Watch {
+    fn start() -> Self {
+        let (most, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (high, done) = (Arc::clone(&most), Arc::clone(&over));
+        let looking = std::thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                high.fetch_max(resident(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        Self { most, over, looking }
+    }
+
+    fn most(self) -> usize {
+        self.over.store(true, Ordering::Relaxed);
+        self.looking.join().unwrap();
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
 /// Runs `count` strangers of every kind and checks what they cost.
 async fn bear<S>(count: usize, mut established: Established, connect: impl AsyncFn() -> std::io::Result<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let calm = established.rate(Duration::from_secs(2)).await;
+    let calm = established.rate(Duration::from_secs(3)).await;
     let before = resident();
-    let mut strangers = JoinSet::new();
-    for kind in 0..count {
-        // A full queue of connections is as good as a closed one.
-        if let Ok(Ok(stream)) = timeout(Duration::from_millis(200), connect()).await {
-            strangers.spawn(pester(stream, kind));
+    let watch = Watch::start();
+    let (mut strangers, mut missed) = (JoinSet::new(), 0);
+    let coming = async {
+        // Mixed, so that every kind meets every other.
+        for kind in (0..count).flat_map(|_| 0..KINDS.len()) {
+            match timeout(SOON, connect()).await {
+                Ok(Ok(stream)) => drop(strangers.spawn(pester(stream, kind))),
+                Ok(Err(_)) | Err(_) => missed += 1,
+            }
         }
-    }
-    let busy = established.rate(Duration::from_secs(2)).await;
-    let grown = resident().saturating_sub(before);
-    assert!(grown <= MOST, "{count} strangers cost {grown} bytes");
-    let mut longest = Duration::ZERO;
+    };
+    let (busy, ()) = tokio::join!(established.rate(Duration::from_secs(3)), coming);
+    let (mut longest, mut held) = (Duration::ZERO, 0);
     while let Some(borne) = strangers.join_next().await {
-        longest = longest.max(borne.unwrap());
+        let borne = borne.unwrap();
+        longest = longest.max(borne);
+        held += usize::from(borne + LATE >= PROOF);
         established.rate(Duration::from_millis(5)).await;
     }
-    assert!(longest < PROOF + Duration::from_secs(5), "one was borne for {longest:?}");
-    assert!(busy * 10 >= calm * 9, "{calm} datagrams before, {busy} beside {count} strangers");
-    drop(strangers);
+    let grown = watch.most().saturating_sub(before);
+    println!(
+        "{count} of each kind: {missed} not connected, {held} held, the longest for {longest:.2?}; \
+         {busy} of {calm} datagrams; {} KiB more",
+        grown >> 10
+    );
+    assert_eq!(missed, 0, "strangers keep others from connecting");
+    assert!(held > 0, "nobody was let in");
+    assert!(longest <= PROOF + LATE, "one was borne for {longest:?}");
+    assert!(busy * 10 >= calm * 9, "{calm} datagrams before, {busy} beside {count} strangers of each kind");
+    assert!(grown <= MOST, "{count} strangers of each kind cost {grown} bytes");
     let until = Instant::now() + Duration::from_secs(60);
     while resident().saturating_sub(before) > LEFT {
         assert!(Instant::now() < until, "{} bytes are left", resident() - before);
@@ -138,7 +187,16 @@ async fn socket_bears(count: usize) {
     tokio::spawn(async move { stream::pump(stream, &end, Opened::Here).await });
     exchange((&mut near, link), &mut far).await;
     let path: &Path = &path;
-    bear(count, Established { near, link, far }, async || UnixStream::connect(path).await).await;
+    let connect = async || loop {
+        match UnixStream::connect(path).await {
+            // Others wait to be let in already; TCP waits by itself.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                sleep(Duration::from_millis(1)).await;
+            }
+            done => return done,
+        }
+    };
+    bear(count, Established { near, link, far }, connect).await;
 }
 
 async fn endpoint_bears(count: usize) {
@@ -171,24 +229,24 @@ async fn endpoint(side: &Side) -> (SocketAddr, SshServer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_strangers_on_the_link_socket_cost_little_and_disturb_nobody() {
+async fn a_hundred_strangers_of_each_kind_on_the_link_socket_cost_little_and_disturb_nobody() {
     socket_bears(100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_strangers_at_the_ssh_endpoint_cost_little_and_disturb_nobody() {
+async fn a_hundred_strangers_of_each_kind_at_the_ssh_endpoint_cost_little_and_disturb_nobody() {
     endpoint_bears(100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "full size: by hand"]
-async fn a_thousand_strangers_on_the_link_socket_cost_little_and_disturb_nobody() {
+async fn a_thousand_strangers_of_each_kind_on_the_link_socket_cost_little_and_disturb_nobody() {
     socket_bears(1000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "full size: by hand"]
-async fn a_thousand_strangers_at_the_ssh_endpoint_cost_little_and_disturb_nobody() {
+async fn a_thousand_strangers_of_each_kind_at_the_ssh_endpoint_cost_little_and_disturb_nobody() {
     endpoint_bears(1000).await;
 }
 
@@ -247,7 +305,8 @@ async fn a_member_that_never_reads_costs_a_bounded_queue_and_is_cut() {
         }
         sleep(Duration::from_millis(5)).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(15), "it was not cut");
+    println!("cut after {:.2?}; {taken} bytes were taken, {grown} of memory", begun.elapsed());
+    assert!(begun.elapsed() <= STALLED + LATE, "it was not cut in time");
     // The queue, what the kernel holds of a loopback connection, and what lies between.
     assert!(taken < 12 << 20, "{taken} bytes were taken");
     assert!(grown < 8 << 20, "{grown} bytes of memory");
