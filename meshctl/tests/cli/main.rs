@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what does not hold in a test shall end it")]
 
 mod coordinator;
+mod documented;
 mod impostor;
 mod joining;
 mod refusals;
