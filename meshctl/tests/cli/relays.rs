@@ -204,15 +204,15 @@ fn a_nodes_token_makes_no_relay_and_a_relays_token_no_node() {
         let site = Site::new();
         let coordinator = site.coordinator();
         let fra = site.machine("fra");
-        let token = coordinator.token();
-        let ran = ends(relay_run(&fra, &["--token", &token]), &fra);
+        let nodes_token = coordinator.token();
+        let ran = ends(relay_run(&fra, &["--token", &nodes_token]), &fra);
         assert_eq!(ran.code, 2, "{ran:?}");
         assert!(ran.stderr.contains("error: ") && ran.stderr.contains("relay's token"), "{ran:?}");
         assert_eq!(fra.processes().len(), 0);
 
         let node = site.machine("node");
-        let token = coordinator.run(&["token", "create", "--relay"]).ok();
-        let ran = node.run(&["join", "--token", token.trim()]);
+        let relays_token = coordinator.run(&["token", "create", "--relay"]).ok();
+        let ran = node.run(&["join", "--token", relays_token.trim()]);
         assert_eq!(ran.code, 2, "{ran:?}");
         assert!(ran.stderr.contains("meshctl relay run"), "{ran:?}");
         assert_eq!(node.processes().len(), 0);
@@ -220,7 +220,11 @@ fn a_nodes_token_makes_no_relay_and_a_relays_token_no_node() {
         let nodes = coordinator.json("nodes", &["nodes", "list"]);
         let names: Vec<_> = nodes["nodes"].as_array().unwrap().iter().map(|node| &node["name"]).collect();
         assert_eq!(names, ["relay"], "the coordinator's own");
-        assert_eq!(node.run(&["join", "--token", &token]).code, 0);
+        node.run(&["join", "--token", &nodes_token]).ok();
+        let relay = relay_run(&fra, &["--token", relays_token.trim()]);
+        running(&fra);
+        rustix::process::kill_process(Pid::from_child(&relay), Signal::TERM).unwrap();
+        assert_eq!(ends(relay, &fra).code, 0);
     });
 }
 
