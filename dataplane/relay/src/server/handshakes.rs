@@ -43,6 +43,8 @@ pub(super) enum Request {
         floors: Floors,
         done: oneshot::Sender<()>,
     },
+    #[cfg(test)]
+    Panic,
 }
 
 /// The ends of the queues.
@@ -78,6 +80,7 @@ pub(super) fn start() -> io::Result<(Queues, thread::JoinHandle<()>)> {
 }
 
 fn run(requests: &Receiver<Request>, jobs: &Receiver<(Life, Job)>, results: &mpsc::Sender<(Life, JobDone)>) {
+    let _tell = super::TellPanic("does handshakes");
     let never = crossbeam::channel::never();
     let mut requests = requests;
     let mut networks = Networks::default();
@@ -136,6 +139,8 @@ impl Networks {
                 }
                 let _ = done.send(());
             }
+            #[cfg(test)]
+            Request::Panic => panic!("a test wants it"),
         }
     }
 

@@ -190,6 +190,8 @@ enum Command {
         done: oneshot::Sender<Report>,
     },
     Stop,
+    #[cfg(test)]
+    Panic,
 }
 
 struct Offer {
@@ -359,7 +361,23 @@ impl Handle {
     }
 
     fn request(&self, request: Request) -> Result<(), Stopped> {
+        // The other thread may outlive the first by a moment, and must not answer for it.
+        if self.commands.is_closed() {
+            return Err(Stopped);
+        }
         self.requests.send(request).map_err(|_| Stopped)
+    }
+}
+
+/// Says so in the log when its thread panics, as nobody may be waiting for the thread's end. The other thread ends as well, and
+/// so whoever holds a [`Handle`] is told [`Stopped`].
+struct TellPanic(&'static str);
+
+impl Drop for TellPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!(thread = self.0, "a thread of the relay panicked: the relay has stopped");
+        }
     }
 }
 
@@ -371,6 +389,7 @@ fn run(
     offers: mpsc::Receiver<Offer>,
     started: &std::sync::mpsc::SyncSender<Result<u16, StartError>>,
 ) {
+    let _tell = TellPanic("passes datagrams on");
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(started.send(Err(StartError::Threads(error)))),
@@ -419,6 +438,8 @@ async fn serve_commands(shared: &Shared, mut commands: mpsc::Receiver<Command>) 
                 let _ = done.send(engine.report(shared.unproven.count()));
             }
             Command::Stop => return,
+            #[cfg(test)]
+            Command::Panic => panic!("a test wants it"),
         }
         engine.settle(now);
     }
@@ -487,4 +508,51 @@ async fn serve_offers(shared: &Rc<Shared>, mut offers: mpsc::Receiver<Offer>) {
         tokio::task::spawn_local(websocket::serve(shared.clone(), stream, peer));
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(10);
+
+    async fn is_stopped(handle: &Handle) {
+        timeout(WAIT, handle.ended()).await.expect("the end is told to those who wait for it");
+        let network = NetworkId::from_bytes([1; 16]);
+        let key = SecretKey::from_bytes([1; 32]);
+        let applied = timeout(WAIT, handle.apply(network, &key, Vec::new())).await.unwrap();
+        assert!(matches!(applied, Err(StartError::Stopped(Stopped))), "{applied:?}");
+        assert_eq!(timeout(WAIT, handle.report()).await.unwrap(), Err(Stopped));
+        assert_eq!(timeout(WAIT, handle.floors(network)).await.unwrap(), Err(Stopped));
+        assert_eq!(timeout(WAIT, handle.remove(network)).await.unwrap(), Err(Stopped));
+        let (stream, _other) = tokio::io::duplex(10);
+        assert_eq!(handle.offer_websocket(stream, "192.0.2.1:1".parse().unwrap()), Err(Refused));
+        let handle = handle.clone();
+        timeout(WAIT, tokio::task::spawn_blocking(move || handle.stop())).await.unwrap().unwrap();
+    }
+
+    fn start() -> Handle {
+        let listen_v4 = Some(Ipv4Addr::LOCALHOST);
+        Server::start(ServerConfig { listen_v4, listen_v6: None, ..ServerConfig::default() }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_thread_that_passes_on_is_told_to_all_who_have_a_handle() {
+        let handle = start();
+        assert!(handle.report().await.is_ok());
+        handle.commands.send(Command::Panic).await.unwrap();
+        // Asked while it ends, or after that: nobody waits for ever.
+        assert_eq!(timeout(WAIT, handle.report()).await.unwrap(), Err(Stopped));
+        is_stopped(&handle).await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_handshake_thread_is_told_as_well() {
+        let handle = start();
+        assert!(handle.floors(NetworkId::from_bytes([1; 16])).await.is_ok());
+        handle.request(Request::Panic).unwrap();
+        is_stopped(&handle).await;
+    }
 }
