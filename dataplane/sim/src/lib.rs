@@ -12,7 +12,9 @@
 #![forbid(unsafe_code)]
 
 mod agenda;
+mod fault;
 pub mod ledger;
+mod liar;
 pub mod life;
 pub mod nat;
 pub mod network;
@@ -25,9 +27,11 @@ pub mod trace;
 pub mod weather;
 pub mod world;
 
+pub use fault::Fault;
+pub use liar::Lie;
 pub use nat::NatKind;
 pub use network::{Network, Place, Realm};
-pub use node::{Fault, Node};
+pub use node::Node;
 pub use rng::Rng;
 pub use weather::Weather;
 pub use world::{NodeIndex, World};

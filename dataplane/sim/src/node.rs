@@ -14,6 +14,9 @@ use ringmesh_tunnel::{
     Tunnel,
 };
 
+use crate::fault::{Fault, Faulty};
+use crate::liar::{Liar, Lie};
+use crate::rng::Rng;
 use crate::world::{NodeIndex, pool};
 
 const BUFFER_LEN: usize = DEFAULT_MTU as usize + MAX_OVERHEAD;
@@ -25,18 +28,6 @@ const MAX_SENT: usize = 2000;
 pub(crate) struct Output {
     pub(crate) sent: Vec<(Hop, Vec<u8>)>,
     pub(crate) dials: Vec<Dial>,
-}
-
-/// A fault built into a node, to show that the checks find it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Fault {
-    /// It is sound.
-    #[default]
-    None,
-    /// What its timers ask for is not done: nothing is tried twice.
-    NeverRetries,
-    /// Its streams are never opened.
-    NeverDials,
 }
 
 /// What a machine's process is.
@@ -62,7 +53,9 @@ pub struct Node {
     /// How far its wall clock is from the world's: positive is ahead.
     pub(crate) wall_offset_ms: i64,
     /// What is wrong with it.
-    pub fault: Fault,
+    faulty: Faulty,
+    /// What it does with what it should pass on, if it is a relay.
+    liar: Liar,
     /// What the core reported, with its time. A relay reports nothing.
     pub events: Vec<(Duration, Event)>,
 }
@@ -90,7 +83,8 @@ impl Node {
             seen_from: BTreeMap::new(),
             running: true,
             wall_offset_ms: 0,
-            fault: Fault::None,
+            faulty: Faulty::new(Fault::None, now),
+            liar: Liar::new(Rng::new(seed)),
             events: Vec::new(),
         }
     }
@@ -131,6 +125,22 @@ impl Node {
         self.passed_on + relay.passed_on().datagrams
     }
 
+    /// What it does wrong as a relay.
+    #[must_use]
+    pub const fn lie(&self) -> Option<Lie> {
+        self.liar.lie()
+    }
+
+    /// What it did wrong with datagrams and names, as a relay that lies.
+    #[must_use]
+    pub const fn lies_told(&self) -> u64 {
+        self.liar.told()
+    }
+
+    pub(crate) fn set_lie(&mut self, lie: Option<Lie>) {
+        self.liar.set(lie);
+    }
+
     /// Whether its process runs.
     #[must_use]
     pub const fn is_running(&self) -> bool {
@@ -140,7 +150,8 @@ impl Node {
     /// What the core says of a peer.
     #[must_use]
     pub fn peer(&self, peer: NodeIndex, now: Now) -> Option<PeerStatus> {
-        self.tunnel()?.peers(now).find(|status| status.id == peer.id())
+        let status = self.tunnel()?.peers(now).find(|status| status.id == peer.id())?;
+        Some(self.faulty.status(status, &self.peers))
     }
 
     /// Sessions that came up, as initiator and as responder.
@@ -182,7 +193,9 @@ impl Node {
         let passed_on = self.passed_on();
         let old = std::mem::replace(self, Self::new(self.index, self.is_relay(), seed, now));
         self.wall_offset_ms = old.wall_offset_ms;
-        self.fault = old.fault;
+        self.faulty = old.faulty;
+        self.liar = old.liar;
+        self.liar.forget();
         self.events = old.events;
         self.passed_on = passed_on;
         self.handshaker.restore(floors);
@@ -192,9 +205,9 @@ impl Node {
 
     pub(crate) fn apply(&mut self, peers: Vec<PeerConfig>, now: Now) {
         match &mut self.core {
-            Core::Node(tunnel) => tunnel.apply(&peers, now),
+            Core::Node(tunnel) => tunnel.apply(&self.faulty.taken(&peers), now),
             Core::Relay(relay, limiter) => {
-                relay.apply(&peers, limiter, now);
+                relay.apply(&self.liar.members(&peers), limiter, now);
             }
         }
         self.handshaker.apply(&peers);
@@ -206,6 +219,11 @@ impl Node {
             tunnel.set_own_candidates(&candidates);
         }
         self.own_candidates = candidates;
+    }
+
+    /// Builds a fault into it, for the rest of its life and those after.
+    pub(crate) fn set_fault(&mut self, fault: Fault, now: Now) {
+        self.faulty = Faulty::new(fault, now);
     }
 
     /// Tells peers that it may be reached at this address, which is not its own.
@@ -243,16 +261,26 @@ impl Node {
             Core::Relay(relay, limiter) => {
                 if let Ok(Verdict::Forward { to, .. }) = relay.handle_datagram(&mut bytes, from, limiter, now)
                 {
-                    output.sent.push((to, bytes));
+                    let ends = [from, to].map(|hop| client_at(relay, hop));
+                    self.liar.pass_on(ends, (from, to), bytes, &mut output.sent);
                 }
                 None
             }
-            Core::Node(tunnel) => match tunnel.inbound(&mut bytes, from, now) {
-                Ok(Inbound::Packet { range, peer }) => {
-                    Some((bytes[range].to_vec(), NodeIndex::from_id(peer)))
+            Core::Node(_) if self.faulty.ignores(from, &self.peers) => None,
+            Core::Node(tunnel) => {
+                let sealed = self.faulty.sealed(&bytes);
+                match tunnel.inbound(&mut bytes, from, now) {
+                    Ok(Inbound::Packet { range, peer }) => {
+                        let (packet, sender) = (bytes[range].to_vec(), NodeIndex::from_id(peer));
+                        if let Some(sealed) = sealed {
+                            self.faulty.opened(sealed, packet.clone(), sender);
+                        }
+                        Some((packet, sender))
+                    }
+                    Err(DropReason::Replayed) => self.faulty.opened_before(&sealed?),
+                    Ok(Inbound::Consumed) | Err(_) => None,
                 }
-                Ok(Inbound::Consumed) | Err(_) => None,
-            },
+            }
         }
     }
 
@@ -280,8 +308,11 @@ impl Node {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let works = self.running && self.fault != Fault::NeverRetries;
+        let works = self.running && self.faulty.fault != Fault::NeverRetries;
         let deadline = match &self.core {
+            Core::Node(tunnel) if self.faulty.fault == Fault::NeverRests => {
+                tunnel.poll_deadline().into_iter().chain([self.faulty.next_ask]).min()
+            }
             Core::Node(tunnel) => tunnel.poll_deadline(),
             Core::Relay(relay, _) => Some(relay.poll_deadline()),
         };
@@ -298,6 +329,7 @@ impl Node {
                 if due {
                     tunnel.handle_deadline(now);
                 }
+                self.faulty.err(tunnel, &self.peers, now);
                 while let Some(job) = tunnel.poll_job() {
                     let done = self.handshaker.run(job, 0, now);
                     tunnel.handle_job(done, now);
@@ -314,7 +346,7 @@ impl Node {
                         output.sent.push((transmit.to, buffer[..transmit.len].to_vec()));
                     }
                 }
-                let fault = self.fault;
+                let fault = self.faulty.fault;
                 let dials = std::iter::from_fn(|| tunnel.poll_dial());
                 output.dials.extend(dials.filter(|_| fault != Fault::NeverDials));
                 while let Some(event) = tunnel.poll_event() {
@@ -322,6 +354,7 @@ impl Node {
                         let before = self.seen_from.insert((peer, address.is_ipv4()), address);
                         seen_elsewhere |= before != Some(address);
                     }
+                    let event = self.faulty.told(event, tunnel, &self.peers);
                     self.events.push((at, event));
                 }
             }
@@ -350,8 +383,15 @@ impl Node {
                 while relay.poll_event().is_some() {}
             }
         }
+        self.faulty.repeat(&mut output.sent);
         seen_elsewhere
     }
+}
+
+/// The client that a relay hears from there.
+fn client_at(relay: &Relay, hop: Hop) -> Option<NodeIndex> {
+    let client = relay.clients().find(|client| client.hop == Some(hop))?;
+    NodeIndex::from_id(client.id)
 }
 
 /// Each node has the key of its number, in every world.

@@ -132,6 +132,12 @@ impl World {
             && self.network.udp_passes(relay, node)
     }
 
+    /// Whether a relay passes on what the two send each other. One that lies is still somebody to talk to itself.
+    fn lets_talk(&self, relay: NodeIndex, a: NodeIndex, b: NodeIndex) -> bool {
+        let itself = self.node(a).is_relay() || self.node(b).is_relay();
+        itself || self.node(relay).lie().is_none_or(|lie| lie.lets_talk(a, b))
+    }
+
     /// All that roads between the two stand on at present.
     ///
     /// That UDP is possible counts only while the two can tell each other where they are: through the coordinator or a relay.
@@ -141,7 +147,7 @@ impl World {
         if !self.node(a).is_running() || !self.node(b).is_running() {
             return footings;
         }
-        for relay in self.relays() {
+        for relay in self.relays().into_iter().filter(|&relay| self.lets_talk(relay, a, b)) {
             for node in [a, b] {
                 if self.reaches_by_udp(node, relay) {
                     footings.insert(Footing::Udp(node, relay));

@@ -10,7 +10,9 @@ use ringmesh_tunnel::key::{NodeId, PresharedKey};
 use ringmesh_tunnel::{Carrier, Dial, Event, Hop, LinkCandidate, Now, PeerConfig, PeerStatus, Psk, UnixTime};
 
 use crate::agenda::Agenda;
+use crate::fault::Fault;
 use crate::ledger::Ledger;
+use crate::liar::Lie;
 use crate::network::{Datagram, Network, Place, Realm};
 use crate::node::{Node, Output, secret};
 use crate::rng::Rng;
@@ -222,7 +224,7 @@ impl World {
         &self.nodes[index.number()]
     }
 
-    /// A node, to give it a fault.
+    /// A node, to do something to it.
     pub fn node_mut(&mut self, index: NodeIndex) -> &mut Node {
         &mut self.nodes[index.number()]
     }
@@ -348,6 +350,21 @@ impl World {
         } else if self.coordinator.away.remove(&node) {
             self.enter(REPORT_DELAY, Affair::Report(node));
             self.enter(REPORT_DELAY, Affair::Spread(node));
+        }
+    }
+
+    /// Builds a fault into a node.
+    pub fn set_fault(&mut self, node: NodeIndex, fault: Fault) {
+        let now = self.now(node);
+        self.nodes[node.number()].set_fault(fault, now);
+    }
+
+    /// Makes a relay lie from now on, or be honest again. If names are what it lies about, its process is another one then.
+    pub fn set_lie(&mut self, relay: NodeIndex, lie: Option<Lie>) {
+        let before = self.node(relay).lie();
+        self.nodes[relay.number()].set_lie(lie);
+        if [before, lie].contains(&Some(Lie::Misnumbers)) && self.node(relay).is_running() {
+            self.restart(relay);
         }
     }
 

@@ -58,18 +58,56 @@ fn a_life_replays_identically_from_its_seed() {
     }
 }
 
+/// Asserts that in more than `least` of the first `lives` nodes with this fault are found to break a promise in these words.
+fn assert_caught(fault: Fault, words: &str, least: usize, lives: u64) {
+    let options = Options { fault };
+    let broken = seeds::check_at_once(0..lives, |seed| live(seed, options)).err().unwrap_or_default();
+    let found = broken.iter().filter(|broken| broken.promise.contains(words)).count();
+    let others: Vec<_> = broken.iter().map(|broken| (broken.seed, &broken.promise)).collect();
+    assert!(found > least, "{fault:?}: {found} of {lives} lives: {others:#?}");
+}
+
 #[test]
 fn a_node_that_never_retries_is_caught() {
-    let options = Options { fault: Fault::NeverRetries };
-    let lives = seeds::check_at_once(0..40, |seed| live(seed, options));
-    let broken = lives.expect_err("what is lost once is lost for ever").len();
-    assert!(broken > 20, "only {broken} of 40 lives showed it");
+    assert_caught(Fault::NeverRetries, "did not arrive", 20, 40);
 }
 
 #[test]
 fn a_node_that_never_dials_is_caught() {
-    let options = Options { fault: Fault::NeverDials };
-    let lives = seeds::check_at_once(0..100, |seed| live(seed, options));
-    let broken = lives.expect_err("where UDP is blocked there is no other way").len();
-    assert!(broken > 10, "only {broken} of 100 lives showed it");
+    assert_caught(Fault::NeverDials, "did not arrive", 10, 100);
+}
+
+#[test]
+fn a_handshake_at_each_change_of_path_is_caught() {
+    assert_caught(Fault::RenewsSessions, "had another session", 10, 40);
+}
+
+#[test]
+fn a_replay_window_that_is_off_is_caught() {
+    assert_caught(Fault::ForgetsCounters, "arrived again", 10, 40);
+}
+
+#[test]
+fn a_packet_for_another_node_is_caught() {
+    assert_caught(Fault::Misroutes, "arrived at", 10, 40);
+}
+
+#[test]
+fn an_idle_pair_that_keeps_probing_is_caught() {
+    assert_caught(Fault::NeverRests, "nobody has talked", 1, 40);
+}
+
+#[test]
+fn a_direct_path_that_is_none_is_caught() {
+    assert_caught(Fault::ClaimsDirect, "impossible", 10, 40);
+}
+
+#[test]
+fn a_detour_where_there_is_a_direct_path_is_caught() {
+    assert_caught(Fault::ShunsDirect, "and could directly", 10, 40);
+}
+
+#[test]
+fn datagrams_without_end_to_addresses_that_never_answer_are_caught() {
+    assert_caught(Fault::Floods, "which never answered", 10, 40);
 }

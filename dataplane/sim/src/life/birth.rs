@@ -38,8 +38,8 @@ impl Life {
                 history.push((Duration::ZERO, format!("SSH from {} to {}", from.number(), to.number())));
             }
         }
-        for node in world.indices() {
-            world.node_mut(node).fault = options.fault;
+        for node in world.indices().into_iter().filter(|&node| options.fault.befalls(node)) {
+            world.set_fault(node, options.fault);
         }
         world.introduce_all();
         let end = rng.duration(&(Duration::from_secs(60)..=Duration::from_secs(180)));

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::agenda::Agenda;
-use crate::node::Fault;
+use crate::fault::Fault;
 use crate::rng::Rng;
 use crate::world::{NodeIndex, World};
 
