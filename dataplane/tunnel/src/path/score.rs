@@ -19,8 +19,8 @@ pub(crate) enum Rank {
 
 /// A path on which this share of probes is lost is taken for a worse kind than it is, percent.
 const LOSSY_FROM: u8 = 30;
-/// Probes from which loss is believed.
-const LOSS_SAMPLES: u32 = 12;
+/// Probes after which a path may be taken for a lossy one.
+const LOSSY_SAMPLES: u32 = 12;
 /// A path of the same kind is better only if it is faster by this much, so that two like ones do not take turns.
 const FASTER_BY: Duration = Duration::from_millis(5);
 /// Answers to probes, in a row, after which a round trip is believed.
@@ -62,7 +62,7 @@ impl Score {
     /// Loss counts as two kinds: a clean relay is better than a direct path that loses a third, and a relay that loses as much is
     /// not.
     fn standing(&self) -> u8 {
-        let lossy = self.samples >= LOSS_SAMPLES && self.loss.is_some_and(|loss| loss >= LOSSY_FROM);
+        let lossy = self.samples >= LOSSY_SAMPLES && self.loss.is_some_and(|loss| loss >= LOSSY_FROM);
         self.rank as u8 + if lossy { 2 } else { 0 }
     }
 
