@@ -9,6 +9,16 @@
 //! what else a test wants to hold, it asserts itself. [`theory`] says which roads there are between two nodes, from the
 //! network alone; [`life`] lets seeded misfortune happen to a mesh and holds the core to what theory says.
 //! [`seeds::check`] runs a scenario over many seeds and names those that fail.
+//!
+//! Each run of the tests lives 500 lives. To live 10,000, as before a release, and to live that of one seed again:
+//!
+//! ```sh
+//! RINGMESH_SIM_RUNS=10000 cargo nextest run --release -p ringmesh-sim --test lives promises
+//! RINGMESH_SIM_SEED=7 cargo nextest run -p ringmesh-sim --test lives promises
+//! ```
+//!
+//! A life that breaks a promise tells its seed, the promise and the story of all that happened. The same variable replays a
+//! seed of any other test here, if the test's name is given.
 #![forbid(unsafe_code)]
 
 mod agenda;

@@ -1,7 +1,7 @@
 //! Whole lives of small meshes, with everything that can go wrong; what is promised whatever happens is in
 //! [`ringmesh_sim::life::watch`].
 
-use ringmesh_sim::life::{Broken, Options, Summary, live};
+use ringmesh_sim::life::{Broken, Excuses, Options, Summary, live};
 use ringmesh_sim::{Fault, seeds};
 
 /// How many lives are lived: 500 unless set; 10,000 before a release.
@@ -41,6 +41,8 @@ fn promises_are_kept_whatever_happens() {
     let single = sum(|life| life.single);
     assert!(single * 2000 <= demanded, "{single} of {demanded} packets were lost one by one");
     assert!(sum(|life| life.direct) > 0, "some pair had to be direct");
+    let excuses = lives.iter().fold(Excuses::default(), |sum, life| sum + life.excuses);
+    println!("excused: {excuses}");
     println!(
         "{} lives, {packets} packets, {demanded} had to arrive and {single} did not, {} datagrams, {} sessions, {} looks at a direct path",
         lives.len(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::liar::Lie;
 use crate::world::NodeIndex;
 
 use super::{Life, birth};
@@ -14,6 +15,7 @@ pub(super) enum Recovery {
     UnblockTcp(NodeIndex),
     Start(NodeIndex),
     Return(NodeIndex),
+    BeHonest(NodeIndex),
 }
 
 impl Life {
@@ -53,6 +55,7 @@ impl Life {
                 self.watch.restarted(&self.world, node);
             }
             Recovery::Return(node) => self.world.set_away(node, false),
+            Recovery::BeHonest(relay) => self.set_lie(relay, None),
         }
     }
 
@@ -61,7 +64,7 @@ impl Life {
         let all = self.world.indices();
         let other = *self.rng.pick(&all);
         let until = now + self.rng.duration(&(Duration::from_secs(3)..=Duration::from_secs(40)));
-        match self.rng.below(12) {
+        match self.rng.below(13) {
             0 | 1 if node != other => self.cut(node, other, until),
             2 => self.cut_from_relays(node, until),
             3 | 4 => self.stop_relay(now, until),
@@ -86,6 +89,7 @@ impl Life {
                 self.note(format!("something rattles at {node:?}"));
                 self.world.rattle(node);
             }
+            11 => self.corrupt_relay(node, until),
             _ => {
                 self.note(format!("{node:?} restarts"));
                 self.world.restart(node);
@@ -122,6 +126,30 @@ impl Life {
         self.world.stop(relay);
         let start = if self.rng.chance(0.5) { now } else { until };
         self.recoveries.enter(start, Recovery::Start(relay));
+    }
+
+    /// A relay begins to lie, or another one takes its place that does.
+    fn corrupt_relay(&mut self, node: NodeIndex, until: Duration) {
+        if self.relays.is_empty() {
+            return;
+        }
+        let (relay, other) = (*self.rng.pick(&self.relays), *self.rng.pick(&self.nodes));
+        let lies = [Lie::Crosses, Lie::Repeats, Lie::Alters, Lie::Withholds(node, other), Lie::Misnumbers];
+        let lie = *self.rng.pick(&lies);
+        // One lie at a time: who is found out is honest first.
+        if self.world.node(relay).lie().is_none() {
+            self.set_lie(relay, Some(lie));
+            self.recoveries.enter(until, Recovery::BeHonest(relay));
+        }
+    }
+
+    fn set_lie(&mut self, relay: NodeIndex, lie: Option<Lie>) {
+        self.note(format!("relay {relay:?} lies: {lie:?}"));
+        let renamed = [self.world.node(relay).lie(), lie].contains(&Some(Lie::Misnumbers));
+        self.world.set_lie(relay, lie);
+        if renamed {
+            self.watch.restarted(&self.world, relay);
+        }
     }
 
     fn roam(&mut self, node: NodeIndex) {

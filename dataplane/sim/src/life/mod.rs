@@ -5,6 +5,7 @@
 //! [`theory`](crate::theory) says they can.
 
 mod birth;
+mod excuses;
 mod misfortune;
 pub mod watch;
 
@@ -16,6 +17,8 @@ use crate::agenda::Agenda;
 use crate::fault::Fault;
 use crate::rng::Rng;
 use crate::world::{NodeIndex, World};
+
+pub use self::excuses::Excuses;
 
 use self::misfortune::Recovery;
 use self::watch::Watch;
@@ -47,8 +50,10 @@ pub struct Summary {
     pub single: u64,
     /// Looks at a pair that had to be on a direct path, and was.
     pub direct: u64,
-    /// Sessions that came up.
+    /// Sessions that came up, counted at both ends.
     pub sessions: u64,
+    /// Those of them that came before their time, by what excused them.
+    pub excuses: Excuses,
     /// A fingerprint of all that happened.
     pub fingerprint: u64,
 }
@@ -125,6 +130,7 @@ impl Life {
             single: self.watch.single(),
             direct: self.watch.direct(),
             sessions: self.watch.sessions(),
+            excuses: self.watch.excuses(),
             fingerprint: self.world.fingerprint(),
         })
     }

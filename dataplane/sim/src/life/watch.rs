@@ -11,6 +11,8 @@ use ringmesh_tunnel::{Event, Path};
 use crate::theory::{Direct, Footing, roads};
 use crate::world::{NodeIndex, World};
 
+use super::excuses::{Excuse, Excuses};
+
 /// After so long with a road and without a misfortune, every packet must arrive.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(10);
 /// After so long, and where theory says that it can be, the path must be direct.
@@ -92,6 +94,7 @@ pub(crate) struct Watch {
     single: u64,
     direct: u64,
     sessions: u64,
+    excuses: Excuses,
 }
 
 impl Watch {
@@ -121,6 +124,10 @@ impl Watch {
 
     pub(super) const fn sessions(&self) -> u64 {
         self.sessions
+    }
+
+    pub(super) const fn excuses(&self) -> Excuses {
+        self.excuses
     }
 
     /// The network has changed.
@@ -321,14 +328,26 @@ impl Watch {
         let side = usize::from(node > peer);
         let before = pair.session[side].replace(at);
         let explained = std::mem::take(&mut pair.explained[side]);
-        let Some(before) = before.filter(|_| !explained) else { return Ok(()) };
-        let age = at.saturating_sub(before);
+        let Some(age) = before.map(|before| at.saturating_sub(before)) else { return Ok(()) };
+        if age >= REKEY_AGE {
+            return Ok(());
+        }
         let relay = world.node(node).is_relay() || world.node(peer).is_relay();
         // Without packets there is nothing to tell silence by.
         let unseen = relay || pair.talking_since.is_none_or(|since| since + CAUSE_LASTS > at);
-        let cut_off = relay && !pair.stands_between(node, peer, at);
-        let disturbed = unseen && (at <= pair.settled + CAUSE_LASTS || cut_off);
-        if age >= REKEY_AGE || age <= SAME_CAUSE || disturbed || pair.was_silent(world, at) {
+        let excuse = if explained {
+            Some(Excuse::Explained)
+        } else if age <= SAME_CAUSE {
+            Some(Excuse::SameCause)
+        } else if unseen && at <= pair.settled + CAUSE_LASTS {
+            Some(Excuse::Disturbed)
+        } else if relay && !pair.stands_between(node, peer, at) {
+            Some(Excuse::CutOff)
+        } else {
+            pair.was_silent(world, at).then_some(Excuse::Silent)
+        };
+        if let Some(excuse) = excuse {
+            self.excuses.count(excuse);
             return Ok(());
         }
         Err(format!(
