@@ -470,6 +470,59 @@ fn a_candidate_that_the_map_no_longer_names_goes_and_its_stream_is_closed() {
     assert_eq!(left, [Candidate::Udp(address(1))], "what is in use and answers stays");
 }
 
+/// A world in which a stream that the peer opened, and was heard on once, has just made room for other candidates.
+fn stream_crowded_out() -> (World, Link) {
+    let mut world = World::new(&[1], &[], &[]).established(udp(1));
+    let link = Link { number: 3, carrier: Carrier::Ssh };
+    world.paths.heard(Path::Link(link), false, false, world.now);
+    for number in 0..MAX_PATHS as u8 {
+        world.now += millis(1);
+        let heard = SocketAddr::from(([198, 51, 100, number], 7));
+        world.paths.heard(Path::Udp(heard), false, false, world.now);
+    }
+    let status = world.paths.status(&world.relays);
+    assert!(status.iter().all(|status| status.candidate != Candidate::Incoming(link)));
+    (world, link)
+}
+
+#[test]
+fn a_stream_whose_candidate_makes_room_is_closed_once() {
+    let (mut world, link) = stream_crowded_out();
+    assert_eq!(world.paths.links().collect::<Vec<_>>(), [link], "a peer that is removed takes it along");
+    world.run(10);
+    assert_eq!(world.count(|action| *action == Action::Close(link)), 1);
+    assert_eq!(world.paths.links().count(), 0);
+    world.run(10_000);
+    assert_eq!(world.count(|action| *action == Action::Close(link)), 1);
+}
+
+#[test]
+fn a_stream_that_made_room_and_is_heard_again_stays_open() {
+    let (mut world, link) = stream_crowded_out();
+    world.paths.heard(Path::Link(link), false, false, world.now);
+    assert_eq!(world.paths.links().collect::<Vec<_>>(), [link]);
+    world.run(1_000);
+    assert_eq!(world.count(|action| matches!(action, Action::Close(_))), 0);
+}
+
+#[test]
+fn a_stream_that_made_room_and_has_ended_needs_no_closing() {
+    let (mut world, link) = stream_crowded_out();
+    assert!(!world.paths.link_closed(link, world.now), "it is no path any more");
+    world.run(1_000);
+    assert_eq!(world.count(|action| matches!(action, Action::Close(_))), 0);
+}
+
+#[test]
+fn a_stream_that_makes_room_for_what_the_map_names_is_closed() {
+    let mut world = World::new(&[], &[SSH], &[]);
+    let link = Link { number: 3, carrier: Carrier::Ssh };
+    assert!(world.paths.link_opened(SSH.number, link, world.now));
+    let addresses: Vec<SocketAddr> = (0..MAX_PATHS as u8).map(address).collect();
+    assert_eq!(world.paths.configure(&addresses, &[SSH], &[], world.now), [link]);
+    assert_eq!(world.paths.links().count(), 0);
+}
+
 #[test]
 fn packets_fit_the_path_they_take() {
     let v6: SocketAddr = "[2001:db8::1]:1".parse().unwrap();

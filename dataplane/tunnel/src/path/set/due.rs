@@ -79,6 +79,7 @@ impl Paths {
         actions: &mut Vec<Action>,
         now: Instant,
     ) -> Outcome {
+        actions.extend(std::mem::take(&mut self.evicted).into_iter().map(Action::Close));
         self.follow_relays(context.relays, now);
         self.expire(now);
         self.close_dead(actions, now);

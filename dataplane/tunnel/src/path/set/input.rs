@@ -95,7 +95,7 @@ impl Paths {
             // Channels are named by the relay; the peer may have bound the pair before we did.
             Path::Relay(Channel { relay, number }) => {
                 let known = self.entries.iter().position(|entry| entry.candidate == Candidate::Relay(relay));
-                let at = known.unwrap_or_else(|| self.push(Candidate::Relay(relay)));
+                let at = known.unwrap_or_else(|| self.push(Candidate::Relay(relay), now));
                 let entry = &mut self.entries[at];
                 let former = entry.path();
                 entry.channel = Some(number);
@@ -112,13 +112,16 @@ impl Paths {
                 }
                 at
             }
-            Path::Udp(address) => self.push(Candidate::Udp(address)),
-            Path::Link(link) => self.push(Candidate::Incoming(link)),
+            Path::Udp(address) => self.push(Candidate::Udp(address), now),
+            Path::Link(link) => {
+                self.evicted.remove(&link);
+                self.push(Candidate::Incoming(link), now)
+            }
         }
     }
 
-    fn push(&mut self, candidate: Candidate) -> usize {
-        self.make_room();
+    fn push(&mut self, candidate: Candidate, now: Instant) -> usize {
+        self.make_room(now);
         self.entries.push(Entry::new(candidate, Origin::Heard));
         self.entries.len() - 1
     }
@@ -210,6 +213,7 @@ impl Paths {
 
     /// A stream ended. Tells whether it was one of these.
     pub(crate) fn link_closed(&mut self, link: Link, now: Instant) -> bool {
+        self.evicted.remove(&link);
         let Some(at) = self.position(Path::Link(link)) else { return false };
         let anything_works = self.anything_works();
         let entry = &mut self.entries[at];
@@ -291,7 +295,7 @@ impl Paths {
         });
         for address in addresses {
             if !self.entries.iter().any(|entry| entry.candidate == Candidate::Udp(address)) {
-                self.make_room();
+                self.make_room(now);
                 self.entries.push(Entry::new(Candidate::Udp(address), Origin::Offered));
             }
         }

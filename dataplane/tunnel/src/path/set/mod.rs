@@ -21,6 +21,7 @@
 //! | `next_offer`, `offers_made` | when we say the same, and how long the pauses have grown | each offer in `due`; at once again after `revive` and `network_changed`; sooner by `offer_soon` | never; without effect while the path is direct |
 //! | `searching_since` | the peer is wanted and nothing works: after a moment streams are dialled | `due` | `proved`, `answered`; `due` when something works or nobody asks |
 //! | `told_lost` | that nothing works any more was reported: once for each outage | `due`, after silence on every path | `due` when something works, or the selected path is not dead |
+//! | `evicted` | streams that lost their entry to another candidate while they were open | `make_room` | `due` and `configure`, which have them closed; heard once more; ended |
 //! | `next` | when `due` wants to be asked | `wake` by everything that goes in, `due` for the rest | `due` when nothing is planned, `rest` |
 
 mod attend;
@@ -29,6 +30,7 @@ mod due;
 mod entry;
 mod input;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -91,6 +93,9 @@ pub(crate) struct Paths {
     told_lost: bool,
     /// Where the peer's packets come from, as long as it has not shown that it receives there as well.
     unproven_lead: Option<Lead>,
+    /// Open streams whose entries made room for other candidates: to be closed. Each stream is here once, so there are no more of
+    /// them than are open.
+    evicted: BTreeSet<Link>,
 }
 
 impl Paths {
@@ -145,7 +150,7 @@ impl Paths {
             match self.entries.iter_mut().find(|entry| entry.candidate == candidate) {
                 Some(entry) => entry.origin = Origin::Map,
                 None => {
-                    self.make_room();
+                    self.make_room(now);
                     let mut entry = Entry::new(candidate, Origin::Map);
                     if matches!(candidate, Candidate::Udp(_)) {
                         entry.try_now(now);
@@ -156,11 +161,12 @@ impl Paths {
             }
         }
         self.forget_lost();
+        closed.extend(std::mem::take(&mut self.evicted));
         closed
     }
 
-    /// Makes room for one more candidate.
-    fn make_room(&mut self) {
+    /// Makes room for one more candidate. A stream that goes with its entry would stay open for nobody: it is to be closed.
+    fn make_room(&mut self, now: Instant) {
         if self.entries.len() < MAX_PATHS {
             return;
         }
@@ -171,7 +177,10 @@ impl Paths {
             .filter(|&at| expendable(&self.entries[at]))
             .min_by_key(|&at| value(&self.entries[at]));
         if let Some(least) = least {
-            self.entries.remove(least);
+            if let Some(Path::Link(link)) = self.entries.remove(least).path() {
+                self.evicted.insert(link);
+                self.wake(now);
+            }
         }
     }
 
@@ -228,12 +237,13 @@ impl Paths {
         !self.entries.is_empty()
     }
 
-    /// Streams that are open.
+    /// Streams that are open, those that are about to be closed included.
     pub(crate) fn links(&self) -> impl Iterator<Item = Link> + '_ {
-        self.entries.iter().filter_map(|entry| match entry.path()? {
+        let known = self.entries.iter().filter_map(|entry| match entry.path()? {
             Path::Link(link) => Some(link),
             Path::Udp(_) | Path::Relay(_) => None,
-        })
+        });
+        known.chain(self.evicted.iter().copied())
     }
 
     /// The path through a relay, if it gave a channel.
