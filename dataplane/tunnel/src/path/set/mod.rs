@@ -176,11 +176,11 @@ impl Paths {
         let least = (0..self.entries.len())
             .filter(|&at| expendable(&self.entries[at]))
             .min_by_key(|&at| value(&self.entries[at]));
-        if let Some(least) = least {
-            if let Some(Path::Link(link)) = self.entries.remove(least).path() {
-                self.evicted.insert(link);
-                self.wake(now);
-            }
+        if let Some(least) = least
+            && let Some(Path::Link(link)) = self.entries.remove(least).path()
+        {
+            self.evicted.insert(link);
+            self.wake(now);
         }
     }
 
