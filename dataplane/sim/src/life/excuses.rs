@@ -6,7 +6,8 @@ use std::ops::{Add, AddAssign};
 /// What excused a session that came up while the one before was young.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Excuse {
-    Explained,
+    Restarted,
+    Roadless,
     SameCause,
     Disturbed,
     CutOff,
@@ -16,8 +17,10 @@ pub(super) enum Excuse {
 /// Sessions that came up while the one before was young, by what excused them: the first that applies, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Excuses {
-    /// One of the two began anew, or they had no road.
-    pub explained: u64,
+    /// One of the two began anew.
+    pub restarted: u64,
+    /// They had no road that was old enough to be known.
+    pub roadless: u64,
     /// It followed within seconds on another one: handshakes that crossed.
     pub same_cause: u64,
     /// Something was lately taken from a pair that was not watched by its packets.
@@ -31,7 +34,8 @@ pub struct Excuses {
 impl Excuses {
     pub(super) const fn count(&mut self, excuse: Excuse) {
         let count = match excuse {
-            Excuse::Explained => &mut self.explained,
+            Excuse::Restarted => &mut self.restarted,
+            Excuse::Roadless => &mut self.roadless,
             Excuse::SameCause => &mut self.same_cause,
             Excuse::Disturbed => &mut self.disturbed,
             Excuse::CutOff => &mut self.cut_off,
@@ -43,7 +47,8 @@ impl Excuses {
 
 impl AddAssign for Excuses {
     fn add_assign(&mut self, other: Self) {
-        self.explained += other.explained;
+        self.restarted += other.restarted;
+        self.roadless += other.roadless;
         self.same_cause += other.same_cause;
         self.disturbed += other.disturbed;
         self.cut_off += other.cut_off;
@@ -62,10 +67,10 @@ impl Add for Excuses {
 
 impl fmt::Display for Excuses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { explained, same_cause, disturbed, cut_off, silent } = self;
+        let Self { restarted, roadless, same_cause, disturbed, cut_off, silent } = self;
         write!(
             f,
-            "{explained} explained, {same_cause} of the same cause, {disturbed} disturbed, {cut_off} cut off, {silent} silent"
+            "{restarted} restarted, {roadless} roadless, {same_cause} of the same cause, {disturbed} disturbed, {cut_off} cut off, {silent} silent"
         )
     }
 }

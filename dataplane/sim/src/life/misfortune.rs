@@ -149,6 +149,8 @@ impl Life {
         self.world.set_lie(relay, lie);
         if renamed {
             self.watch.restarted(&self.world, relay);
+            // It tells nodes where they are seen, too, and that begins anew.
+            self.watch.moved(&self.world, &self.nodes);
         }
     }
 

@@ -66,7 +66,7 @@ struct Watched {
     sent: [VecDeque<(u64, Duration)>; 2],
     /// When each side's last session came up, and whether a restart or the want of a road since explains the next one.
     session: [Option<Duration>; 2],
-    explained: [bool; 2],
+    explained: [Option<Excuse>; 2],
 }
 
 /// A packet that must arrive.
@@ -164,7 +164,7 @@ impl Watch {
     pub(super) fn restarted(&mut self, world: &World, node: NodeIndex) {
         self.moved(world, &[node]);
         for (_, pair) in self.pairs.iter_mut().filter(|(pair, _)| pair.0 == node || pair.1 == node) {
-            pair.explained = [true; 2];
+            pair.explained = [Some(Excuse::Restarted); 2];
         }
     }
 
@@ -240,7 +240,7 @@ impl Watch {
             let relay = world.node(a).is_relay() || world.node(b).is_relay();
             let reached = if relay { !footings.is_empty() } else { !roads(a, b, &footings).is_empty() };
             if (wants || relay) && !reached {
-                pair.explained = [true; 2];
+                pair.explained.iter_mut().for_each(|side| *side = side.or(Some(Excuse::Roadless)));
             }
         }
     }
@@ -335,8 +335,8 @@ impl Watch {
         let relay = world.node(node).is_relay() || world.node(peer).is_relay();
         // Without packets there is nothing to tell silence by.
         let unseen = relay || pair.talking_since.is_none_or(|since| since + CAUSE_LASTS > at);
-        let excuse = if explained {
-            Some(Excuse::Explained)
+        let excuse = if explained.is_some() {
+            explained
         } else if age <= SAME_CAUSE {
             Some(Excuse::SameCause)
         } else if unseen && at <= pair.settled + CAUSE_LASTS {
