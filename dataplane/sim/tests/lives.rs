@@ -108,7 +108,7 @@ fn a_packet_for_another_node_is_caught() {
 
 #[test]
 fn an_idle_pair_that_keeps_probing_is_caught() {
-    assert_caught(Fault::NeverRests, "nobody has talked", 1, 40);
+    assert_caught(Fault::NeverRests, "nobody has talked", 1, 150);
 }
 
 #[test]
