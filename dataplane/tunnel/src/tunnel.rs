@@ -451,9 +451,9 @@ impl Tunnel {
             peer.pings.push_back(Ping { token: *token, sent: now.monotonic });
         }
         peer.owes_keepalive = false;
-        // That a path on trial does not answer says nothing about the peer.
-        let usual = path.is_none() || path == peer.paths.selected();
-        let sent = if notice.is_request() && usual { Sent::Data } else { Sent::Quiet };
+        // Whether probes are answered is the path engine's to watch; the last one before a rest may well be lost.
+        let asks = notice.is_request() && path.is_none();
+        let sent = if asks { Sent::Data } else { Sent::Quiet };
         let (bytes, len) = notice.emit();
         self.seal(slot, &bytes[..len], path, sent, datagram, now)
     }

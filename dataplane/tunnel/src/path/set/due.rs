@@ -28,6 +28,8 @@ const OFTEN_LOSES_SAMPLES: u32 = 8;
 const OFTEN_LOSES_FROM: u8 = 10;
 /// Silence on every path, none of which works, after which the peer may have forgotten the session.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How long after the search for any path began that is believed at the earliest.
+const LAST_CHANCE: Duration = Duration::from_secs(2);
 /// How long a stream of ours stays open while something better is in use.
 const LINGER: Duration = Duration::from_secs(60);
 /// Between two looks at the same peer's paths.
@@ -116,8 +118,12 @@ impl Paths {
     }
 
     /// When the peer has been silent for so long, on every path, that it may have forgotten the session.
+    ///
+    /// A peer that rested was not asked for a long time: it gets a moment to answer.
     fn silent_at(&self) -> Option<Instant> {
-        self.entries.iter().filter_map(|entry| entry.heard).max().map(|heard| heard + SILENCE)
+        let heard = self.entries.iter().filter_map(|entry| entry.heard).max()?;
+        let asked = self.searching_since.map(|since| since + LAST_CHANCE);
+        Some((heard + SILENCE).max(asked.unwrap_or(heard)))
     }
 
     /// A path through a relay is as good as the way to the relay.
@@ -169,10 +175,13 @@ impl Paths {
                         entry.next = Some(now);
                     }
                 }
-                PathState::Untried | PathState::Dead if !entry.probes.awaits() && entry.next.is_none() => {
+                PathState::Untried | PathState::Dead if !entry.probes.awaits() => {
                     entry.fail(PathFailure::NoAnswer, PathState::Dead);
                     entry.must_bind = matches!(entry.candidate, Candidate::Relay(_));
-                    entry.wait(now, others);
+                    // The next try may have been set already, by an offer or by what may still be sent there.
+                    if entry.next.is_none() {
+                        entry.wait(now, others);
+                    }
                     let path = entry.path();
                     self.unproven_lead.take_if(|lead| Some(lead.path) == path);
                 }
@@ -273,9 +282,11 @@ impl Entry {
         if self.works() && self.next.is_none_or(|next| next > now + interval) && !self.probes.awaits() {
             self.next = Some(now + interval);
         }
-        // What is no better than what works is left in peace.
+        // What is no better than what works is left in peace. A relay's other addresses are not: they tell how the rest of the world
+        // sees us by that family.
         let pointless = matches!(self.candidate, Candidate::Udp(_))
             && self.state == PathState::Dead
+            && !context.kept
             && best.is_some_and(|best| best <= self.rank(context.relays));
         if pointless {
             self.next = None;
