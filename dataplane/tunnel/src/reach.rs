@@ -131,7 +131,7 @@ impl Tunnel {
         }
     }
 
-    /// Answers [`Event::BindRequested`](crate::Event::BindRequested), or tells anew when the other node came or went.
+    /// Answers [`Event::BindRequested`], or tells anew when the other node came or went.
     pub fn answer_bind(&mut self, client: NodeId, target: NodeId, answer: BindAnswer) {
         let notice = match answer {
             BindAnswer::Bound { channel, present } => Notice::Bound { target, channel, present },
