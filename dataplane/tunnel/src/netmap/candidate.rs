@@ -4,14 +4,14 @@
 //! somebody else: what can only be the peer's own machine, a group of machines or the tunnel itself is left out. The
 //! coordinator leaves it out before it passes a record on, and a node does not rely on that.
 
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::ip::Prefix;
 
 /// Tells whether a peer may send to `address`, which a node record names; `pools` are the network's own ranges.
 ///
 /// Refused are port 0, loopback, unspecified (all of 0.0.0.0/8), multicast, broadcast, IPv4 link-local (169.254.0.0/16, where
-/// clouds serve credentials), IPv6 link-local (fe80::/10: without a zone it names nobody), 240.0.0.0/4, and the pools: a datagram to an
+/// clouds serve credentials, and fd00:ec2::254, where one does so over IPv6), IPv6 link-local (fe80::/10: without a zone it names nobody), 240.0.0.0/4, and the pools: a datagram to an
 /// address of the mesh would go into the tunnel that it is to carry. IPv4 addresses in IPv6 form (::/96, ::ffff:0:0/96, and
 /// NAT64's 64:ff9b::/96) count as what they hold.
 pub fn candidate_is_allowed(address: SocketAddr, pools: &[Prefix]) -> bool {
@@ -19,6 +19,9 @@ pub fn candidate_is_allowed(address: SocketAddr, pools: &[Prefix]) -> bool {
     let in_a_pool = pools.iter().any(|pool| pool.contains(ip) || pool.contains(address.ip()));
     address.port() != 0 && !in_a_pool && is_unicast_beyond_this_host(ip)
 }
+
+/// Where Amazon's machines are given credentials over IPv6.
+const CREDENTIALS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 fn is_unicast_beyond_this_host(ip: IpAddr) -> bool {
     if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
@@ -30,7 +33,7 @@ fn is_unicast_beyond_this_host(ip: IpAddr) -> bool {
             // RFC 1122 §3.2.1.3 ("this network"), RFC 1112 §4 (reserved, broadcast).
             !ip.is_link_local() && first != 0 && first < 240
         }
-        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => !ip.is_unicast_link_local() && ip != CREDENTIALS_V6,
     }
 }
 
@@ -104,6 +107,7 @@ mod tests {
             "[::ffff:169.254.169.254]:80",
             "[::ffff:100.64.0.1]:80",
             "[::127.0.0.1]:80",
+            "[fd00:ec2::254]:80",
             "[64:ff9b::7f00:1]:80",
             "[64:ff9b::a9fe:a9fe]:80",
         ] {
