@@ -19,8 +19,9 @@ use crate::world::NodeIndex;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the end that opened a stream asks for a sign of life.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-/// How long opening a stream is tried.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node tries to open a WebSocket, and an SSH stream.
+const WEBSOCKET_TIMEOUT: Duration = Duration::from_secs(5);
+const SSH_TIMEOUT: Duration = Duration::from_secs(8);
 /// Frames that wait in an end's queue; further ones are dropped.
 const MAX_QUEUED: usize = 256;
 /// TCP's first retransmission (RFC 6298 allows 1 s, Linux takes 200 ms).
@@ -164,7 +165,11 @@ impl Streams {
         let (life, attachment) = (self.life(from), network.attachment(from));
         // TCP, then TLS or SSH: three round trips.
         let took = self.delay(network) * 6;
-        let (give_up, retry) = (now + CONNECT_TIMEOUT, FIRST_RETRY);
+        let timeout = match carrier {
+            Carrier::WebSocket => WEBSOCKET_TIMEOUT,
+            Carrier::Ssh => SSH_TIMEOUT,
+        };
+        let (give_up, retry) = (now + timeout, FIRST_RETRY);
         let dialled = Dialled { from, to, candidate, carrier, life, attachment, give_up, retry };
         self.agenda.enter(now + took, Step::Connect(dialled));
     }
@@ -498,7 +503,7 @@ mod tests {
         network.block_tcp(B, true);
         streams.dial(A, B, 1, Carrier::WebSocket, &network, SECOND);
         let all = reports(&mut streams, &network, 20 * SECOND);
-        assert!(matches!(all[..], [(at, Report::Failed { .. })] if at == SECOND + CONNECT_TIMEOUT));
+        assert!(matches!(all[..], [(at, Report::Failed { .. })] if at == SECOND + WEBSOCKET_TIMEOUT));
     }
 
     #[test]

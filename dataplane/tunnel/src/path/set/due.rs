@@ -29,7 +29,7 @@ const OFTEN_LOSES_FROM: u8 = 10;
 /// Silence on every path, none of which works, after which the peer may have forgotten the session.
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long after the search for any path began that is believed at the earliest.
-const LAST_CHANCE: Duration = Duration::from_secs(2);
+const LAST_CHANCE: Duration = Duration::from_secs(4);
 /// How long a stream of ours stays open while something better is in use.
 const LINGER: Duration = Duration::from_secs(60);
 /// Between two looks at the same peer's paths.
@@ -109,7 +109,10 @@ impl Paths {
 
     /// Whether no path works any more and nothing was heard for a while: told once for each time that it comes to that.
     fn is_lost(&mut self, now: Instant) -> bool {
-        if self.anything_works() || self.selected.is_some_and(|path| !self.is_dead(path)) {
+        // One that never answered, a stream just opened to a peer that restarted, say, is no reason to wait.
+        if self.anything_works()
+            || self.selected.is_some_and(|path| self.state_of(path) == Some(PathState::Suspect))
+        {
             self.told_lost = false;
             return false;
         }
@@ -277,6 +280,8 @@ impl Entry {
         let interval = match (selected, context.wanted) {
             (true, true) => PROBE_INTERVAL,
             (true, false) | (false, false) => REST_INTERVAL,
+            // A better kind that is passed over for its losses shall soon show that they are over.
+            (false, true) if best.is_some_and(|best| self.rank(context.relays) < best) => PROBE_INTERVAL,
             (false, true) => STANDBY_INTERVAL,
         };
         if self.works() && self.next.is_none_or(|next| next > now + interval) && !self.probes.awaits() {

@@ -213,9 +213,8 @@ impl Paths {
         entry.is_none_or(|entry| matches!(entry.state, PathState::Suspect | PathState::Dead))
     }
 
-    fn is_dead(&self, path: Path) -> bool {
-        let entry = self.position(path).and_then(|at| self.entries.get(at));
-        entry.is_none_or(|entry| entry.state == PathState::Dead)
+    fn state_of(&self, path: Path) -> Option<PathState> {
+        self.position(path).and_then(|at| self.entries.get(at)).map(|entry| entry.state)
     }
 
     fn is_verified(&self, path: Path) -> bool {
