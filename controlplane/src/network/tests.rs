@@ -200,7 +200,7 @@ impl World {
             host_name: String::new(),
             os: String::new(),
             version: String::new(),
-            relay: false,
+            relay,
         };
         let planned = enroll::plan(self.state(), &joiner, NodeId::generate(), self.now).unwrap();
         let enroll::Enrollment::New(id, plan) = planned else { panic!("{planned:?}") };

@@ -336,6 +336,10 @@ impl Handle {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        // The offers' other end may outlive the rest by a moment.
+        if self.commands.is_closed() {
+            return Err(Refused);
+        }
         self.offers.try_send(Offer { stream: Box::new(stream), peer }).map_err(|_| Refused)
     }
 
