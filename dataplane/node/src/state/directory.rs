@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ringmesh_proto::control::Reason;
@@ -17,6 +18,9 @@ use crate::error::Failure;
 const MAX_FILE: u64 = 256 << 20;
 /// Files of an interrupted write end like this.
 const TEMPORARY: &str = ".tmp";
+/// How often the lock is tried, and how long apart: half a second in all.
+const LOCK_ATTEMPTS: u32 = 26;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// One of the files that this crate keeps in a [`StateDir`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,18 @@ pub(crate) struct StateDir {
     syncs: std::sync::atomic::AtomicUsize,
 }
 
+/// Takes the lock, or waits a moment for it: who has just ended may still be cleared up, and a program that it was starting holds
+/// its descriptors until it runs.
+fn lock_soon(lock: &File) -> Result<(), TryLockError> {
+    for _ in 1..LOCK_ATTEMPTS {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            result => return result,
+        }
+    }
+    lock.try_lock()
+}
+
 impl StateDir {
     /// Opens `path`, creating it (0700) if it is missing, and locks it.
     ///
@@ -80,7 +96,7 @@ impl StateDir {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(|error| Failure::host(format!("locking the state directory {shown}"), &error))?;
-        match lock.try_lock() {
+        match lock_soon(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Failure::new(
