@@ -115,17 +115,17 @@ impl Tunnel {
         let opened = session.open(counter, datagram, now.monotonic)?;
 
         // From here on the datagram is the peer's own, and new.
-        if let Path::Relay(channel) = from {
-            self.touch_relay(channel.relay, now.monotonic);
-        }
-        let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         let (id, mesh) = (peer.id, peer.mesh);
         peer.received_bytes = peer.received_bytes.saturating_add(datagram.len() as u64);
         if position == Position::Next {
             self.confirm(slot, from, now);
         }
         let plaintext = datagram.get(opened.clone()).ok_or(DropReason::MalformedPacket)?;
-        self.heard(slot, from, notice::leads(plaintext), now.monotonic);
+        let leads = notice::leads(plaintext);
+        self.heard(slot, from, leads, now.monotonic);
+        if let Path::Relay(channel) = from {
+            self.touch_relay(channel.relay, now.monotonic);
+        }
         self.keep_fresh_on_receive(slot, now);
         let is_notice = plaintext.first().is_some_and(|first| first >> 4 == notice::NIBBLE);
         if let Some(peer) = self.peers.get_mut(slot) {

@@ -99,26 +99,17 @@ impl Tunnel {
 
     /// Where a datagram for `path` leaves this machine; nothing if the path leads through a relay that is not reached.
     pub(crate) fn hop(&self, path: Path, now: Instant) -> Option<Hop> {
-        match path {
-            Path::Udp(address) => Some(Hop::Udp(address)),
-            Path::Link(link) => Some(Hop::Link(link)),
-            Path::Relay(channel) => {
-                let slot = self.peers.by_id(channel.relay).filter(|slot| self.relays.contains(slot))?;
-                self.relay_hop(slot, now)
-            }
-        }
+        let Path::Relay(channel) = path else { return path.hop() };
+        let slot = self.peers.by_id(channel.relay).filter(|slot| self.relays.contains(slot))?;
+        self.relay_hop(slot, now)
     }
 
     /// Where a relay is reached; nothing without a session with it, as it would not know us.
     pub(crate) fn relay_hop(&self, slot: Slot, now: Instant) -> Option<Hop> {
         let relay = self.peers.get(slot)?;
         relay.sessions.current().filter(|session| session.can_seal(now))?;
-        match relay.paths.selected()? {
-            Path::Udp(address) => Some(Hop::Udp(address)),
-            Path::Link(link) => Some(Hop::Link(link)),
-            // A relay is never reached through a relay.
-            Path::Relay(_) => None,
-        }
+        // A relay is never reached through a relay.
+        relay.paths.selected()?.hop()
     }
 
     /// While the path in use is in doubt, what was sealed goes by the second best as well: the peer's replay window drops

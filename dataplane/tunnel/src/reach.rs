@@ -124,11 +124,7 @@ impl Tunnel {
     /// Where a peer is, if it is reached without a relay: the path that its own packets take, as far as we know.
     #[must_use]
     pub fn hop_to(&self, peer: NodeId) -> Option<Hop> {
-        match self.peers.get(self.peers.by_id(peer)?)?.paths.selected()? {
-            Path::Udp(address) => Some(Hop::Udp(address)),
-            Path::Link(link) => Some(Hop::Link(link)),
-            Path::Relay(_) => None,
-        }
+        self.peers.get(self.peers.by_id(peer)?)?.paths.selected()?.hop()
     }
 
     /// Answers [`Event::BindRequested`], or tells anew when the other node came or went.
@@ -296,11 +292,11 @@ impl Tunnel {
     /// Does what a peer's paths want to have done now.
     pub(crate) fn drive(&mut self, slot: Slot, now: Now) {
         let relays = self.relay_views(now.monotonic);
-        let mut actions = std::mem::take(&mut self.actions);
         let Some(peer) = self.peers.get_mut(slot) else { return };
         if !peer.mesh {
             return peer.paths.rest();
         }
+        let mut actions = std::mem::take(&mut self.actions);
         let context = Context {
             relays: &relays,
             wanted: peer.is_wanted(now.monotonic),

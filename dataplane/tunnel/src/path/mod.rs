@@ -87,6 +87,16 @@ impl Path {
         }
     }
 
+    /// Where a datagram that takes this path leaves the machine, unless a relay is in between.
+    #[must_use]
+    pub const fn hop(self) -> Option<Hop> {
+        match self {
+            Self::Udp(address) => Some(Hop::Udp(address)),
+            Self::Link(link) => Some(Hop::Link(link)),
+            Self::Relay(_) => None,
+        }
+    }
+
     /// What a cookie is bound to, so that it proves that its holder receives there: the address and port, or, where there is
     /// none, the link's number or the relay's channel. The three forms differ in length.
     pub(crate) fn cookie_binding(self) -> ([u8; 18], usize) {

@@ -96,19 +96,10 @@ impl Paths {
             Path::Relay(Channel { relay, number }) => {
                 let known = self.entries.iter().position(|entry| entry.candidate == Candidate::Relay(relay));
                 let at = known.unwrap_or_else(|| self.push(Candidate::Relay(relay), now));
+                self.name_channel(at, number);
                 let entry = &mut self.entries[at];
-                let former = entry.path();
-                entry.channel = Some(number);
-                entry.must_bind = false;
                 if !entry.works() {
                     entry.open(now);
-                }
-                let present = entry.path();
-                if former.is_some() && self.selected == former {
-                    self.selected = present;
-                }
-                if former.is_some() && self.twin == former {
-                    self.twin = present;
                 }
                 at
             }
@@ -116,6 +107,20 @@ impl Paths {
             Path::Link(link) => {
                 self.evicted.remove(&link);
                 self.push(Candidate::Incoming(link), now)
+            }
+        }
+    }
+
+    /// A relay's channel has this number from now on; it stays the same path, selected or not.
+    fn name_channel(&mut self, at: usize, number: u32) {
+        let entry = &mut self.entries[at];
+        let former = entry.path();
+        entry.channel = Some(number);
+        entry.must_bind = false;
+        let present = entry.path();
+        for path in [&mut self.selected, &mut self.twin] {
+            if former.is_some() && *path == former {
+                *path = present;
             }
         }
     }
@@ -236,23 +241,15 @@ impl Paths {
         else {
             return false;
         };
-        let entry = &mut self.entries[at];
-        let former = entry.path();
+        let entry = &self.entries[at];
         let news = entry.channel != Some(number) || entry.failure == Some(PathFailure::PeerNotAtRelay);
-        entry.channel = Some(number);
-        entry.must_bind = false;
+        self.name_channel(at, number);
+        let entry = &mut self.entries[at];
         if present && (news || matches!(entry.state, PathState::Closed | PathState::Opening)) {
             entry.open(now);
         } else if !present {
             entry.fail(PathFailure::PeerNotAtRelay, PathState::Dead);
             entry.next = Some(now + BACK_OFF[2]);
-        }
-        let path = entry.path();
-        if former.is_some() && self.selected == former {
-            self.selected = path;
-        }
-        if former.is_some() && self.twin == former {
-            self.twin = path;
         }
         self.wake(now);
         present && news
