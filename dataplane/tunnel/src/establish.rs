@@ -18,6 +18,8 @@ pub(crate) enum Begin {
     Fresh,
     /// The last initiation was not answered.
     Retry,
+    /// The last initiation was not answered by the paths there were, and now there is another.
+    Elsewhere,
     /// Our response was not confirmed: the peer may be unable to open it, so it is for us to begin.
     Insist,
 }
@@ -168,15 +170,17 @@ impl Tunnel {
         if why == Begin::Fresh && !peer.timers.retrying() {
             peer.timers.restart_attempt();
         }
-        if why == Begin::Insist || peer.timers.may_initiate(now.monotonic, &mut self.random) {
+        let at_once = matches!(why, Begin::Insist | Begin::Elsewhere);
+        if at_once || peer.timers.may_initiate(now.monotonic, &mut self.random) {
             peer.timers.initiated(now.monotonic, &mut self.random);
             self.last_handshake_id += 1;
             let id = HandshakeId(self.last_handshake_id);
             let job = Job::initiate(self.worker, peer.key, id);
             let old = peer.handshake.take();
-            let insisted = why == Begin::Retry && old.as_ref().is_some_and(|old| old.insist);
+            let goes_on = matches!(why, Begin::Retry | Begin::Elsewhere);
+            let insisted = goes_on && old.as_ref().is_some_and(|old| old.insist);
             let insist = why == Begin::Insist || insisted;
-            let doubt = why == Begin::Retry && old.as_ref().is_some_and(|old| old.doubt);
+            let doubt = goes_on && old.as_ref().is_some_and(|old| old.doubt);
             peer.handshake = Some(PendingHandshake { id, index: None, insist, doubt, message: None });
             if let Some(index) = old.and_then(|old| old.index) {
                 self.indices.remove(index);

@@ -1,7 +1,7 @@
 //! How peers are reached: the tunnel's side of the path engine, and a relay's side of its channels.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
@@ -20,6 +20,8 @@ use crate::tunnel::{Event, Slot, Transmit, Tunnel};
 const MAX_WAITING_DIALS: usize = 256;
 /// Notices waiting for a relay: it may be asked for channels to many peers at once.
 const MAX_RELAY_NOTICES: usize = 256;
+/// After so long the answer to an initiation is taken for lost when another path appears, which is then tried at once.
+const ANSWER_OVERDUE: Duration = Duration::from_millis(1500);
 
 /// What a caller is to do about links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,10 +269,15 @@ impl Tunnel {
 
     /// There is another path to a peer: what waits for a session need not wait for a timer.
     fn path_appeared(&mut self, slot: Slot, path: Path, now: Now) {
-        self.repeat_initiation(slot, path);
         let Some(peer) = self.peers.get(slot) else { return };
+        let waits = peer.handshake.is_some() && peer.timers.retrying();
         let no_session = peer.sessions.current().is_none() && !peer.timers.retrying();
-        if no_session && (peer.relay || !peer.held.is_empty() || !peer.notices.is_empty()) {
+        if waits && peer.timers.since_handshake_sent(now.monotonic) >= Some(ANSWER_OVERDUE) {
+            // The peer may have got the last one, and its answer was lost: it would drop the same again as old.
+            self.begin_handshake(slot, Begin::Elsewhere, now);
+        } else if waits {
+            self.repeat_initiation(slot, path);
+        } else if no_session && (peer.relay || !peer.held.is_empty() || !peer.notices.is_empty()) {
             self.begin_handshake(slot, Begin::Fresh, now);
         }
         self.reschedule(slot);

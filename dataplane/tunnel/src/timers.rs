@@ -192,6 +192,11 @@ impl Timers {
         !std::mem::replace(&mut self.rekeyed_on_receive, true)
     }
 
+    /// How long ago the last initiation or response was sent, if any was.
+    pub(crate) fn since_handshake_sent(&self, now: Instant) -> Option<Duration> {
+        self.last_handshake_sent.map(|last| now.saturating_duration_since(last))
+    }
+
     /// Whether an initiation is waiting for its answer or its turn.
     pub(crate) fn retrying(&self) -> bool {
         self.retry.is_some()

@@ -639,3 +639,27 @@ fn a_handshake_is_due_only_after_three_seconds_of_silence_on_every_path() {
     world.run(30_000);
     assert_eq!(world.lost.len(), 2, "and again for the next");
 }
+
+#[test]
+fn a_stream_that_ends_while_nobody_talks_brings_no_handshake() {
+    let link = Link { number: 1, carrier: Carrier::Ssh };
+    let mut world = World::new(&[1], &[SSH], &[]).established(udp(1));
+    world.run(5_000);
+    world.answers.clear();
+    world.works(Path::Link(link));
+    world.run(3_000);
+    world.paths.link_opened(SSH.number, link, world.now);
+    world.run(5_000);
+    assert_eq!(world.paths.selected(), Some(Path::Link(link)));
+    world.wanted = false;
+    world.run(60_000);
+    assert!(world.paths.link_closed(link, world.now));
+    world.paths.wake(world.now);
+    world.run(60_000);
+    assert_eq!(world.lost, [], "a peer that nobody asked has not failed to answer");
+    // With traffic it is asked, and then its silence counts.
+    world.wanted = true;
+    world.paths.wake(world.now);
+    world.run(10_000);
+    assert_eq!(world.lost.len(), 1);
+}

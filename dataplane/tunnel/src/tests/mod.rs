@@ -4,6 +4,7 @@ mod cookies;
 mod handshakes;
 mod notices;
 mod routing;
+mod streams;
 mod timers;
 mod vectors;
 

@@ -85,11 +85,12 @@ impl Paths {
         self.follow_relays(context.relays, now);
         self.expire(now);
         self.close_dead(actions, now);
+        let sought = context.wanted || context.kept;
         // A side that does not probe knows nothing better than what the peer leads it to.
-        let alive = context.wanted || context.kept || self.selected.is_none();
+        let alive = sought || self.selected.is_none();
         let mut changed = alive && self.choose(context, now);
         let works = self.anything_works();
-        self.searching_since = match (context.wanted || context.kept, works) {
+        self.searching_since = match (sought, works) {
             (true, false) => self.searching_since.or(Some(now)),
             _ => None,
         };
@@ -104,7 +105,8 @@ impl Paths {
         self.set_twin(context.relays);
         self.close_surplus(context, actions, now);
         self.plan(context, now);
-        Outcome { changed, lost: alive && self.is_lost(now) }
+        // Silence says nothing of a peer that nobody asked.
+        Outcome { changed, lost: sought && self.is_lost(now) }
     }
 
     /// Whether no path works any more and nothing was heard for a while: told once for each time that it comes to that.
