@@ -7,7 +7,7 @@
 //! +--------------------+----------------------------+
 //! ```
 //!
-//! On an SSH channel frames follow each other and may be cut anywhere: [`Deframer`]. A binary WebSocket message holds one or
+//! On an SSH channel frames follow each other and may be cut anywhere: [`whole`] tells how far they have come. A binary WebSocket message holds one or
 //! more whole frames and at most [`MAX_MESSAGE_LEN`] bytes: [`frames_mut`]. Both are written with [`push`].
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
@@ -17,9 +17,7 @@ use std::mem;
 pub const HEADER_LEN: usize = 2;
 /// Bytes of the longest datagram that travels in a stream: a jumbo frame's, with some to spare.
 pub const MAX_DATAGRAM_LEN: usize = 9216;
-/// Bytes of the longest frame.
-pub const MAX_FRAME_LEN: usize = HEADER_LEN + MAX_DATAGRAM_LEN;
-/// Bytes of the longest WebSocket message, and of what a [`Deframer`] holds.
+/// Bytes of the longest WebSocket message.
 pub const MAX_MESSAGE_LEN: usize = 64 << 10;
 
 /// What comes in is not a run of frames. A stream that says so is of no further use: where the next frame begins is unknown.
@@ -107,67 +105,18 @@ impl<'a> Iterator for FramesMut<'a> {
     }
 }
 
-/// Cuts a byte stream into datagrams, however the bytes arrive.
+/// How many of the first bytes of `received`, a piece of a byte stream that begins with a frame, are whole frames.
 ///
-/// Read into [`space`](Self::space), say how much with [`filled`](Self::filled), then take datagrams with
-/// [`next_datagram`](Self::next_datagram) until there is none. It holds [`MAX_MESSAGE_LEN`] bytes from the first byte on, and
-/// nothing before.
-#[derive(Debug, Default)]
-pub struct Deframer {
-    buffer: Vec<u8>,
-    /// What was taken already.
-    start: usize,
-    /// Where the bytes that came end.
-    end: usize,
-}
-
-impl Deframer {
-    /// One that has seen nothing.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+/// # Errors
+///
+/// A frame, even one that has only begun, has a length that no frame has: the stream cannot be followed.
+pub fn whole(received: &[u8]) -> Result<usize, FrameError> {
+    let mut rest = received;
+    while let Some((header, after)) = rest.split_first_chunk() {
+        let Some((_, after)) = after.split_at_checked(announced(*header)?) else { break };
+        rest = after;
     }
-
-    /// Where to put what comes next. Never empty once all datagrams were taken: what is left is less than a frame.
-    pub fn space(&mut self) -> &mut [u8] {
-        if self.buffer.is_empty() {
-            self.buffer.resize(MAX_MESSAGE_LEN, 0);
-        }
-        // Moved only when a whole frame might not fit behind: mostly nothing is left to move.
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.buffer.len().saturating_sub(self.start) < MAX_FRAME_LEN
-            || self.end == self.buffer.len()
-        {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end.saturating_sub(self.start));
-        }
-        self.buffer.get_mut(self.end..).unwrap_or_default()
-    }
-
-    /// The first `count` bytes of [`space`](Self::space) were filled.
-    pub fn filled(&mut self, count: usize) {
-        self.end = self.end.saturating_add(count).min(self.buffer.len());
-    }
-
-    /// Takes the next whole datagram, to be opened in place.
-    ///
-    /// # Errors
-    ///
-    /// If a length is not allowed; the same error comes again then, as the stream cannot be followed any more.
-    pub fn next_datagram(&mut self) -> Result<Option<&mut [u8]>, FrameError> {
-        let Some((header, rest)) = self
-            .buffer
-            .get_mut(self.start..self.end)
-            .and_then(|bytes| bytes.split_first_chunk_mut::<HEADER_LEN>())
-        else {
-            return Ok(None);
-        };
-        let length = announced(*header)?;
-        let Some(datagram) = rest.get_mut(..length) else { return Ok(None) };
-        self.start = self.start.saturating_add(HEADER_LEN).saturating_add(length);
-        Ok(Some(datagram))
-    }
+    Ok(received.len().saturating_sub(rest.len()))
 }
 
 #[cfg(test)]
@@ -190,19 +139,17 @@ mod tests {
         stream
     }
 
-    /// Feeds a stream in pieces of the given sizes, over and over.
-    fn deframe(stream: &[u8], pieces: &[usize]) -> Result<Vec<Vec<u8>>, FrameError> {
-        let (mut deframer, mut taken, mut rest) = (Deframer::new(), Vec::new(), stream);
+    /// Feeds a stream in pieces of the given sizes, over and over, and takes whole frames as they come.
+    fn in_pieces(stream: &[u8], pieces: &[usize]) -> Result<Vec<Vec<u8>>, FrameError> {
+        let (mut received, mut taken, mut rest) = (Vec::new(), Vec::new(), stream);
         let mut pieces = pieces.iter().copied().cycle();
         while !rest.is_empty() {
-            let space = deframer.space();
-            let count = pieces.next().unwrap().min(space.len()).min(rest.len());
-            assert!(count > 0, "there is always room for more");
-            space[..count].copy_from_slice(&rest[..count]);
-            deframer.filled(count);
-            rest = &rest[count..];
-            while let Some(datagram) = deframer.next_datagram()? {
-                taken.push(datagram.to_vec());
+            let (piece, after) = rest.split_at(pieces.next().unwrap().min(rest.len()));
+            received.extend_from_slice(piece);
+            rest = after;
+            let mut frames: Vec<u8> = received.drain(..whole(&received)?).collect();
+            for datagram in frames_mut(&mut frames) {
+                taken.push(datagram?.to_vec());
             }
         }
         Ok(taken)
@@ -215,7 +162,7 @@ mod tests {
             pieces in proptest::collection::vec(1usize..20_000, 1..20),
         ) {
             let stream = stream_of(&datagrams);
-            prop_assert_eq!(deframe(&stream, &pieces), Ok(datagrams));
+            prop_assert_eq!(in_pieces(&stream, &pieces), Ok(datagrams));
         }
 
         #[test]
@@ -239,7 +186,7 @@ mod tests {
             bytes in proptest::collection::vec(any::<u8>(), 0..600),
             pieces in proptest::collection::vec(1usize..100, 1..10),
         ) {
-            let _ = deframe(&bytes, &pieces);
+            let _ = in_pieces(&bytes, &pieces);
             let mut message = bytes;
             let mut frames = frames_mut(&mut message);
             if frames.any(|frame| frame.is_err()) {
@@ -256,7 +203,7 @@ mod tests {
         assert_eq!(push(&mut stream, &longest), Err(DoesNotFit(longest.len())));
         assert!(stream.is_empty());
         push(&mut stream, &longest[1..]).unwrap();
-        assert_eq!(stream.len(), MAX_FRAME_LEN);
+        assert_eq!(stream.len(), HEADER_LEN + MAX_DATAGRAM_LEN);
 
         let over = (MAX_DATAGRAM_LEN as u16 + 1).to_be_bytes();
         for (header, error) in
@@ -264,31 +211,20 @@ mod tests {
         {
             let mut bytes = header.to_vec();
             bytes.resize(20_000, 0);
-            assert_eq!(deframe(&bytes, &[1]), Err(error));
+            assert_eq!(in_pieces(&bytes, &[1]), Err(error));
             assert_eq!(frames_mut(&mut bytes).next(), Some(Err(error)));
         }
     }
 
     #[test]
-    fn an_error_of_a_stream_stays() {
-        let mut deframer = Deframer::new();
-        deframer.space()[..4].copy_from_slice(&[0, 0, 0, 1]);
-        deframer.filled(4);
-        assert_eq!(deframer.next_datagram(), Err(FrameError::Empty));
-        assert_eq!(deframer.next_datagram(), Err(FrameError::Empty));
-    }
-
-    #[test]
-    fn a_deframer_holds_nothing_before_the_first_byte_and_never_more_than_a_message() {
-        let mut deframer = Deframer::new();
-        assert_eq!(deframer.buffer.capacity(), 0);
-        for _ in 0..50 {
-            let space = deframer.space();
-            space.fill(0x11);
-            let count = space.len();
-            deframer.filled(count);
-            while deframer.next_datagram().unwrap().is_some() {}
+    fn only_whole_frames_count_and_a_bad_length_is_found_before_its_bytes_come() {
+        let stream = stream_of(&[b"one".to_vec(), b"three".to_vec()]);
+        for cut in 0..=stream.len() {
+            let ends = [0, 5, 12].into_iter().filter(|end| *end <= cut).max();
+            assert_eq!(whole(&stream[..cut]).ok(), ends, "{cut}");
         }
-        assert_eq!(deframer.buffer.capacity(), MAX_MESSAGE_LEN);
+        assert_eq!(whole(&[&stream[..], &[0, 0]].concat()), Err(FrameError::Empty));
+        assert_eq!(whole(&[&stream[..], &9217_u16.to_be_bytes()].concat()), Err(FrameError::TooLong(9217)));
+        assert_eq!(whole(&[&stream[..], &9216_u16.to_be_bytes()].concat()), Ok(12));
     }
 }

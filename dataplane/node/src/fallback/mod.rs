@@ -10,7 +10,6 @@
 //! Whoever opens a stream, or accepts one, is nobody: only the session inside says who it is.
 
 pub(crate) mod doors;
-mod frame;
 mod link;
 pub(crate) mod link_socket;
 mod queue;

@@ -1,13 +1,12 @@
 //! Pumps frames through a stream of bytes: a channel of an SSH connection, or a unix socket.
 
-use ringmesh_relay::frame as frames;
+use ringmesh_relay::frame::{self as frames, whole};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::timeout,
 };
 
 use super::{
-    frame::whole,
     link::{Allowance, Ended, Opened, PIECE, QUIET, SIGN_OF_LIFE_AFTER, guard, in_time},
     queue::{LinkEnd, SIGN_OF_LIFE},
 };

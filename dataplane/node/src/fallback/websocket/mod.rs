@@ -10,7 +10,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
 use ringmesh_proto::control::Reason;
-use ringmesh_relay::frame::{FrameError, MAX_MESSAGE_LEN};
+use ringmesh_relay::frame::{FrameError, MAX_MESSAGE_LEN, whole};
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -31,7 +31,6 @@ use tokio_tungstenite::{
 pub(crate) use self::{proxy::Proxies, url::RelayUrl};
 use super::{
     doors::Visit,
-    frame::whole,
     link::{Allowance, Ended, Opened, QUIET, SIGN_OF_LIFE_AFTER, guard, in_time},
     queue::LinkEnd,
     tcp,
