@@ -6,7 +6,10 @@ use std::{
     str::FromStr,
 };
 
-use ringmesh_relay::rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT};
+use ringmesh_relay::{
+    ForwardedHeader,
+    rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT},
+};
 use ringmesh_tunnel::{
     enroll::COORDINATORS_MAX,
     ip::Prefix,
@@ -59,9 +62,12 @@ pub struct RelayConfig {
     pub websockets: Vec<String>,
     /// What stands before `/relay/v1` in the path of requests, `/base`: where a reverse proxy serves other things too.
     pub base_path: String,
-    /// Reverse proxies, whose word on where a connection comes from (`X-Forwarded-For`, `Forwarded`) is taken.
+    /// Reverse proxies, whose word on where a connection comes from is taken.
     #[serde(deserialize_with = "from_strs")]
     pub trusted_proxies: Vec<Prefix>,
+    /// The header in which they give it: `x-forwarded-for` or `forwarded` (RFC 7239). The first by default.
+    #[serde(deserialize_with = "from_str")]
+    pub forwarded_header: ForwardedHeader,
     /// What one node may have relayed, in Mbit/s (10^6 bits a second); 0: no bound of its own. 1000 by default.
     pub client_rate_mbit: u32,
     /// What all together may have relayed, in Mbit/s (10^6 bits a second), shared fairly; 0: no bound. 2000 by default, which is
@@ -106,6 +112,7 @@ impl Default for RelayConfig {
             websockets: Vec::new(),
             base_path: String::new(),
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
             client_rate_mbit: DEFAULT_CLIENT_MBIT,
             total_rate_mbit: DEFAULT_TOTAL_MBIT,
         }
@@ -388,7 +395,7 @@ mod tests {
              [network]\nname = \"home\"\nipv4_pool = \"10.42.0.0/16\"\nzone = \"home.arpa\"\n\
              [relay]\nenabled = false\nlisten = \"[::]:3478\"\nendpoints = [\"relay.example.org:3479\"]\n\
              websockets = [\"wss://mesh.example.org/base/relay/v1\"]\nbase_path = \"/base\"\n\
-             trusted_proxies = [\"192.0.2.0/24\", \"::1/128\"]\nclient_rate_mbit = 50\ntotal_rate_mbit = 400\n",
+             trusted_proxies = [\"192.0.2.0/24\", \"::1/128\"]\nforwarded_header = \"Forwarded\"\nclient_rate_mbit = 50\ntotal_rate_mbit = 400\n",
         )
         .unwrap();
         let advertised: Vec<String> =
@@ -404,6 +411,7 @@ mod tests {
                 websockets: vec!["wss://mesh.example.org/base/relay/v1".into()],
                 base_path: "/base".into(),
                 trusted_proxies: vec!["192.0.2.0/24".parse().unwrap(), "::1/128".parse().unwrap()],
+                forwarded_header: ForwardedHeader::Forwarded,
                 client_rate_mbit: 50,
                 total_rate_mbit: 400,
             }
@@ -451,6 +459,7 @@ mod tests {
             ),
             ("relay.endpoints = [\"http://x\"]", "is not an address"),
             ("relay.trusted_proxies = [\"10.1.2.3/8\"]", "did you mean 10.0.0.0/8?"),
+            ("relay.forwarded_header = \"x-real-ip\"", "write x-forwarded-for or forwarded"),
             ("relay.client_rate_mbit = -1", "relay"),
         ] {
             let error = parse(text).unwrap_err();

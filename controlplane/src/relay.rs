@@ -127,6 +127,7 @@ fn server_config(config: &RelayConfig, listen: SocketAddr) -> ServerConfig {
         // Without one, whatever a proxy puts before the path is taken.
         base_path: Some(config.base_path.clone()).filter(|path| !path.is_empty()),
         trusted_proxies: config.trusted_proxies.clone(),
+        forwarded_header: config.forwarded_header,
         ..ServerConfig::default()
     }
 }

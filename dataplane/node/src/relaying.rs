@@ -174,6 +174,7 @@ fn server_config(port: u16, mode: &RelayMode) -> ServerConfig {
         port,
         rates: Rates::from_mbit(mode.client_rate_mbit, mode.total_rate_mbit),
         trusted_proxies: mode.trusted_proxies.clone(),
+        forwarded_header: mode.forwarded_header,
         ..ServerConfig::default()
     }
 }

@@ -294,6 +294,7 @@ mod tests {
             ("link_socket = \"run/link.sock\"", "absolute"),
             ("[relay]\nwebsockets = [\"ws://a/relay/v1\"]", "wss://"),
             ("[relay]\ntrusted_proxies = [\"proxy\"]", "192.0.2.0/24"),
+            ("[relay]\nforwarded_header = \"via\"", "write x-forwarded-for or forwarded"),
             ("ssh_port = 22\n[relay]", "neither ssh_port"),
             ("relay = true", "a table `[relay]`"),
         ] {
@@ -353,10 +354,11 @@ mod tests {
     #[test]
     fn a_relay_is_a_table() {
         let text = "[relay]\nwebsocket_listen = \"[::]:443\"\nwebsockets = [\"wss://r.example/relay/v1\"]\n\
-                    trusted_proxies = [\"10.0.0.0/8\"]\n";
+                    trusted_proxies = [\"10.0.0.0/8\"]\nforwarded_header = \"forwarded\"\n";
         let relay = Config::parse(text, "node.toml").unwrap().relay.unwrap();
         assert_eq!(relay.websocket_listen, Some("[::]:443".parse().unwrap()));
         assert_eq!(relay.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(relay.forwarded_header, ringmesh_relay::ForwardedHeader::Forwarded);
         assert_eq!(Config::parse("[relay]", "node.toml").unwrap().relay, Some(RelayMode::default()));
     }
 

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use ringmesh_relay::rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT};
+use ringmesh_relay::{
+    ForwardedHeader,
+    rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT},
+};
 use ringmesh_tunnel::{
     ip::Prefix,
     netmap::{URL_MAX, WEBSOCKETS_MAX},
@@ -23,6 +26,9 @@ pub struct RelayMode {
     /// Ranges of reverse proxies whose word on a client's address is believed.
     #[serde(deserialize_with = "prefixes")]
     pub trusted_proxies: Vec<Prefix>,
+    /// The header in which they give it: `x-forwarded-for` or `forwarded` (RFC 7239). The first by default.
+    #[serde(deserialize_with = "header")]
+    pub forwarded_header: ForwardedHeader,
     /// What one node may have relayed, in Mbit/s (10^6 bits a second); 0: no bound of its own. 1000 by default.
     pub client_rate_mbit: u32,
     /// What all together may have relayed, in Mbit/s (10^6 bits a second), shared fairly; 0: no bound. 2000 by default, which is
@@ -36,6 +42,7 @@ impl Default for RelayMode {
             websocket_listen: None,
             websockets: Vec::new(),
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
             client_rate_mbit: DEFAULT_CLIENT_MBIT,
             total_rate_mbit: DEFAULT_TOTAL_MBIT,
         }
@@ -57,6 +64,10 @@ impl RelayMode {
         }
         Ok(())
     }
+}
+
+fn header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ForwardedHeader, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
 fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Prefix>, D::Error> {

@@ -49,7 +49,7 @@ use crate::rate::Rates;
 pub use self::engine::MAX_NETWORKS;
 pub use self::report::{NetworkReport, Report};
 pub use self::tls::TlsLimits;
-pub use self::upgrade::{PATH, SUBPROTOCOL};
+pub use self::upgrade::{ForwardedHeader, PATH, SUBPROTOCOL, UnknownHeader};
 
 /// Commands that wait for the thread; then their senders do.
 const COMMANDS: usize = 64;
@@ -76,8 +76,10 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// What is in front of `/relay/v1` in a WebSocket's path, if a proxy does not take it off; none: anything may be.
     pub base_path: Option<String>,
-    /// Reverse proxies whose word on where a connection comes from is believed (`X-Forwarded-For`, `Forwarded`).
+    /// Reverse proxies whose word on where a connection comes from is believed.
     pub trusted_proxies: Vec<Prefix>,
+    /// In which header they give it.
+    pub forwarded_header: ForwardedHeader,
 }
 
 impl Default for ServerConfig {
@@ -90,6 +92,7 @@ impl Default for ServerConfig {
             limits: Limits::default(),
             base_path: None,
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
         }
     }
 }
@@ -411,7 +414,11 @@ fn run(
             unproven: Unproven::new(config.limits.unproven, config.limits.unproven_per_source),
             budget: Budget::default(),
             limits: config.limits,
-            rules: Rules { base_path: config.base_path, trusted_proxies: config.trusted_proxies },
+            rules: Rules {
+                base_path: config.base_path,
+                trusted_proxies: config.trusted_proxies,
+                forwarded_header: config.forwarded_header,
+            },
         });
         // Each is ended by dropping it.
         tokio::select! {

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use httparse::{Header, Request};
 use ringmesh_tunnel::ip::Prefix;
@@ -26,6 +27,34 @@ const HEAD_END: &[u8] = b"\r\n\r\n";
 /// Characters of a `Sec-WebSocket-Key`: 16 bytes in base64.
 const KEY_LEN: usize = 24;
 
+/// In which header a reverse proxy says where a connection comes from. The other one is passed on as the client wrote it, so it is
+/// not looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`, which most proxies add by themselves.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+/// A name that is neither header's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a header that is understood: write x-forwarded-for or forwarded")]
+pub struct UnknownHeader(String);
+
+impl FromStr for ForwardedHeader {
+    type Err = UnknownHeader;
+
+    fn from_str(name: &str) -> Result<Self, UnknownHeader> {
+        match name.to_ascii_lowercase().as_str() {
+            "x-forwarded-for" => Ok(Self::XForwardedFor),
+            "forwarded" => Ok(Self::Forwarded),
+            _ => Err(UnknownHeader(name.to_owned())),
+        }
+    }
+}
+
 /// What the server asks of a request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
@@ -33,6 +62,8 @@ pub(super) struct Rules {
     pub(super) base_path: Option<String>,
     /// Whose word on where a connection comes from is believed.
     pub(super) trusted_proxies: Vec<Prefix>,
+    /// Where they say it.
+    pub(super) forwarded_header: ForwardedHeader,
 }
 
 /// Why a request is refused.
@@ -163,7 +194,11 @@ fn read(head: &[u8], peer: SocketAddr, rules: &Rules) -> Result<Granted, Refusal
     let key = headers.one("sec-websocket-key").filter(|key| key.len() == KEY_LEN);
     let accept = derive_accept_key(key.ok_or(Refusal::Malformed)?.as_bytes());
     let trusted = |address: IpAddr| rules.trusted_proxies.iter().any(|proxy| proxy.contains(address));
-    let forwarded_for = if trusted(peer.ip().to_canonical()) { headers.forwarded_for(trusted) } else { None };
+    let forwarded_for = if trusted(peer.ip().to_canonical()) {
+        headers.forwarded_for(rules.forwarded_header, trusted)
+    } else {
+        None
+    };
     Ok(Granted { length, accept, forwarded_for })
 }
 
@@ -203,13 +238,17 @@ impl<'a> Headers<'a> {
     }
 
     /// Each proxy adds whom it saw at the end: the last that is not a trusted proxy itself is the one to believe in.
-    fn forwarded_for(&self, trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-        let x = self.list("x-forwarded-for").rev().map(address).find(|entry| !entry.is_some_and(&trusted));
-        let standard = || {
-            let entries = self.list("forwarded").rev().map(|entry| forwarded_for(entry).and_then(address));
-            entries.into_iter().find(|entry| !entry.is_some_and(&trusted))
-        };
-        x.or_else(standard).flatten()
+    fn forwarded_for(&self, header: ForwardedHeader, trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let not_trusted = |entry: &Option<IpAddr>| !entry.is_some_and(&trusted);
+        match header {
+            ForwardedHeader::XForwardedFor => {
+                self.list("x-forwarded-for").rev().map(address).find(not_trusted).flatten()
+            }
+            ForwardedHeader::Forwarded => {
+                let entries = self.list("forwarded").rev();
+                entries.map(|entry| forwarded_for(entry).and_then(address)).find(not_trusted).flatten()
+            }
+        }
     }
 }
 
@@ -349,15 +388,35 @@ mod tests {
             seen(&["X-Forwarded-For: 203.0.113.1", "X-Forwarded-For: nonsense"], &["192.0.2.9/32"]),
             None
         );
+        let standard = |lines: &[&str]| {
+            let rules = Rules { forwarded_header: ForwardedHeader::Forwarded, ..trusting(&["192.0.2.9/32"]) };
+            judge(&[GOOD.as_slice(), lines].concat(), &rules).unwrap().forwarded_for
+        };
         for (text, address) in [
             ("Forwarded: for=203.0.113.5;proto=https", "203.0.113.5"),
             ("Forwarded: by=x;FOR=\"203.0.113.5:99\"", "203.0.113.5"),
             ("Forwarded: for=9.9.9.9, for=\"[2001:db8::7]:4711\"", "2001:db8::7"),
             ("Forwarded: for=\"[2001:db8::7]\"", "2001:db8::7"),
         ] {
-            assert_eq!(seen(&[text], &["192.0.2.9/32"]), is(address), "{text}");
+            assert_eq!(standard(&[text]), is(address), "{text}");
+            // The header that the proxy does not write is the client's own word.
+            assert_eq!(standard(&[text, x[0]]), is(address), "{text}");
+            assert_eq!(seen(&[text, x[0]], &["192.0.2.9/32"]), is("198.51.100.7"), "{text}");
+            assert_eq!(seen(&[text], &["192.0.2.9/32"]), None, "{text}");
         }
-        assert_eq!(seen(&["Forwarded: for=_hidden"], &["192.0.2.9/32"]), None);
+        assert_eq!(standard(&["Forwarded: for=_hidden"]), None);
+        assert_eq!(standard(&x), None);
+    }
+
+    #[test]
+    fn headers_are_known_by_their_names_alone() {
+        assert_eq!("X-Forwarded-For".parse(), Ok(ForwardedHeader::XForwardedFor));
+        assert_eq!("forwarded".parse(), Ok(ForwardedHeader::Forwarded));
+        let unknown = "x-real-ip".parse::<ForwardedHeader>().unwrap_err();
+        assert_eq!(
+            unknown.to_string(),
+            "`x-real-ip` is not a header that is understood: write x-forwarded-for or forwarded"
+        );
     }
 
     #[test]
@@ -437,7 +496,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), line in 0usize..7) {
-            let trusting = Rules { trusted_proxies: vec!["0.0.0.0/0".parse().unwrap()], base_path: None };
+            let trusting = Rules { trusted_proxies: vec!["0.0.0.0/0".parse().unwrap()], ..Rules::default() };
             let _ = read(&bytes, peer(), &trusting);
             let mut lines = GOOD.map(|line| line.as_bytes().to_vec()).to_vec();
             lines[line] = [b"Forwarded: ".as_slice(), &bytes].concat();
