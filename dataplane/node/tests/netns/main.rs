@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod amplification;
 mod apart;
 mod away;
 mod canary;
