@@ -68,9 +68,11 @@ pub(crate) fn exit_of(reason: Reason, code: Code, root: bool) -> Exit {
         | Reason::PoolExhausted
         | Reason::AlreadyJoined
         | Reason::Conflict => Exit::Conflict,
-        Reason::NameInvalid | Reason::NodeUnknown | Reason::InvalidArgument | Reason::TokenRole => {
-            Exit::Usage
-        }
+        Reason::NameInvalid
+        | Reason::NodeUnknown
+        | Reason::InvalidArgument
+        | Reason::TokenRole
+        | Reason::PolicyInvalid => Exit::Usage,
         Reason::NotJoined => Exit::NotJoined,
         Reason::Unreachable | Reason::Busy | Reason::NoReply if code == Code::DeadlineExceeded => {
             Exit::Timeout
@@ -120,6 +122,8 @@ fn cure_of(daemon: Daemon, reason: Reason, code: Code, root: bool) -> Option<Str
         | Reason::InvalidArgument
         // The message names both cures.
         | Reason::TokenRole
+        // The message names each place in the file.
+        | Reason::PolicyInvalid
         | Reason::Host
         | Reason::Conflict
         | Reason::NoReply => return None,
@@ -183,6 +187,7 @@ mod tests {
             (Reason::TokenUsed, 7),
             (Reason::TokenRevoked, 7),
             (Reason::TokenRole, 2),
+            (Reason::PolicyInvalid, 2),
             (Reason::NameTaken, 9),
             (Reason::NameInvalid, 2),
             (Reason::KeyTaken, 9),

@@ -171,6 +171,13 @@ impl NodeService for Admin {
         }))
     }
 
+    async fn wait_installed(
+        &self,
+        _request: Request<proto::WaitInstalledRequest>,
+    ) -> Answer<proto::WaitInstalledResponse> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn add_stock_device(
         &self,
         request: Request<proto::AddStockDeviceRequest>,
@@ -262,8 +269,41 @@ impl PolicyService for Admin {
                 serial: held.map(|policy| policy.serial).unwrap_or_default(),
                 expires_ms: held.map(|policy| policy.not_after.as_millis()).unwrap_or_default(),
                 rules: convert::rules(state),
+                ..Default::default()
             }
         })?;
         Ok(Response::new(response))
+    }
+
+    async fn plan_policy(
+        &self,
+        _request: Request<proto::PlanPolicyRequest>,
+    ) -> Answer<proto::PlanPolicyResponse> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn apply_policy(
+        &self,
+        _request: Request<proto::ApplyPolicyRequest>,
+    ) -> Answer<proto::ApplyPolicyResponse> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn list_policies(
+        &self,
+        _request: Request<proto::ListPoliciesRequest>,
+    ) -> Answer<proto::ListPoliciesResponse> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn rollback_policy(
+        &self,
+        _request: Request<proto::RollbackPolicyRequest>,
+    ) -> Answer<proto::ApplyPolicyResponse> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn trace(&self, _request: Request<proto::TraceRequest>) -> Answer<proto::TraceResponse> {
+        Err(Status::unimplemented("not yet"))
     }
 }

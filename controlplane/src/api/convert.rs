@@ -170,15 +170,14 @@ pub(super) fn token(id: TokenId, row: &TokenRow) -> admin::Token {
 /// The rules of a policy as operators read them.
 pub(super) fn rules(network: &NetworkState) -> Vec<admin::Rule> {
     let leaves = network.policy.iter().flat_map(|policy| &policy.leaves);
-    leaves
-        .filter_map(|(leaf, _)| match leaf {
-            Leaf::Rule(found) => Some(rule(found, network)),
-            Leaf::Name(_) => None,
-        })
-        .collect()
+    let rules = leaves.filter_map(|(leaf, _)| match leaf {
+        Leaf::Rule(rule) => Some(rule),
+        Leaf::Name(_) => None,
+    });
+    (1..).zip(rules).map(|(number, found)| rule(number, found, network)).collect()
 }
 
-fn rule(rule: &Rule, network: &NetworkState) -> admin::Rule {
+fn rule(number: u32, rule: &Rule, network: &NetworkState) -> admin::Rule {
     let side = |selectors: &[Selector]| join(selectors.iter().map(|one| selector(one, network)));
     let ports = join(rule.ports.iter().map(ToString::to_string));
     admin::Rule {
@@ -186,6 +185,7 @@ fn rule(rule: &Rule, network: &NetworkState) -> admin::Rule {
         destination: side(&rule.destinations),
         protocol: rule.protocol.to_string(),
         ports: if ports.is_empty() { "*".into() } else { ports },
+        number,
     }
 }
 

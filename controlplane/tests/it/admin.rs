@@ -232,12 +232,17 @@ async fn networks_nodes_tokens_and_policy_can_be_looked_at_and_named() {
     }
     let unknown = admin::ListTokensRequest { network: "nope".into() };
     assert_eq!(reason(&operator.tokens.list_tokens(unknown).await.unwrap_err()), Reason::NetworkUnknown);
-    let policy = operator.policy.get_policy(admin::GetPolicyRequest { network: "lab".into() }).await.unwrap();
+    let policy = operator
+        .policy
+        .get_policy(admin::GetPolicyRequest { network: "lab".into(), ..Default::default() })
+        .await
+        .unwrap();
     let all = admin::Rule {
         source: "*".into(),
         destination: "*".into(),
         protocol: "any".into(),
         ports: "*".into(),
+        number: 1,
     };
     assert_eq!(policy.into_inner().rules, [all]);
     coordinator.stop().await;

@@ -114,7 +114,9 @@ fn usual_code(reason: Reason) -> Code {
         | Reason::NodeRemoved
         | Reason::NotPermitted => Code::PermissionDenied,
         Reason::NameTaken | Reason::KeyTaken | Reason::AlreadyJoined => Code::AlreadyExists,
-        Reason::NameInvalid | Reason::InvalidArgument | Reason::TokenRole => Code::InvalidArgument,
+        Reason::NameInvalid | Reason::InvalidArgument | Reason::TokenRole | Reason::PolicyInvalid => {
+            Code::InvalidArgument
+        }
         Reason::NetworkUnknown | Reason::NodeUnknown => Code::NotFound,
         Reason::PoolExhausted => Code::ResourceExhausted,
         Reason::Busy | Reason::Unreachable | Reason::NoReply => Code::Unavailable,

@@ -16,6 +16,7 @@ pub mod netmap;
 
 pub mod allowed_ips;
 pub mod drop_reason;
+pub mod filter;
 pub mod handshake;
 pub mod message;
 pub mod path;

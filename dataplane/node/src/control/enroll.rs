@@ -134,6 +134,7 @@ fn is_definite(reason: Reason) -> bool {
         | Reason::KeyTaken
         | Reason::PoolExhausted => true,
         Reason::Unspecified
+        | Reason::PolicyInvalid
         | Reason::ProofInvalid
         | Reason::NetworkUnknown
         | Reason::NodeRemoved

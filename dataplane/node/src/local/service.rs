@@ -66,6 +66,48 @@ impl LocalService for Local {
         Ok(Response::new(self.daemon.status().await))
     }
 
+    async fn filter(
+        &self,
+        _request: Request<ringmesh_proto::local::FilterRequest>,
+    ) -> Result<Response<ringmesh_proto::local::FilterResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn add_denial(
+        &self,
+        _request: Request<ringmesh_proto::local::AddDenialRequest>,
+    ) -> Result<Response<ringmesh_proto::local::AddDenialResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn remove_denial(
+        &self,
+        _request: Request<ringmesh_proto::local::RemoveDenialRequest>,
+    ) -> Result<Response<ringmesh_proto::local::RemoveDenialResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn trace(
+        &self,
+        _request: Request<ringmesh_proto::local::TraceRequest>,
+    ) -> Result<Response<ringmesh_proto::local::TraceResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn dns_status(
+        &self,
+        _request: Request<ringmesh_proto::local::DnsStatusRequest>,
+    ) -> Result<Response<ringmesh_proto::local::DnsStatusResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn dns_query(
+        &self,
+        _request: Request<ringmesh_proto::local::DnsQueryRequest>,
+    ) -> Result<Response<ringmesh_proto::local::DnsQueryResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {
         self.daemon
             .why(&request.into_inner().node)

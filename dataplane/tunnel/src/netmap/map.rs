@@ -405,24 +405,29 @@ impl NetworkMap {
 
     /// Returns the rules in force at `now`, in the policy's order.
     pub fn rules(&self, now: UnixTime) -> impl Iterator<Item = &Rule> {
-        self.leaves_in_force(now).filter_map(|leaf| match leaf {
-            Leaf::Rule(rule) => Some(rule),
+        self.numbered_rules(now).map(|(_, rule)| rule)
+    }
+
+    /// Returns the rules in force at `now` with their places among the policy's leaves, in that order.
+    pub fn numbered_rules(&self, now: UnixTime) -> impl Iterator<Item = (u64, &Rule)> {
+        self.leaves_in_force(now).filter_map(|(index, leaf)| match leaf {
+            Leaf::Rule(rule) => Some((index, rule)),
             Leaf::Name(_) => None,
         })
     }
 
     /// Returns the name records in force at `now`, in the policy's order.
     pub fn names(&self, now: UnixTime) -> impl Iterator<Item = &NameRecord> {
-        self.leaves_in_force(now).filter_map(|leaf| match leaf {
+        self.leaves_in_force(now).filter_map(|(_, leaf)| match leaf {
             Leaf::Name(name) => Some(name),
             Leaf::Rule(_) => None,
         })
     }
 
-    fn leaves_in_force(&self, now: UnixTime) -> impl Iterator<Item = &Leaf> {
+    fn leaves_in_force(&self, now: UnixTime) -> impl Iterator<Item = (u64, &Leaf)> {
         let policy = self.policy.as_ref();
         let in_force = policy.is_some_and(|held| self.chain.in_force_until(held) > now);
-        self.leaves.values().filter(move |_| in_force).map(|held| &held.leaf)
+        self.leaves.iter().filter(move |_| in_force).map(|(index, held)| (*index, &held.leaf))
     }
 
     /// Returns what a node said of itself, as the head names it.
