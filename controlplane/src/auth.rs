@@ -36,7 +36,18 @@ impl<P> Authed<P> {
 
 /// Root or the coordinator's own user on this machine.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Operator;
+pub(crate) struct Operator {
+    /// By the kernel.
+    uid: u32,
+}
+
+impl Operator {
+    /// The user's name on this machine, or its number. May ask a directory service, and so take its time.
+    pub(crate) fn user_name(self) -> String {
+        let user = nix::unistd::User::from_uid(self.uid.into());
+        user.ok().flatten().map_or_else(|| format!("uid {}", self.uid), |user| user.name)
+    }
+}
 
 /// The coordinator itself, for what it does unasked.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +101,7 @@ impl Authed<Operator> {
     /// By what the kernel says of the program at the other end of the unix socket.
     pub(crate) fn of_caller<T>(request: &tonic::Request<T>) -> Result<Self, Refused> {
         match request.extensions().get::<Caller>() {
-            Some(caller) if caller.is_operator() => Ok(Self { who: Operator }),
+            Some(caller) if caller.is_operator() => Ok(Self { who: Operator { uid: caller.uid } }),
             Some(caller) => {
                 tracing::warn!(uid = caller.uid, pid = caller.pid, "refused a local caller");
                 Err(Refused::NotOperator { uid: caller.uid })

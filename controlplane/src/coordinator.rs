@@ -3,6 +3,7 @@
 //! A change goes one way only: planned from the registry, committed by the store, seen in the store's watch, applied to the
 //! registry, told to those who wait. What was answered is therefore both durable and visible.
 
+mod installation;
 mod maintenance;
 mod operations;
 mod presence;
@@ -22,13 +23,14 @@ use ringmesh_tunnel::{
     key::NetworkId,
     netmap::{NodeRecord, Record as _, candidate_is_allowed},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::maintenance::MaintenanceError;
 use self::relay::Standing;
 pub(crate) use self::{
+    installation::Installation,
     maintenance::INTERVAL,
-    presence::{Presence, Presences},
+    presence::{Presence, Presences, SentHead},
 };
 use crate::{
     auth::{Failures, NodeOf, Nonces},
@@ -274,15 +276,24 @@ impl Coordinator {
         &self,
         plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
     ) -> Result<(T, Revision), Refused> {
+        self.transact_at(plan).await.map(|(value, revision, _)| (value, revision))
+    }
+
+    /// As [`transact`](Self::transact); says when it was committed, too.
+    async fn transact_at<T, E: Into<Refused>>(
+        &self,
+        plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
+    ) -> Result<(T, Revision, Instant), Refused> {
         let _turn = self.0.turn.lock().await;
         for _ in 0..MAX_TRIES {
             let planned = self.with_registry(|registry| plan(registry, self.now()));
             let (value, Plan { compare, ops }) = planned.map_err(Into::into)?;
             let outcome = self.0.store.txn(compare, ops).await?;
+            let at = Instant::now();
             let (Outcome::Committed(revision) | Outcome::Conflict(revision)) = outcome;
             self.applied(revision).await?;
             if matches!(outcome, Outcome::Committed(_)) {
-                return Ok((value, revision));
+                return Ok((value, revision, at));
             }
         }
         Err(Refused::Contended)

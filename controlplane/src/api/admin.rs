@@ -1,6 +1,6 @@
 //! `ringmesh.admin.v1`: what operators ask. Every method begins with the proof that the caller is one.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringmesh_proto::admin as proto;
 use ringmesh_proto::admin::{
@@ -9,6 +9,7 @@ use ringmesh_proto::admin::{
     token_service_server::TokenService,
 };
 use ringmesh_tunnel::key::{NetworkId, TokenId};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{convert, relay};
@@ -22,9 +23,6 @@ use crate::{
         tokens::{self, Wish},
     },
 };
-
-/// The longest wait for nodes to install something: a request has 10 s in all.
-const MAX_WAIT: Duration = Duration::from_secs(8);
 
 /// All five services.
 #[derive(Debug, Clone)]
@@ -155,27 +153,35 @@ impl NodeService for Admin {
         let who = self.find(network, &request.get_ref().node)?;
         let node = self.node(who)?;
         let revision = self.coordinator.remove(&operator, network, who.node).await?;
-        let (since, patience) = (Instant::now(), Duration::from_millis(request.get_ref().wait_ms.into()));
-        let reach = self.coordinator.reach(&operator, network, revision, patience.min(MAX_WAIT)).await?;
-        let behind = reach.behind.into_iter().map(|behind| proto::BehindNode {
-            id: behind.node.to_string(),
-            name: behind.name,
-            online: behind.online,
-        });
+        let patience = Duration::from_millis(request.get_ref().wait_ms.into());
+        let installation =
+            self.coordinator.installation(&operator, network, revision, Instant::now(), patience).await?;
+        let proto::WaitInstalledResponse { revision, installed, behind, waited_ms } =
+            convert::installation(installation);
         Ok(Response::new(proto::RemoveNodeResponse {
             node: Some(node),
             revision,
-            installed: reach.installed,
-            behind: behind.collect(),
-            waited_ms: since.elapsed().as_millis().try_into().unwrap_or(u32::MAX),
+            installed,
+            behind,
+            waited_ms,
         }))
     }
 
     async fn wait_installed(
         &self,
-        _request: Request<proto::WaitInstalledRequest>,
+        request: Request<proto::WaitInstalledRequest>,
     ) -> Answer<proto::WaitInstalledResponse> {
-        Err(Status::unimplemented("not yet"))
+        let operator = Authed::<Operator>::of_caller(&request)?;
+        let proto::WaitInstalledRequest { network, revision, wait_ms } = request.into_inner();
+        let network = self.network(&operator, &network)?;
+        let revision = match revision {
+            0 => self.coordinator.with_place(network, |_, place| place.durable)?,
+            named => named,
+        };
+        let patience = Duration::from_millis(wait_ms.into());
+        let installation =
+            self.coordinator.installation(&operator, network, revision, Instant::now(), patience).await?;
+        Ok(Response::new(convert::installation(installation)))
     }
 
     async fn add_stock_device(
@@ -268,7 +274,7 @@ impl PolicyService for Admin {
             proto::GetPolicyResponse {
                 serial: held.map(|policy| policy.serial).unwrap_or_default(),
                 expires_ms: held.map(|policy| policy.not_after.as_millis()).unwrap_or_default(),
-                rules: convert::rules(state),
+                rules: convert::rules(state.rules().map(|(_, rule)| rule), state),
                 ..Default::default()
             }
         })?;

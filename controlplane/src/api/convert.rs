@@ -5,14 +5,17 @@
 use ringmesh_proto::{admin, control as proto};
 use ringmesh_tunnel::{
     key::TokenId,
-    netmap::{Envelope, EnvelopeError, Leaf, MapUpdate, MemberKind, Position, ProvenRule, Rule, Selector},
+    netmap::{
+        Envelope, EnvelopeError, MapUpdate, MemberKind, PortRange, Position, ProvenRule, Rule, Selector,
+    },
 };
 
 use crate::{
-    coordinator::Presence,
+    coordinator::{Installation, Presence},
     network::{
         NetworkState, Node,
         map::{Outgoing, SealedSecret},
+        policies::selector_text,
         row::TokenRow,
     },
 };
@@ -45,8 +48,12 @@ pub const fn position(position: Position) -> proto::Position {
 
 /// A map update with what travels beside it.
 #[must_use]
-pub fn map_update(outgoing: Outgoing, network: &NetworkState, coordinators: Vec<String>) -> proto::MapUpdate {
-    let Outgoing { update, secrets, peer_secrets } = outgoing;
+pub fn map_update(
+    outgoing: Outgoing,
+    network: proto::Network,
+    coordinators: Vec<String>,
+) -> proto::MapUpdate {
+    let Outgoing { update, secrets, peer_secrets, .. } = outgoing;
     let MapUpdate {
         full,
         position: place,
@@ -74,7 +81,7 @@ pub fn map_update(outgoing: Outgoing, network: &NetworkState, coordinators: Vec<
             .map(|(id, sealed)| proto::PeerSecret { node_id: id.as_bytes().to_vec(), sealed })
             .collect(),
         head: Some(envelope(&head)),
-        network: Some(network_info(network)),
+        network: Some(network),
         coordinators,
     }
 }
@@ -152,6 +159,21 @@ pub(super) fn node(
     }
 }
 
+/// Who has a revision installed, as operators see it.
+pub(super) fn installation(installation: Installation) -> admin::WaitInstalledResponse {
+    let behind = installation.behind.into_iter().map(|behind| admin::BehindNode {
+        id: behind.node.to_string(),
+        name: behind.name,
+        online: behind.online,
+    });
+    admin::WaitInstalledResponse {
+        revision: installation.revision,
+        installed: installation.installed,
+        behind: behind.collect(),
+        waited_ms: installation.waited.as_millis().try_into().unwrap_or(u32::MAX),
+    }
+}
+
 /// A token as operators see it; its secret is nowhere.
 pub(super) fn token(id: TokenId, row: &TokenRow) -> admin::Token {
     admin::Token {
@@ -167,38 +189,28 @@ pub(super) fn token(id: TokenId, row: &TokenRow) -> admin::Token {
     }
 }
 
-/// The rules of a policy as operators read them.
-pub(super) fn rules(network: &NetworkState) -> Vec<admin::Rule> {
-    let leaves = network.policy.iter().flat_map(|policy| &policy.leaves);
-    let rules = leaves.filter_map(|(leaf, _)| match leaf {
-        Leaf::Rule(rule) => Some(rule),
-        Leaf::Name(_) => None,
-    });
+/// Rules as operators read them, in their order.
+pub(super) fn rules<'a>(
+    rules: impl IntoIterator<Item = &'a Rule>,
+    network: &NetworkState,
+) -> Vec<admin::Rule> {
     (1..).zip(rules).map(|(number, found)| rule(number, found, network)).collect()
 }
 
 fn rule(number: u32, rule: &Rule, network: &NetworkState) -> admin::Rule {
-    let side = |selectors: &[Selector]| join(selectors.iter().map(|one| selector(one, network)));
-    let ports = join(rule.ports.iter().map(ToString::to_string));
+    let side = |selectors: &[Selector]| join(selectors.iter().map(|one| selector_text(one, network)));
     admin::Rule {
         source: side(&rule.sources),
         destination: side(&rule.destinations),
         protocol: rule.protocol.to_string(),
-        ports: if ports.is_empty() { "*".into() } else { ports },
+        ports: ports(&rule.ports),
         number,
     }
 }
 
-fn selector(selector: &Selector, network: &NetworkState) -> String {
-    match selector {
-        Selector::All => "*".into(),
-        Selector::Node(id) => {
-            network.member(*id).map_or_else(|| id.to_string(), |member| member.name.clone())
-        }
-        Selector::Group(name) => format!("group:{name}"),
-        Selector::Tag(name) => format!("tag:{name}"),
-        Selector::Prefix(prefix) => prefix.to_string(),
-    }
+/// Ports as operators read them; `*`: all.
+pub(super) fn ports(ports: &[PortRange]) -> String {
+    if ports.is_empty() { "*".into() } else { join(ports.iter().map(ToString::to_string)) }
 }
 
 fn join(parts: impl Iterator<Item = String>) -> String {

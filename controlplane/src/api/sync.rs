@@ -15,12 +15,12 @@ use tonic::{Status, Streaming};
 use super::convert;
 use crate::{
     auth::{Authed, NodeOf, random},
-    coordinator::Coordinator,
+    coordinator::{Coordinator, Presence, SentHead},
     error::Refused,
     network::{
-        Signed,
+        NetworkState, Signed,
         enroll::printable,
-        map::{Delta, Outgoing},
+        map::{Delta, Outgoing, Place, SignedHead, Told},
     },
     server::{Admission, Connection},
 };
@@ -49,8 +49,9 @@ pub(super) fn begin(
     let session = random::<32>();
     let who = *who.who();
     let version = printable(&hello.version);
-    let since = resume(coordinator, &who, &hello);
-    let owes_secrets = since.is_some() && !holds_secrets(coordinator, &who, &hello);
+    let held = resume(coordinator, &who, &hello);
+    let resumed = held.is_some();
+    let owes_secrets = resumed && !holds_secrets(coordinator, &who, &hello);
     let number = coordinator.presence().begin(who, &session, version, coordinator.now());
     // An older stream of the node notices that this one took over; its connection goes with it.
     coordinator.wake();
@@ -65,10 +66,10 @@ pub(super) fn begin(
         coordinator: coordinator.clone(),
         who,
         number,
-        since,
+        held,
         coordinators: Vec::new(),
         heard: Instant::now(),
-        heartbeat_due: since.is_some(),
+        heartbeat_due: resumed,
         owes_secrets,
         staged: None,
         record_refused: false,
@@ -76,16 +77,26 @@ pub(super) fn begin(
         connection: connection.clone(),
         _admission: admission,
     };
-    tracing::debug!(node = %who.node, peer = %connection.peer(), resumed = since.is_some(), "a map stream began");
+    tracing::debug!(node = %who.node, peer = %connection.peer(), resumed, "a map stream began");
     tokio::spawn(stream.run(welcome, requests, sender));
     Ok(ReceiverStream::new(receiver))
 }
 
-/// From which change the node can go on: it names a map that this process sent it, and holds just that.
-fn resume(coordinator: &Coordinator, who: &NodeOf, hello: &proto::Hello) -> Option<u64> {
+/// What a node holds: differences are made to this.
+#[derive(Debug, Clone)]
+struct Held {
+    /// The change up to which everything was sent.
+    change: u64,
+    /// Whom it sees.
+    told: Told,
+}
+
+/// From where the node can go on: it names a map that this process sent it, and holds just that.
+fn resume(coordinator: &Coordinator, who: &NodeOf, hello: &proto::Hello) -> Option<Held> {
     let position = hello.position.filter(|position| position.replica == coordinator.replica())?;
     let presence = coordinator.presence().get(who)?;
-    presence.knows(position.ephemeral, &hello.digest).then_some(position.ephemeral)
+    let told = presence.told(position.ephemeral, &hello.digest)?;
+    Some(Held { change: position.ephemeral, told })
 }
 
 /// Whether the node holds the secrets it is to hold.
@@ -98,8 +109,8 @@ struct MapStream {
     coordinator: Coordinator,
     who: NodeOf,
     number: u64,
-    /// The change up to which everything was sent; `None`: nothing was.
-    since: Option<u64>,
+    /// What the node holds once it has read what was sent; `None`: nothing that is known.
+    held: Option<Held>,
     /// The coordinators that were sent last.
     coordinators: Vec<String>,
     heard: Instant,
@@ -215,15 +226,20 @@ impl MapStream {
             Some(sync_request::Message::Hello(_)) => return Err(Refused::NoHello),
             Some(sync_request::Message::Acknowledgement(acknowledgement)) => {
                 let durable = acknowledgement.durable;
-                self.coordinator.presence().update(&self.who, |presence| presence.acknowledge(durable));
+                self.presence(|presence| presence.acknowledge(durable));
             }
             Some(sync_request::Message::NodeRecord(envelope)) => self.stage(envelope),
             // A message of a newer node is a sign of life like any other.
             Some(sync_request::Message::Heartbeat(_)) | None => {}
         }
         let now = self.coordinator.now();
-        self.coordinator.presence().update(&self.who, |presence| presence.last_seen = now);
+        self.presence(|presence| presence.last_seen = now);
         Ok(())
+    }
+
+    /// Changes what is known of the node, unless another stream took over.
+    fn presence(&self, change: impl FnOnce(&mut Presence)) {
+        self.coordinator.presence().update_by(&self.who, self.number, change);
     }
 
     /// Keeps a node record to tell, if it may be told. A refused one does not end the stream: the node would send it again on
@@ -249,44 +265,74 @@ impl MapStream {
 
     /// What to send now, if anything.
     fn next(&mut self) -> Result<Option<sync_response::Message>, Refused> {
-        let (who, since, now) = (self.who, self.since, self.coordinator.now());
         let coordinators = self.coordinator.endpoints();
         let moved = coordinators != self.coordinators;
-        let (heartbeat_due, owes_secrets) = (self.heartbeat_due, self.owes_secrets);
-        let (message, change, digest, durable) =
-            self.coordinator.with_place(who.network, |state, place| {
-                let update = |outgoing: Outgoing| {
-                    sync_response::Message::Update(convert::map_update(outgoing, state, coordinators.clone()))
-                };
-                let message = match since.map(|since| state.delta(who.node, since, place, now)).transpose()? {
-                    Some(Delta::Update(outgoing)) if owes_secrets => {
-                        Some(update(state.with_secrets(who.node, *outgoing)?))
-                    }
-                    Some(Delta::Nothing) if owes_secrets => {
-                        Some(update(state.with_secrets(who.node, state.unchanged(who.node, place, now)?)?))
-                    }
-                    Some(Delta::Update(outgoing)) => Some(update(*outgoing)),
-                    Some(Delta::Nothing) if moved => Some(update(state.unchanged(who.node, place, now)?)),
-                    Some(Delta::Nothing) if heartbeat_due => Some(sync_response::Message::Head(
-                        convert::envelope(&state.head(who.node, place, now)?),
-                    )),
-                    Some(Delta::Nothing) => None,
-                    Some(Delta::Full) | None => Some(update(state.full(who.node, place, now)?)),
-                };
-                Ok::<_, Refused>((message, state.newest_change(), state.digest(who.node)?, place.durable))
-            })??;
-        self.since = Some(change);
-        self.coordinators = coordinators;
-        self.coordinator.presence().update(&who, |presence| match &message {
-            Some(message) => {
-                presence.sent(change, digest, durable, matches!(message, sync_response::Message::Update(_)));
+        // Only what needs the registry is done while it is held.
+        let (next, change, durable) = self.coordinator.with_place(self.who.network, |state, place| {
+            let next = self.choose(state, place, moved)?;
+            Ok::<_, Refused>((next, state.newest_change(), place.durable))
+        })??;
+        let is_update = matches!(next, Next::Update(..));
+        let (message, head) = match next {
+            Next::Nothing => (None, None),
+            Next::Head(head) => {
+                let told = self.held.take().map(|held| held.told).unwrap_or_default();
+                let message = sync_response::Message::Head(convert::envelope(&head.envelope));
+                (Some(message), Some(SentHead { change, digest: head.digest, told }))
             }
-            None => presence.scanned(durable),
-        });
+            Next::Update(outgoing, network) => {
+                let head = SentHead { change, digest: outgoing.digest, told: outgoing.told.clone() };
+                let update = convert::map_update(*outgoing, network, coordinators.clone());
+                (Some(sync_response::Message::Update(update)), Some(head))
+            }
+        };
+        self.coordinators = coordinators;
+        match head {
+            Some(head) => {
+                self.held = Some(Held { change, told: head.told.clone() });
+                self.presence(|presence| presence.sent(head, durable, is_update));
+            }
+            None => {
+                if let Some(held) = &mut self.held {
+                    held.change = change;
+                }
+                self.presence(|presence| presence.scanned(durable));
+            }
+        }
         self.heartbeat_due &= message.is_none();
         self.owes_secrets &= message.is_none();
         Ok(message)
     }
+
+    /// What the node has to hear, `moved` if the coordinators are not those that it was told.
+    fn choose(&self, state: &NetworkState, place: Place, moved: bool) -> Result<Next, Refused> {
+        let (node, now) = (self.who.node, self.coordinator.now());
+        let delta = match &self.held {
+            Some(held) => Some(state.delta(node, held.change, &held.told, place, now)?),
+            None => None,
+        };
+        let outgoing = match delta {
+            None => state.full(node, place, now)?,
+            Some(Delta::Update(outgoing)) if self.owes_secrets => state.with_secrets(node, *outgoing)?,
+            Some(Delta::Update(outgoing)) => *outgoing,
+            Some(Delta::Nothing) if self.owes_secrets => {
+                state.with_secrets(node, state.unchanged(node, place, now)?)?
+            }
+            Some(Delta::Nothing) if moved => state.unchanged(node, place, now)?,
+            Some(Delta::Nothing) if self.heartbeat_due => {
+                return Ok(Next::Head(state.head(node, place, now)?));
+            }
+            Some(Delta::Nothing) => return Ok(Next::Nothing),
+        };
+        Ok(Next::Update(Box::new(outgoing), convert::network_info(state)))
+    }
+}
+
+/// What is sent next.
+enum Next {
+    Nothing,
+    Head(SignedHead),
+    Update(Box<Outgoing>, proto::Network),
 }
 
 const fn response(message: sync_response::Message) -> proto::SyncResponse {

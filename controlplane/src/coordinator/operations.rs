@@ -1,13 +1,9 @@
 //! What callers may do, each by its own right.
 
-use std::time::Duration;
-
 use ringmesh_tunnel::{
     enroll::{JoinToken, TokenSecret},
     key::{NetworkId, NodeId, PresharedKey, PublicKey, TokenId},
-    netmap::MemberKind,
 };
-use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroizing;
 
 use super::Coordinator;
@@ -34,73 +30,7 @@ pub(crate) struct NewToken {
     pub(crate) text: Zeroizing<String>,
 }
 
-/// Who has a revision in its data plane.
-#[derive(Debug, Default)]
-pub(crate) struct Reach {
-    /// Names.
-    pub(crate) installed: Vec<String>,
-    pub(crate) behind: Vec<Behind>,
-}
-
-/// A node that lags.
-#[derive(Debug)]
-pub(crate) struct Behind {
-    pub(crate) node: NodeId,
-    pub(crate) name: String,
-    pub(crate) online: bool,
-}
-
 impl Coordinator {
-    /// Waits until every mesh node that is online has installed `revision`, for at most `patience`, and tells who has.
-    pub(crate) async fn reach(
-        &self,
-        _by: &Authed<Operator>,
-        network: NetworkId,
-        revision: Revision,
-        patience: Duration,
-    ) -> Result<Reach, Refused> {
-        let deadline = Instant::now() + patience;
-        let mut moved = self.0.presences.moved();
-        loop {
-            moved.borrow_and_update();
-            let reach = self.reach_now(network, revision)?;
-            if reach.behind.iter().all(|behind| !behind.online) {
-                return Ok(reach);
-            }
-            if timeout_at(deadline, moved.changed()).await.is_err() {
-                return Ok(reach);
-            }
-        }
-    }
-
-    fn reach_now(&self, network: NetworkId, revision: Revision) -> Result<Reach, Refused> {
-        self.with_network(network, |state| {
-            let mut reach = Reach::default();
-            for (node, held) in &state.nodes {
-                let member = &held.member.record;
-                if member.kind != MemberKind::Mesh {
-                    continue;
-                }
-                let name = member.name.clone();
-                // The relay of a coordinator has no stream to acknowledge on, and is told here: that it is told is not worth a word.
-                if state.relays.contains_key(node) {
-                    let has = self.relay_standing(state, *node);
-                    if self.runs(state, *node) && has.is_none_or(|has| has < revision) {
-                        reach.behind.push(Behind { node: *node, name, online: has.is_some() });
-                    }
-                    continue;
-                }
-                let presence = self.0.presences.get(&NodeOf { network, node: *node }).unwrap_or_default();
-                if presence.stream != 0 && presence.installed() >= revision {
-                    reach.installed.push(name);
-                } else {
-                    reach.behind.push(Behind { node: *node, name, online: presence.stream != 0 });
-                }
-            }
-            reach
-        })
-    }
-
     /// Makes a node out of a machine that proved its token and key, or finds the node that it is already.
     pub(crate) async fn enroll(&self, who: &Authed<Joining>) -> Result<NodeOf, Refused> {
         let Joining { network, joiner } = who.who();

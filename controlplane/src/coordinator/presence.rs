@@ -9,10 +9,25 @@ use ringmesh_tunnel::UnixTime;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use crate::{auth::NodeOf, server::Connection, store::Revision};
+use crate::{
+    auth::NodeOf,
+    network::{map::Told, trace::Standing},
+    server::Connection,
+    store::Revision,
+};
 
 /// How many of the heads last sent to a node it may resume from.
 const REMEMBERED_HEADS: usize = 8;
+
+/// A head that was sent, and with it all that a difference to it needs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SentHead {
+    /// The number of the newest change that it contains.
+    pub(crate) change: u64,
+    pub(crate) digest: [u8; 32],
+    /// Whom the node sees by then.
+    pub(crate) told: Told,
+}
 
 /// What is known of one node.
 #[derive(Debug, Clone, Default)]
@@ -23,8 +38,8 @@ pub(crate) struct Presence {
     session: Option<[u8; 32]>,
     /// What its open stream runs on.
     connection: Option<Connection>,
-    /// Change number and digest of the heads last sent.
-    heads: VecDeque<(u64, [u8; 32])>,
+    /// The heads last sent.
+    heads: VecDeque<SentHead>,
     /// The durable revision of the last update that was sent.
     sent: Revision,
     /// The durable revision that it acknowledged.
@@ -38,9 +53,9 @@ pub(crate) struct Presence {
 
 impl Presence {
     /// Remembers that a head was sent; `update` if it came with a changed map.
-    pub(crate) fn sent(&mut self, change: u64, digest: [u8; 32], durable: Revision, update: bool) {
-        if self.heads.back() != Some(&(change, digest)) {
-            self.heads.push_back((change, digest));
+    pub(crate) fn sent(&mut self, head: SentHead, durable: Revision, update: bool) {
+        if self.heads.back() != Some(&head) {
+            self.heads.push_back(head);
         }
         if self.heads.len() > REMEMBERED_HEADS {
             self.heads.pop_front();
@@ -56,14 +71,20 @@ impl Presence {
         self.scanned = self.scanned.max(durable);
     }
 
-    /// Whether a map with this change number and digest was sent by this process.
-    pub(crate) fn knows(&self, change: u64, digest: &[u8]) -> bool {
-        self.heads.iter().any(|(number, held)| *number == change && held == digest)
+    /// Whom a node sees whose map was sent by this process with this change number and digest; `None`: there was no such.
+    pub(crate) fn told(&self, change: u64, digest: &[u8]) -> Option<Told> {
+        let mut heads = self.heads.iter();
+        heads.find(|head| head.change == change && head.digest == digest).map(|head| head.told.clone())
     }
 
     /// Takes an acknowledgement; what was not sent cannot be installed.
     pub(crate) fn acknowledge(&mut self, durable: Revision) {
         self.acknowledged = self.acknowledged.max(durable.min(self.sent));
+    }
+
+    /// Whether it has a stream, and what it has installed.
+    fn standing(&self) -> Standing {
+        Standing { online: self.stream != 0, installed: self.installed() }
     }
 
     /// The durable revision installed in the node's data plane: a change that does not touch it counts as installed.
@@ -158,6 +179,21 @@ impl Presences {
         self.note_move();
     }
 
+    /// Changes what is known of a node by its stream number `stream`, unless another one took over.
+    pub(crate) fn update_by(&self, who: &NodeOf, stream: u64, change: impl FnOnce(&mut Presence)) {
+        if let Some(presence) = self.lock().nodes.get_mut(who).filter(|presence| presence.stream == stream) {
+            change(presence);
+        }
+        self.note_move();
+    }
+
+    /// How nodes stand, in the order asked.
+    pub(crate) fn standing(&self, nodes: impl IntoIterator<Item = NodeOf>) -> Vec<Standing> {
+        let table = self.lock();
+        let of = |who: NodeOf| table.nodes.get(&who).map(Presence::standing).unwrap_or_default();
+        nodes.into_iter().map(of).collect()
+    }
+
     /// Wakes whenever a node may have installed something, or has come or gone.
     pub(crate) fn moved(&self) -> watch::Receiver<u64> {
         self.moved.subscribe()
@@ -194,17 +230,21 @@ mod tests {
         NodeOf { network: NetworkId::from_bytes([1; 16]), node: NodeId::from_bytes([2; 8]) }
     }
 
+    fn head(number: u8) -> SentHead {
+        SentHead { change: number.into(), digest: [number; 32], told: Told::default() }
+    }
+
     #[test]
     fn a_change_that_does_not_touch_a_node_counts_as_installed() {
         let mut presence = Presence::default();
         assert_eq!(presence.installed(), 0);
-        presence.sent(1, [1; 32], 5, true);
+        presence.sent(head(1), 5, true);
         assert_eq!(presence.installed(), 0);
         presence.acknowledge(5);
         assert_eq!(presence.installed(), 5);
         presence.scanned(9);
         assert_eq!(presence.installed(), 9);
-        presence.sent(2, [2; 32], 10, true);
+        presence.sent(head(2), 10, true);
         assert_eq!(presence.installed(), 5);
         presence.acknowledge(u64::MAX);
         assert_eq!(presence.installed(), 10, "what was not sent cannot be installed");
@@ -214,12 +254,25 @@ mod tests {
     fn a_node_resumes_from_one_of_the_last_heads() {
         let mut presence = Presence::default();
         for change in 1..=20_u8 {
-            presence.sent(change.into(), [change; 32], change.into(), false);
+            presence.sent(head(change), change.into(), false);
         }
-        assert!(presence.knows(20, &[20; 32]) && presence.knows(13, &[13; 32]));
-        assert!(!presence.knows(12, &[12; 32]), "forgotten");
-        assert!(!presence.knows(20, &[19; 32]), "another digest");
-        assert!(!presence.knows(20, &[20; 31]), "a part of the digest");
+        assert!(presence.told(20, &[20; 32]).is_some() && presence.told(13, &[13; 32]).is_some());
+        assert_eq!(presence.told(12, &[12; 32]), None, "forgotten");
+        assert_eq!(presence.told(20, &[19; 32]), None, "another digest");
+        assert_eq!(presence.told(20, &[20; 31]), None, "a part of the digest");
+    }
+
+    #[test]
+    fn a_stream_that_was_taken_over_says_nothing_more_of_its_node() {
+        let presences = Presences::default();
+        let first = presences.begin(node(), &[1; 32], String::new(), UnixTime::EPOCH);
+        let second = presences.begin(node(), &[2; 32], String::new(), UnixTime::EPOCH);
+        let installed = || presences.standing([node()]).first().map(|standing| standing.installed);
+        presences.update_by(&node(), second, |presence| presence.sent(head(1), 7, true));
+        presences.update_by(&node(), first, |presence| presence.acknowledge(7));
+        assert_eq!(installed(), Some(0));
+        presences.update_by(&node(), second, |presence| presence.acknowledge(7));
+        assert_eq!(installed(), Some(7));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ringmesh_tunnel::key::NodeId;
 pub(crate) enum Item {
     /// A member's record, or that the member is gone.
     Member(NodeId),
-    /// What rules select a member by: who may see it, and whom it may see.
+    /// What rules select a member by: which of them touch it.
     Standing(NodeId),
     /// What a member says of itself.
     NodeRecord(NodeId),
@@ -61,11 +61,6 @@ impl Changes {
         let after: RangeFrom<u64> = number.saturating_add(1)..;
         self.by_number.range(after).map(|(_, item)| *item)
     }
-
-    /// Whether `item` changed after `number`.
-    pub(crate) fn has(&self, item: Item, number: u64) -> bool {
-        self.by_item.get(&item).is_some_and(|changed| *changed > number)
-    }
 }
 
 #[cfg(test)]
@@ -86,6 +81,5 @@ mod tests {
         assert_eq!(changes.since(999).collect::<Vec<_>>(), [node(0), Item::Policy]);
         assert_eq!(changes.since(1001).count(), 0);
         assert_eq!(changes.since(u64::MAX).count(), 0);
-        assert!(changes.has(Item::Policy, 1000) && !changes.has(Item::Policy, 1001));
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn plan(
         }
     }
     ops.push(epoch(id, 1, &NetworkSecret::generate(), vault));
-    ops.push(policy(id, &[members_reach_each_other()], 1, authority, now)?);
+    ops.push(policy(id, &[members_reach_each_other()], 1, None, authority, now)?);
     if let Some(newcomer) = relay {
         let member = relay::plan_named(id, authority, relay::NAME.into(), newcomer, vault, now)?;
         compare.extend(member.compare);
@@ -67,11 +67,12 @@ pub(super) fn epoch(id: NetworkId, number: u64, secret: &NetworkSecret, vault: &
     Op::put(place, sealed)
 }
 
-/// Writes a policy of these leaves.
+/// Writes a policy of these leaves; `version` is the serial with which it came in force, if somebody wrote it.
 pub(super) fn policy(
     id: NetworkId,
     leaves: &[Leaf],
     serial: u64,
+    version: Option<u64>,
     authority: &Authority,
     now: UnixTime,
 ) -> Result<Op, CannotSign> {
@@ -80,7 +81,8 @@ pub(super) fn policy(
     let not_after = now.saturating_add(RECORD_LIFE);
     let policy = Policy { network: id, serial, not_after, root: tree.root(), size: tree.size() };
     let signed = authority.sign(Role::Policy, &policy)?;
-    let row = PolicyRow { policy: Blob::from(&signed), leaves: leaves.into_iter().map(Blob).collect() };
+    let row =
+        PolicyRow { policy: Blob::from(&signed), leaves: leaves.into_iter().map(Blob).collect(), version };
     Ok(Op::put(Part::Policy.of(id), row::emit(&row)))
 }
 

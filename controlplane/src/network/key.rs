@@ -36,6 +36,8 @@ pub(crate) enum Part {
     Epoch(u64),
     /// The policy in force.
     Policy,
+    /// A policy that was applied once, by the serial with which it came in force.
+    PolicyVersion(u64),
     /// A member.
     Node(NodeId),
     /// What is remembered of a member that was removed.
@@ -114,6 +116,7 @@ impl Part {
             },
             ["epoch", number] => Self::Epoch(number.parse().ok()?),
             ["policy"] => Self::Policy,
+            ["policy-version", serial] => Self::PolicyVersion(serial.parse().ok()?),
             ["node", id] => Self::Node(id.parse().ok()?),
             ["removed", id] => Self::Removed(id.parse().ok()?),
             ["name", name] => Self::Name((*name).into()),
@@ -151,6 +154,7 @@ impl std::fmt::Display for Part {
             // Fixed width, so that epochs sort by number.
             Self::Epoch(number) => write!(f, "epoch/{number:020}"),
             Self::Policy => f.write_str("policy"),
+            Self::PolicyVersion(serial) => write!(f, "policy-version/{serial:020}"),
             Self::Node(id) => write!(f, "node/{id}"),
             Self::Removed(id) => write!(f, "removed/{id}"),
             Self::Name(name) => write!(f, "name/{name}"),
@@ -179,6 +183,7 @@ mod tests {
         let mut parts = vec![
             Part::Epoch(3),
             Part::Policy,
+            Part::PolicyVersion(7),
             Part::Node(node),
             Part::Removed(node),
             Part::Name("laptop-2".into()),

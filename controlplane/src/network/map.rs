@@ -1,21 +1,19 @@
-//! What a node is told: the whole map it may see, or what changed in it since a number.
+//! What a node is told: the whole map it may see, or the difference to what it was told before.
 //!
 //! A node sees itself and every member that a rule connects with it, in either direction. Besides, relays and the other mesh nodes
 //! see each other, whatever the rules: there is no session without the other's key. It gets their records, what they
 //! say of themselves, the leaves that touch it with their proofs, and the certificates that signed all this; the head names
-//! the digest of exactly that.
+//! the digest of exactly that. Who sees whom is in [`edges`](super::edges).
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use ringmesh_tunnel::{
     UnixTime,
     enroll::seal::{Context, Purpose, SealError, seal_secret},
     key::{NodeId, PublicKey, secrets_digest},
-    netmap::{
-        Envelope, Head, Leaf, MapUpdate, Member, MemberKind, Position, ProvenRule, Role, Rule, Selector,
-        digest,
-    },
+    netmap::{Envelope, Head, MapUpdate, Member, MemberKind, Position, ProvenRule, Role, digest},
 };
+use roaring::RoaringBitmap;
 
 use super::{
     authority::{CannotSign, HEAD_LIFE},
@@ -44,11 +42,33 @@ pub struct SealedSecret {
     pub sealed: Vec<u8>,
 }
 
+/// Whom a node sees in the map that it was sent: a set of members, opaque to those who keep it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Told(Arc<RoaringBitmap>);
+
+impl Told {
+    /// How many members it has.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Whether nobody is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// What is sent to a node.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     /// The signed part, which the node verifies.
     pub update: MapUpdate,
+    /// The digest of all that the node holds after it, as the head names it.
+    pub digest: [u8; 32],
+    /// Whom the node sees after it.
+    pub told: Told,
     /// Network secrets of the epochs in force, newest first; empty: unchanged.
     pub secrets: Vec<SealedSecret>,
     /// Pre-shared keys of stock devices in `update`.
@@ -62,8 +82,6 @@ pub enum Delta {
     Nothing,
     /// This.
     Update(Box<Outgoing>),
-    /// Whom it may see, so that the whole map has to be sent.
-    Full,
 }
 
 /// Why there is no map for a node.
@@ -80,6 +98,15 @@ pub enum NoMap {
     Seal(#[from] SealError),
 }
 
+/// A head that was signed, and the digest that it names.
+#[derive(Debug, Clone)]
+pub struct SignedHead {
+    /// The signed head.
+    pub envelope: Envelope,
+    /// The digest of the records that it names.
+    pub digest: [u8; 32],
+}
+
 impl NetworkState {
     /// The number of the newest change, to ask [`delta`](Self::delta) with.
     #[must_use]
@@ -93,19 +120,16 @@ impl NetworkState {
     /// [`NoMap`].
     pub fn full(&self, me: NodeId, place: Place, now: UnixTime) -> Result<Outgoing, NoMap> {
         let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
-        let visible = || self.visible(&node.member.record);
-        let update = MapUpdate {
-            full: true,
-            position: self.position(place),
-            certificates: self.certificate_envelopes(),
-            members: visible().map(|peer| (*peer.member.envelope).clone()).collect(),
-            removed: Vec::new(),
-            policy: self.policy.as_ref().map(|policy| (*policy.signed.envelope).clone()),
-            rules: self.rules_for(&node.member.record),
-            node_records: visible().filter_map(|peer| self.node_record_envelope(peer)).collect(),
-            head: self.head(me, place, now)?,
+        let visible = self.visible(me);
+        let all = Changed {
+            members: visible.clone(),
+            node_records: RoaringBitmap::new(),
+            removed: RoaringBitmap::new(),
+            policy: true,
+            certificates: true,
+            secrets: true,
         };
-        self.with_secrets(me, Outgoing { update, secrets: Vec::new(), peer_secrets: Vec::new() })
+        self.outgoing(node, true, &all, visible, place, now)
     }
 
     /// Puts all secrets that `me` is to hold beside an update: for a node that holds others.
@@ -114,44 +138,64 @@ impl NetworkState {
     /// [`NoMap`].
     pub fn with_secrets(&self, me: NodeId, outgoing: Outgoing) -> Result<Outgoing, NoMap> {
         let mine = &self.nodes.get(&me).ok_or(NoMap::NotAMember)?.member.record;
-        let peer_secrets = self.visible(mine).filter_map(|peer| self.seal_psk(peer, me, mine.noise_key));
+        let peer_secrets = self.members_of(&outgoing.told.0);
+        let peer_secrets = peer_secrets.filter_map(|peer| self.seal_psk(peer, me, mine.noise_key));
         let peer_secrets = peer_secrets.collect::<Result<_, _>>()?;
         Ok(Outgoing { secrets: self.sealed_secrets(me)?, peer_secrets, ..outgoing })
     }
 
-    /// What `me` has to hear of what changed after `since`, with a head signed at `now`.
+    /// What `me`, who was told of `told`, has to hear of what changed after `since`, with a head signed at `now`.
     ///
     /// # Errors
     /// [`NoMap`].
-    pub fn delta(&self, me: NodeId, since: u64, place: Place, now: UnixTime) -> Result<Delta, NoMap> {
+    pub fn delta(
+        &self,
+        me: NodeId,
+        since: u64,
+        told: &Told,
+        place: Place,
+        now: UnixTime,
+    ) -> Result<Delta, NoMap> {
         let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
-        if self.changes.has(Item::Rules, since) || self.changes.has(Item::Standing(me), since) {
-            return Ok(Delta::Full);
-        }
-        let changed = self.collect(node, since);
-        if changed.is_empty() {
-            return Ok(Delta::Nothing);
-        }
-        let noise_key = node.member.record.noise_key;
-        let members = || changed.members.iter().filter_map(|id| self.nodes.get(id));
-        let records: BTreeSet<NodeId> = changed.members.union(&changed.node_records).copied().collect();
-        let records = records.iter().filter_map(|id| self.nodes.get(id));
+        let Some((changed, visible)) = self.collect(me, since, &told.0) else { return Ok(Delta::Nothing) };
+        Ok(Delta::Update(Box::new(self.outgoing(node, false, &changed, visible, place, now)?)))
+    }
+
+    /// Puts together what is sent to `node` that sees `visible` from then on.
+    fn outgoing(
+        &self,
+        node: &Node,
+        full: bool,
+        changed: &Changed,
+        visible: RoaringBitmap,
+        place: Place,
+        now: UnixTime,
+    ) -> Result<Outgoing, NoMap> {
+        let mine = &node.member.record;
+        let (me, noise_key) = (mine.id, mine.noise_key);
+        let members = || self.members_of(&changed.members);
+        // What a node says goes with its record, as it is dropped there with the key that signed it.
+        let records = &changed.members | &changed.node_records;
         let policy = self.policy.as_ref().filter(|_| changed.policy);
+        let head = self.head_over(node, &visible, place, now)?;
         let update = MapUpdate {
-            full: false,
+            full,
             position: self.position(place),
             certificates: if changed.certificates { self.certificate_envelopes() } else { Vec::new() },
             members: members().map(|peer| (*peer.member.envelope).clone()).collect(),
-            removed: changed.removed.iter().copied().collect(),
+            removed: changed.removed.iter().filter_map(|slot| self.edges.id(slot)).collect(),
             policy: policy.map(|policy| (*policy.signed.envelope).clone()),
-            rules: if policy.is_some() { self.rules_for(&node.member.record) } else { Vec::new() },
-            node_records: records.filter_map(|peer| self.node_record_envelope(peer)).collect(),
-            head: self.head(me, place, now)?,
+            rules: if policy.is_some() { self.rules_for(me) } else { Vec::new() },
+            node_records: self
+                .members_of(&records)
+                .filter_map(|peer| self.node_record_envelope(peer))
+                .collect(),
+            head: head.envelope,
         };
         let peer_secrets =
             members().filter_map(|peer| self.seal_psk(peer, me, noise_key)).collect::<Result<_, _>>()?;
         let secrets = if changed.secrets { self.sealed_secrets(me)? } else { Vec::new() };
-        Ok(Delta::Update(Box::new(Outgoing { update, secrets, peer_secrets })))
+        Ok(Outgoing { update, digest: head.digest, told: Told(Arc::new(visible)), secrets, peer_secrets })
     }
 
     /// An update without a change, for what travels beside the signed part.
@@ -159,47 +203,37 @@ impl NetworkState {
     /// # Errors
     /// [`NoMap`].
     pub fn unchanged(&self, me: NodeId, place: Place, now: UnixTime) -> Result<Outgoing, NoMap> {
-        let update = MapUpdate {
-            full: false,
-            position: self.position(place),
-            certificates: Vec::new(),
-            members: Vec::new(),
-            removed: Vec::new(),
-            policy: None,
-            rules: Vec::new(),
-            node_records: Vec::new(),
-            head: self.head(me, place, now)?,
-        };
-        Ok(Outgoing { update, secrets: Vec::new(), peer_secrets: Vec::new() })
+        let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
+        self.outgoing(node, false, &Changed::default(), self.visible(me), place, now)
     }
 
     /// A head for what `me` may see now.
     ///
     /// # Errors
     /// [`NoMap`].
-    pub fn head(&self, me: NodeId, place: Place, now: UnixTime) -> Result<Envelope, NoMap> {
+    pub fn head(&self, me: NodeId, place: Place, now: UnixTime) -> Result<SignedHead, NoMap> {
+        let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
+        self.head_over(node, &self.visible(me), place, now)
+    }
+
+    fn head_over(
+        &self,
+        node: &Node,
+        visible: &RoaringBitmap,
+        place: Place,
+        now: UnixTime,
+    ) -> Result<SignedHead, NoMap> {
+        let digest = self.digest_over(node, visible);
         let head = Head {
             network: self.id,
             position: self.position(place),
-            digest: self.digest(me)?,
+            digest,
             time: now,
             not_after: now.saturating_add(HEAD_LIFE),
             epoch: self.epoch(),
-            secrets: self.secrets_digest(me)?,
+            secrets: self.secrets_digest_over(node, visible),
         };
-        Ok(self.authority.sign(Role::Head, &head)?)
-    }
-
-    /// The digest of what `me` may see now.
-    ///
-    /// # Errors
-    /// [`NoMap::NotAMember`].
-    pub fn digest(&self, me: NodeId) -> Result<[u8; 32], NoMap> {
-        let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
-        if self.is_uniform() {
-            return Ok(*self.common_digest.get_or_init(|| self.compute_digest(node)));
-        }
-        Ok(self.compute_digest(node))
+        Ok(SignedHead { envelope: self.authority.sign(Role::Head, &head)?, digest })
     }
 
     /// The digest of the secrets that `me` is to hold now.
@@ -208,30 +242,40 @@ impl NetworkState {
     /// [`NoMap::NotAMember`].
     pub fn secrets_digest(&self, me: NodeId) -> Result<[u8; 32], NoMap> {
         let node = self.nodes.get(&me).ok_or(NoMap::NotAMember)?;
-        // A stock device, which alone has a key outside epochs, has no map.
-        if self.is_uniform() && is_mesh(&node.member.record) {
-            return Ok(*self.common_secrets.get_or_init(|| self.compute_secrets_digest(node)));
-        }
-        Ok(self.compute_secrets_digest(node))
+        Ok(self.secrets_digest_over(node, &self.visible(me)))
     }
 
-    fn compute_secrets_digest(&self, node: &Node) -> [u8; 32] {
+    fn secrets_digest_over(&self, node: &Node, visible: &RoaringBitmap) -> [u8; 32] {
         let mine = &node.member.record;
-        let epochs = self.secrets.iter().map(|(epoch, (secret, _))| (*epoch, secret));
-        let peers = self.visible(mine).filter(|peer| peer.member.record.id != mine.id);
-        let peers = peers.filter_map(|peer| Some((peer.member.record.id, peer.psk.as_ref()?)));
-        secrets_digest(self.id, epochs, peers)
+        let compute = || {
+            let epochs = self.secrets.iter().map(|(epoch, (secret, _))| (*epoch, secret));
+            let peers = self.members_of(visible).filter(|peer| peer.member.record.id != mine.id);
+            let peers = peers.filter_map(|peer| Some((peer.member.record.id, peer.psk.as_ref()?)));
+            secrets_digest(self.id, epochs, peers)
+        };
+        // A stock device, which alone has a key outside epochs, has no map.
+        if self.edges.is_uniform() && is_mesh(mine) {
+            return *self.common_secrets.get_or_init(compute);
+        }
+        compute()
     }
 
-    fn compute_digest(&self, node: &Node) -> [u8; 32] {
-        let certificates = ROLES.iter().filter_map(|role| self.certificates.get(role)).map(|held| held.hash);
-        let members = self.visible(&node.member.record).map(|peer| peer.member.hash);
-        let policy = self.policy.iter().map(|policy| policy.signed.hash);
-        let rules = self.rules_for(&node.member.record).into_iter().map(|rule| rule.hash());
-        let records = self
-            .visible(&node.member.record)
-            .filter_map(|peer| self.node_records.get(&peer.member.record.id).map(|record| record.hash));
-        digest(certificates.chain(members).chain(policy).chain(rules).chain(records))
+    fn digest_over(&self, node: &Node, visible: &RoaringBitmap) -> [u8; 32] {
+        let compute = || {
+            let certificates =
+                ROLES.iter().filter_map(|role| self.certificates.get(role)).map(|held| held.hash);
+            let members = self.members_of(visible).map(|peer| peer.member.hash);
+            let policy = self.policy.iter().map(|policy| policy.signed.hash);
+            let leaves = self.policy.as_ref().map_or(&[][..], |policy| &policy.leaves);
+            let places = self.places(node.member.record.id);
+            let rules =
+                places.iter().filter_map(|place| Some(leaves.get(usize::try_from(*place).ok()?)?.hash));
+            let records = self
+                .members_of(visible)
+                .filter_map(|peer| self.node_records.get(&peer.member.record.id).map(|record| record.hash));
+            digest(certificates.chain(members).chain(policy).chain(rules).chain(records))
+        };
+        if self.edges.is_uniform() { *self.common_digest.get_or_init(compute) } else { compute() }
     }
 
     /// The position of this state.
@@ -277,88 +321,78 @@ impl NetworkState {
         self.node_records.get(&peer.member.record.id).map(|record| (*record.envelope).clone())
     }
 
-    /// What changed after `since` and concerns `me`.
-    fn collect(&self, me: &Node, since: u64) -> Changed {
+    /// What changed after `since` and concerns `me`, who was told of `told`, and whom it sees now; `None` if nothing did.
+    fn collect(&self, me: NodeId, since: u64, told: &RoaringBitmap) -> Option<(Changed, RoaringBitmap)> {
+        let edges = &self.edges;
+        let mine = edges.slot(me)?;
         let mut changed = Changed::default();
-        let mine = &me.member.record;
+        // Who came or went, one by one, unless anybody may have.
+        let mut visible = told.clone();
+        let mut anybody = false;
         for item in self.changes.since(since) {
             match item {
                 Item::Member(id) => {
-                    let present = self.nodes.get(&id).map(|peer| &peer.member.record);
-                    let last = self.removed.get(&id).and_then(|gone| gone.last.as_deref());
-                    // What rules select it by may have changed on the way: then it may have been visible once.
-                    let unsettled = self.changes.has(Item::Standing(id), since);
-                    match (present, last) {
-                        (Some(peer), _) if self.sees(mine, peer) => drop(changed.members.insert(id)),
-                        (Some(_), _) if !unsettled => {}
-                        (None, Some(last)) if !unsettled && !self.sees(mine, last) => {}
-                        _ => drop(changed.removed.insert(id)),
+                    let Some(slot) = edges.slot(id) else { continue };
+                    changed.members.insert(slot);
+                    if edges.sees(mine, slot) {
+                        visible.insert(slot);
+                    } else {
+                        visible.remove(slot);
                     }
                 }
-                Item::NodeRecord(id) => {
-                    if self.nodes.get(&id).is_some_and(|peer| self.sees(mine, &peer.member.record)) {
-                        changed.node_records.insert(id);
-                    }
-                }
+                Item::NodeRecord(id) => drop(edges.slot(id).map(|slot| changed.node_records.insert(slot))),
+                // The rules that touch it may be others now.
+                Item::Standing(id) if id == me => (anybody, changed.policy) = (true, true),
+                // Goes with `Member`.
+                Item::Standing(_) => {}
+                Item::Rules => (anybody, changed.policy) = (true, true),
                 Item::Policy => changed.policy = true,
                 Item::Certificates => changed.certificates = true,
                 Item::Secrets => changed.secrets = true,
-                // Goes with `Member` and `Policy`.
-                Item::Standing(_) | Item::Rules => {}
             }
         }
-        changed
+        if anybody {
+            visible = edges.visible(mine);
+        }
+        changed.members |= &visible - told;
+        changed.members &= &visible;
+        changed.node_records &= &visible;
+        changed.removed = told - &visible;
+        (!changed.is_empty()).then_some((changed, visible))
     }
 
-    fn rules(&self) -> impl Iterator<Item = &Rule> {
-        let leaves = self.policy.iter().flat_map(|policy| &policy.leaves);
-        leaves.filter_map(|(leaf, _)| match leaf {
-            Leaf::Rule(rule) => Some(rule),
-            Leaf::Name(_) => None,
-        })
+    /// Whom a map of `me` has in it.
+    fn visible(&self, me: NodeId) -> RoaringBitmap {
+        self.edges.slot(me).map(|slot| self.edges.visible(slot)).unwrap_or_default()
     }
 
-    /// Whether a map of `me` has `peer` in it.
-    fn sees(&self, me: &Member, peer: &Member) -> bool {
-        let relayed = (me.relay || peer.relay) && is_mesh(me) && is_mesh(peer);
-        me.id == peer.id
-            || relayed
-            || self.rules().any(|rule| connects(rule, me, peer) || connects(rule, peer, me))
+    /// The places of the leaves that touch `me`; names are for everybody.
+    pub(super) fn places(&self, me: NodeId) -> Vec<u64> {
+        self.edges.slot(me).map(|slot| self.edges.places(slot)).unwrap_or_default()
     }
 
-    fn visible(&self, me: &Member) -> impl Iterator<Item = &Node> {
-        let everybody = self.is_uniform();
-        self.nodes.values().filter(move |peer| everybody || self.sees(me, &peer.member.record))
+    /// The members of a set, in the order in which they joined or were loaded.
+    fn members_of<'a>(&'a self, set: &'a RoaringBitmap) -> impl Iterator<Item = &'a Node> {
+        set.iter().filter_map(|slot| self.nodes.get(&self.edges.id(slot)?))
     }
 
-    /// Whether all nodes have the same map: a rule connects everybody, and every leaf is for everybody.
-    fn is_uniform(&self) -> bool {
-        let all = |side: &[Selector]| side.contains(&Selector::All);
-        self.rules().any(|rule| all(&rule.sources) && all(&rule.destinations))
-            && self.rules().all(|rule| all(&rule.sources) || all(&rule.destinations))
-    }
-
-    /// The leaves that touch `me`, with their proofs; names are for everybody.
-    fn rules_for(&self, me: &Member) -> Vec<ProvenRule> {
+    /// The leaves that touch `me`, with their proofs.
+    fn rules_for(&self, me: NodeId) -> Vec<ProvenRule> {
         let Some(policy) = &self.policy else { return Vec::new() };
-        let touches = |leaf: &Leaf| match leaf {
-            Leaf::Rule(rule) => selected(&rule.sources, me) || selected(&rule.destinations, me),
-            Leaf::Name(_) => true,
-        };
-        let proven = (0_u64..).zip(&policy.leaves).filter(|(_, (leaf, _))| touches(leaf));
-        let proven = proven.filter_map(|(index, (_, bytes))| {
-            Some(ProvenRule { leaf: bytes.clone(), index, siblings: policy.tree.proof(index)? })
+        let proven = self.places(me).into_iter().filter_map(|index| {
+            let leaf = policy.leaves.get(usize::try_from(index).ok()?)?;
+            Some(ProvenRule { leaf: leaf.bytes.clone(), index, siblings: policy.tree.proof(index)? })
         });
         proven.collect()
     }
 }
 
-/// What a delta has to tell.
+/// What an update has to tell.
 #[derive(Debug, Default)]
 struct Changed {
-    members: BTreeSet<NodeId>,
-    removed: BTreeSet<NodeId>,
-    node_records: BTreeSet<NodeId>,
+    members: RoaringBitmap,
+    node_records: RoaringBitmap,
+    removed: RoaringBitmap,
     policy: bool,
     certificates: bool,
     secrets: bool,
@@ -369,20 +403,6 @@ impl Changed {
         let told = self.policy || self.certificates || self.secrets;
         !told && self.members.is_empty() && self.removed.is_empty() && self.node_records.is_empty()
     }
-}
-
-fn connects(rule: &Rule, from: &Member, to: &Member) -> bool {
-    selected(&rule.sources, from) && selected(&rule.destinations, to)
-}
-
-fn selected(selectors: &[Selector], member: &Member) -> bool {
-    selectors.iter().any(|selector| match selector {
-        Selector::All => true,
-        Selector::Node(id) => *id == member.id,
-        Selector::Group(name) => member.groups.contains(name),
-        Selector::Tag(name) => member.tags.contains(name),
-        Selector::Prefix(prefix) => member.allowed_ips().any(|own| own.overlaps(prefix)),
-    })
 }
 
 /// Whether a member runs our daemon.

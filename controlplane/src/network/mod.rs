@@ -1,8 +1,8 @@
 //! Networks without input and output: what is stored, what is held in memory, what is planned, what nodes are told.
 //!
 //! ```text
-//! snapshot, commits ──> Registry ──> NetworkState ──> map::full, map::delta      (what a node is told)
-//!                                         └────────> enroll, members, tokens, renew: Plan   (what to write)
+//! snapshot, commits ──> Registry ──> NetworkState ──> edges ──> map::full, map::delta, trace   (what a node is told)
+//!                                         └────────> enroll, members, policies, tokens, renew: Plan   (what to write)
 //! ```
 //!
 //! A plan names the entries it was made from; the store commits it only if they are unchanged, else it is made again from
@@ -11,10 +11,12 @@
 pub mod authority;
 mod changes;
 pub(crate) mod create;
+mod edges;
 pub(crate) mod enroll;
 pub(crate) mod key;
 pub mod map;
 pub(crate) mod members;
+pub(crate) mod policies;
 pub mod pool;
 mod registry;
 pub(crate) mod relay;
@@ -24,8 +26,9 @@ mod state;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tokens;
+pub(crate) mod trace;
 
-pub(crate) use self::state::{Node, Signed};
+pub(crate) use self::state::{Node, PolicyVersion, Signed};
 pub use self::{registry::Registry, row::Damage, state::NetworkState};
 use crate::store::{Compare, Op};
 

@@ -65,7 +65,7 @@ impl Registry {
         let key = Key::parse(text).ok_or_else(|| Damage::at(text, "no such key is known"))?;
         match (key, value) {
             (Key::Network(id), Some(value)) => {
-                self.networks.insert(id, NetworkState::new(id, text, row::parse(text, value)?)?);
+                self.networks.insert(id, NetworkState::new(id, text, row::parse(text, value)?, revision)?);
             }
             (Key::Network(id), None) => drop(self.networks.remove(&id)),
             (Key::Of(id, part), value) => self

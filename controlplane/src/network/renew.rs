@@ -92,8 +92,9 @@ fn policy(state: &NetworkState, why: Why, now: UnixTime) -> Result<Option<Plan>,
     if !why.concerns(held.record.not_after, RECORD_LIFE, now) {
         return Ok(None);
     }
-    let leaves: Vec<_> = policy.leaves.iter().map(|(leaf, _)| leaf.clone()).collect();
-    let op = create::policy(state.id, &leaves, why.next(held.record.serial), &state.authority, now)?;
+    let leaves: Vec<_> = policy.leaves.iter().map(|held| held.leaf.clone()).collect();
+    let serial = why.next(held.record.serial);
+    let op = create::policy(state.id, &leaves, serial, policy.version, &state.authority, now)?;
     Ok(Some(Plan {
         compare: vec![Compare::unchanged(Part::Policy.of(state.id), held.revision)],
         ops: vec![op],

@@ -106,6 +106,23 @@ pub(crate) struct TokenRow {
 pub(crate) struct PolicyRow {
     pub(crate) policy: Blob,
     pub(crate) leaves: Vec<Blob>,
+    /// Which of the policies applied so far it is: the serial with which it came in force. A renewal keeps it. `None`: the one that
+    /// the network was made with, which nobody wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<u64>,
+}
+
+/// A policy that was applied once. The commit that wrote this row put it in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PolicyVersionRow {
+    /// The file, as it was written.
+    pub(crate) text: String,
+    pub(crate) applied_ms: u64,
+    /// A user of the coordinator's machine.
+    pub(crate) applied_by: String,
+    #[serde(default)]
+    pub(crate) comment: String,
+    pub(crate) rules: u32,
 }
 
 /// A stored value that cannot be what was written.

@@ -12,15 +12,18 @@ use ringmesh_tunnel::{
     UnixTime,
     ip::Prefix,
     key::{IdentityKey, IdentitySecret, NetworkId, NetworkSecret, NodeId, PresharedKey, PublicKey, TokenId},
-    netmap::{Certificate, Envelope, Leaf, Member, MerkleTree, NodeRecord, Policy, Record, Role},
+    netmap::{
+        Certificate, Envelope, Leaf, Member, MerkleTree, NodeRecord, Policy, Record, Role, Rule, leaf_hash,
+    },
 };
 
 use super::{
     authority::Authority,
     changes::{Changes, Item},
+    edges::Edges,
     key::{Key, Part},
     pool::Taken,
-    row::{self, AddressRow, Damage, NetworkRow, NodeRow, PolicyRow, RemovedRow, TokenRow},
+    row::{self, AddressRow, Damage, NetworkRow, NodeRow, PolicyRow, PolicyVersionRow, RemovedRow, TokenRow},
 };
 use crate::{store::Revision, vault::Vault};
 
@@ -60,8 +63,6 @@ pub(crate) struct Node {
 #[derive(Debug, Clone)]
 pub(crate) struct Removed {
     pub(crate) identity_key: Option<IdentityKey>,
-    /// Its last record, if it was removed since this process started: who could see it must hear of it.
-    pub(crate) last: Option<Arc<Member>>,
 }
 
 /// A join token.
@@ -72,12 +73,40 @@ pub(crate) struct Token {
     pub(crate) revision: Revision,
 }
 
+/// A leaf of a policy as it is hashed.
+#[derive(Debug, Clone)]
+pub(crate) struct HeldLeaf {
+    pub(crate) leaf: Leaf,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) hash: [u8; 32],
+}
+
+impl HeldLeaf {
+    /// The rule, if it is one.
+    pub(crate) const fn rule(&self) -> Option<&Rule> {
+        match &self.leaf {
+            Leaf::Rule(rule) => Some(rule),
+            Leaf::Name(_) => None,
+        }
+    }
+}
+
 /// A policy with what it signs.
 #[derive(Debug, Clone)]
 pub(crate) struct PolicyState {
     pub(crate) signed: Signed<Policy>,
-    pub(crate) leaves: Vec<(Leaf, Vec<u8>)>,
+    pub(crate) leaves: Vec<HeldLeaf>,
     pub(crate) tree: MerkleTree,
+    /// Which of the [policies](NetworkState::policies) it is; `None`: the one that the network was made with.
+    pub(crate) version: Option<u64>,
+}
+
+/// A policy that was applied once, as it was written.
+#[derive(Debug, Clone)]
+pub(crate) struct PolicyVersion {
+    pub(crate) row: PolicyVersionRow,
+    /// The commit that put it in force.
+    pub(crate) revision: Revision,
 }
 
 /// One network.
@@ -92,6 +121,10 @@ pub struct NetworkState {
     pub(crate) certificates: BTreeMap<Role, Signed<Certificate>>,
     pub(crate) secrets: BTreeMap<u64, (NetworkSecret, Revision)>,
     pub(crate) policy: Option<PolicyState>,
+    /// The policies applied so far that are kept, by the serial with which each came in force.
+    pub(crate) policies: BTreeMap<u64, PolicyVersion>,
+    /// The commit that made the network.
+    pub(crate) made: Revision,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) removed: BTreeMap<NodeId, Removed>,
     pub(crate) names: BTreeMap<String, NodeId>,
@@ -103,6 +136,10 @@ pub struct NetworkState {
     /// What nodes say of themselves; never stored.
     pub(crate) node_records: BTreeMap<NodeId, Signed<NodeRecord>>,
     pub(crate) changes: Changes,
+    /// Which rules select which members.
+    pub(crate) edges: Edges,
+    /// Counts the changes of what names mean: members that came, went or changed.
+    pub(crate) roster: u64,
     /// The digest of a map in which everybody sees everything; empty after every change.
     pub(super) common_digest: OnceLock<[u8; 32]>,
     /// The digest of the secrets that go with it; empty after every change.
@@ -110,7 +147,7 @@ pub struct NetworkState {
 }
 
 impl NetworkState {
-    pub(super) fn new(id: NetworkId, key: &str, row: NetworkRow) -> Result<Self, Damage> {
+    pub(super) fn new(id: NetworkId, key: &str, row: NetworkRow, made: Revision) -> Result<Self, Damage> {
         let root = row::parse_identity(key, &row.root_key)?;
         if NetworkId::of_root(&root) != id {
             return Err(Damage::at(key, "the network's id is not that of its root key"));
@@ -125,6 +162,8 @@ impl NetworkState {
             certificates: BTreeMap::new(),
             secrets: BTreeMap::new(),
             policy: None,
+            policies: BTreeMap::new(),
+            made,
             nodes: BTreeMap::new(),
             removed: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -134,6 +173,8 @@ impl NetworkState {
             relays: BTreeMap::new(),
             node_records: BTreeMap::new(),
             changes: Changes::default(),
+            edges: Edges::default(),
+            roster: 0,
             common_digest: OnceLock::new(),
             common_secrets: OnceLock::new(),
         })
@@ -168,6 +209,13 @@ impl NetworkState {
                 None => drop(self.tokens.remove(&id)),
             },
             Part::Policy => self.apply_policy(&key, value, revision)?,
+            Part::PolicyVersion(serial) => match value {
+                Some(value) => {
+                    let version = PolicyVersion { row: row::parse(&key, value)?, revision };
+                    self.policies.insert(serial, version);
+                }
+                None => drop(self.policies.remove(&serial)),
+            },
             Part::Certificate(role) => {
                 match value {
                     Some(value) => {
@@ -212,7 +260,7 @@ impl NetworkState {
         revision: Revision,
         vault: &Vault,
     ) -> Result<(), Damage> {
-        let former = match value {
+        match value {
             Some(value) => {
                 let row: NodeRow = row::parse(key, value)?;
                 let member: Signed<Member> = Signed::parse(key, &row.member.0, revision)?;
@@ -222,25 +270,24 @@ impl NetworkState {
                     Ok(PresharedKey::from_bytes(*psk))
                 };
                 let psk = row.psk.as_ref().map(open).transpose()?;
+                self.edges.put_member(id, Some(&member.record));
                 let standing = standing(&member.record);
                 let former = self.nodes.insert(id, Node { row, member, psk });
-                // A new member was in nobody's map, so that nobody has to hear that it is not visible.
-                if former.as_ref().is_some_and(|former| self::standing(&former.member.record) != standing) {
+                // A new member was told of no rule.
+                if former.is_some_and(|former| self::standing(&former.member.record) != standing) {
                     self.touch(Item::Standing(id));
                 }
-                former
             }
             None => {
+                self.edges.put_member(id, None);
                 self.node_records.remove(&id);
-                self.nodes.remove(&id)
+                if let Some(former) = self.nodes.remove(&id) {
+                    let removed = Removed { identity_key: former.member.record.identity_key };
+                    self.removed.entry(id).or_insert(removed);
+                }
             }
-        };
-        if value.is_none()
-            && let Some(former) = former
-        {
-            let removed = Removed { identity_key: former.member.record.identity_key, last: None };
-            self.removed.entry(id).or_insert(removed).last = Some(Arc::new(former.member.record));
         }
+        self.roster += 1;
         self.touch(Item::Member(id));
         Ok(())
     }
@@ -252,8 +299,7 @@ impl NetworkState {
         };
         let row: RemovedRow = row::parse(key, value)?;
         let identity_key = row.identity_key.map(|blob| row::parse_identity(key, &blob)).transpose()?;
-        let last = self.removed.get(&id).and_then(|removed| removed.last.clone());
-        self.removed.insert(id, Removed { identity_key, last });
+        self.removed.insert(id, Removed { identity_key });
         Ok(())
     }
 
@@ -263,17 +309,19 @@ impl NetworkState {
             let row: PolicyRow = row::parse(key, value)?;
             let signed: Signed<Policy> = Signed::parse(key, &row.policy.0, revision)?;
             let parse = |blob: row::Blob| match Leaf::parse(&blob.0) {
-                Ok(leaf) => Ok((leaf, blob.0)),
+                Ok(leaf) => Ok(HeldLeaf { leaf, hash: leaf_hash(&blob.0), bytes: blob.0 }),
                 Err(error) => Err(Damage::at(key, error)),
             };
-            let leaves: Vec<(Leaf, Vec<u8>)> = row.leaves.into_iter().map(parse).collect::<Result<_, _>>()?;
-            let tree = MerkleTree::new(leaves.iter().map(|(_, bytes)| bytes));
+            let leaves: Vec<HeldLeaf> = row.leaves.into_iter().map(parse).collect::<Result<_, _>>()?;
+            let tree = MerkleTree::new(leaves.iter().map(|held| &held.bytes));
             if tree.root() != signed.record.root || tree.size() != signed.record.size {
                 return Err(Damage::at(key, "the leaves are not those that were signed"));
             }
-            self.policy = Some(PolicyState { signed, leaves, tree });
+            self.policy = Some(PolicyState { signed, leaves, tree, version: row.version });
         }
         if self.policy.as_ref().map(|policy| policy.tree.root()) != former {
+            let leaves = self.policy.iter().flat_map(|policy| &policy.leaves);
+            self.edges.put_policy(leaves.map(|held| (held.rule(), held.hash)));
             self.touch(Item::Rules);
         }
         self.touch(Item::Policy);
@@ -287,7 +335,10 @@ impl NetworkState {
             self.certificates.get(&role).ok_or_else(|| missing(&format!("{role} certificate")))?;
         }
         self.secrets.last_key_value().ok_or_else(|| missing("secret"))?;
-        self.policy.as_ref().ok_or_else(|| missing("policy"))?;
+        let policy = self.policy.as_ref().ok_or_else(|| missing("policy"))?;
+        if policy.version.is_some_and(|version| !self.policies.contains_key(&version)) {
+            return Err(missing("text of the policy in force"));
+        }
         for (id, key) in &self.relays {
             if self.member(*id).and_then(|member| member.identity_key) != Some(key.public_key()) {
                 return Err(Damage::at(Part::Relay(*id).of(self.id), "no member has this key"));
@@ -348,6 +399,23 @@ impl NetworkState {
     #[must_use]
     pub fn member(&self, id: NodeId) -> Option<&Member> {
         self.nodes.get(&id).map(|node| &node.member.record)
+    }
+
+    /// The commit that put the policy in force: the network's first, or the one in which it was applied.
+    #[must_use]
+    pub fn policy_revision(&self) -> Revision {
+        self.policy_in_force().map_or(self.made, |version| version.revision)
+    }
+
+    /// The policy in force as it was written; `None`: the one that the network was made with.
+    pub(crate) fn policy_in_force(&self) -> Option<&PolicyVersion> {
+        self.policies.get(&self.policy.as_ref()?.version?)
+    }
+
+    /// The rules of the policy, each with its place among the leaves.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = (u64, &Rule)> {
+        let leaves = (0_u64..).zip(self.policy.iter().flat_map(|policy| &policy.leaves));
+        leaves.filter_map(|(place, held)| Some((place, held.rule()?)))
     }
 
     /// Finds a member by its name or id.

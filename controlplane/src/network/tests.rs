@@ -22,7 +22,7 @@ use super::{
     authority::Authority,
     create, enroll,
     key::Part,
-    map::{Delta, Outgoing, Place},
+    map::{Delta, Outgoing, Place, Told},
     members, relay, renew,
     row::{self, Blob, NodeRow},
     tokens,
@@ -90,7 +90,8 @@ struct Follower {
     map: NetworkMap,
     epochs: BTreeMap<u64, NetworkSecret>,
     peers: BTreeMap<NodeId, PresharedKey>,
-    since: Option<u64>,
+    /// The newest change that it was told, and whom it sees.
+    held: Option<(u64, Told)>,
 }
 
 struct World {
@@ -180,7 +181,7 @@ impl World {
             Event::Forget { node } => {
                 let id = self.nth(node);
                 if let Some(follower) = id.and_then(|id| self.followers.get_mut(&id)) {
-                    follower.since = None;
+                    follower.held = None;
                 }
             }
         }
@@ -207,7 +208,7 @@ impl World {
         self.commit(plan);
         let map = NetworkMap::empty(self.network, self.state().root, id);
         let (epochs, peers) = (BTreeMap::new(), BTreeMap::new());
-        self.followers.insert(id, Follower { identity, map, epochs, peers, since: None });
+        self.followers.insert(id, Follower { identity, map, epochs, peers, held: None });
     }
 
     fn retag(&mut self, node: usize, tags: &[usize]) {
@@ -277,7 +278,8 @@ impl World {
             leaves.push(Leaf::Name(NameRecord { name: "www".into(), addresses: vec![[10, 0, 0, 1].into()] }));
         }
         let serial = self.state().policy.as_ref().unwrap().signed.record.serial + 1;
-        let op = create::policy(self.network, &leaves, serial, &self.state().authority, self.now).unwrap();
+        let op =
+            create::policy(self.network, &leaves, serial, None, &self.state().authority, self.now).unwrap();
         self.commit(Plan { compare: vec![], ops: vec![op] });
     }
 
@@ -286,22 +288,33 @@ impl World {
         let (place, now) = (self.place(), self.now);
         let Some(follower) = self.followers.get(&id) else { return };
         let state = self.state();
-        let delta = follower.since.map(|since| state.delta(id, since, place, now).unwrap());
+        let delta =
+            follower.held.as_ref().map(|(since, told)| state.delta(id, *since, told, place, now).unwrap());
         let outgoing = match delta {
             Some(Delta::Nothing) => None,
-            Some(Delta::Update(outgoing)) => Some(*outgoing),
-            Some(Delta::Full) | None => Some(state.full(id, place, now).unwrap()),
+            Some(Delta::Update(outgoing)) => {
+                assert!(!outgoing.update.full);
+                Some(*outgoing)
+            }
+            None => Some(state.full(id, place, now).unwrap()),
         };
-        let (map, secrets, peer_secrets) = match outgoing {
-            Some(Outgoing { update, secrets, peer_secrets }) => {
-                (follower.map.verify(update, now).unwrap(), secrets, peer_secrets)
+        let (map, told, secrets, peer_secrets) = match outgoing {
+            Some(Outgoing { update, digest, told, secrets, peer_secrets }) => {
+                // Nothing is sent twice, and nobody is taken back who was not there.
+                let known = |id: &NodeId| follower.map.member(*id).is_some();
+                assert!(update.full || update.removed.iter().all(known));
+                let map = follower.map.verify(update, now).unwrap();
+                assert_eq!(map.digest(), digest);
+                (map, told, secrets, peer_secrets)
             }
             // What does not touch the node leaves it with the same digests.
             None => {
-                let head = state.head(id, place, now).unwrap();
-                (follower.map.renew(head, now).unwrap(), Vec::new(), Vec::new())
+                let head = state.head(id, place, now).unwrap().envelope;
+                let told = follower.held.as_ref().unwrap().1.clone();
+                (follower.map.renew(head, now).unwrap(), told, Vec::new(), Vec::new())
             }
         };
+        assert_eq!(told.len(), map.members().count() as u64);
         self.compare(id, &map);
         let (network, since) = (self.network, self.state().newest_change());
         let follower = self.followers.get_mut(&id).unwrap();
@@ -325,7 +338,7 @@ impl World {
         let digest = secrets_digest(network, epochs, follower.peers.iter().map(|(peer, psk)| (*peer, psk)));
         let newest = follower.epochs.keys().next_back().copied().unwrap_or(0);
         map.check_secrets(newest, &digest).unwrap();
-        (follower.map, follower.since) = (map, Some(since));
+        (follower.map, follower.held) = (map, Some((since, told)));
     }
 
     fn compare(&self, id: NodeId, map: &NetworkMap) {
@@ -360,7 +373,7 @@ impl World {
 }
 
 fn all_rules(state: &super::NetworkState) -> impl Iterator<Item = &Rule> {
-    state.policy.iter().flat_map(|policy| &policy.leaves).filter_map(|(leaf, _)| match leaf {
+    state.policy.iter().flat_map(|policy| &policy.leaves).filter_map(|held| match &held.leaf {
         Leaf::Rule(rule) => Some(rule),
         Leaf::Name(_) => None,
     })
@@ -420,8 +433,10 @@ fn a_change_is_told_only_to_those_whose_map_it_changes() {
         world.follow(*id);
     }
     let (place, now, since) = (world.place(), world.now, world.state().newest_change());
+    let told = |id: &NodeId| world.followers[id].held.clone().unwrap().1;
+    let told: BTreeMap<NodeId, Told> = ids.iter().map(|id| (*id, told(id))).collect();
     let touched = |world: &World| {
-        let delta = |id: &NodeId| world.state().delta(*id, since, place, now).unwrap();
+        let delta = |id: &NodeId| world.state().delta(*id, since, &told[id], place, now).unwrap();
         ids.iter().map(|id| !matches!(delta(id), Delta::Nothing)).collect::<Vec<_>>()
     };
     let web = world.state().node_ids().position(|id| id == ids[0]).unwrap();
@@ -448,7 +463,7 @@ fn only_members_have_a_map() {
     let none =
         |result: Result<Outgoing, super::map::NoMap>| result.unwrap_err() == super::map::NoMap::NotAMember;
     assert!(none(world.state().full(id, world.place(), world.now)));
-    assert!(world.state().delta(id, 0, world.place(), world.now).is_err());
+    assert!(world.state().delta(id, 0, &Told::default(), world.place(), world.now).is_err());
     assert!(world.state().head(id, world.place(), world.now).is_err());
 }
 

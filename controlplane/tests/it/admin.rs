@@ -84,11 +84,17 @@ fn every_method_is_known() {
             "/ringmesh.admin.v1.NodeService/ListNodes",
             "/ringmesh.admin.v1.NodeService/RemoveNode",
             "/ringmesh.admin.v1.NodeService/AddStockDevice",
+            "/ringmesh.admin.v1.NodeService/WaitInstalled",
             "/ringmesh.admin.v1.TokenService/CreateToken",
             "/ringmesh.admin.v1.TokenService/ListTokens",
             "/ringmesh.admin.v1.TokenService/RevokeToken",
             "/ringmesh.admin.v1.RelayService/ListRelayClients",
             "/ringmesh.admin.v1.PolicyService/GetPolicy",
+            "/ringmesh.admin.v1.PolicyService/PlanPolicy",
+            "/ringmesh.admin.v1.PolicyService/ApplyPolicy",
+            "/ringmesh.admin.v1.PolicyService/ListPolicies",
+            "/ringmesh.admin.v1.PolicyService/RollbackPolicy",
+            "/ringmesh.admin.v1.PolicyService/Trace",
         ]
     );
 }
