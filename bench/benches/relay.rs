@@ -8,10 +8,12 @@
 )]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use criterion::{Criterion, Throughput};
 use ringmesh_relay::{Rates, Server, ServerConfig};
+use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::ip::Prefix;
 use ringmesh_tunnel::key::{NetworkId, NodeId, PresharedKey, SecretKey};
 use ringmesh_tunnel::{
@@ -162,6 +164,7 @@ impl Client {
         handshaker.apply(peers);
         let mut tunnel = Tunnel::new(0, secret.public_key(), Random::system()).unwrap();
         tunnel.apply(peers, now());
+        tunnel.apply_filter(Arc::new(Filter::allow_all()), now());
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { tunnel, handshaker, socket }

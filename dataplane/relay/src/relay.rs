@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::key::{NodeId, PublicKey};
 use ringmesh_tunnel::{
     BindAnswer, BindRefusal, Candidate, Dial, DropCounters, Event as TunnelEvent, Hop, Inbound, Job, JobDone,
@@ -110,8 +112,11 @@ impl Relay {
     /// If `worker` is 64 or more.
     pub fn new(worker: u8, local: PublicKey, mut random: Random, now: Now) -> Result<Self, NoRandomness> {
         let channels = Channels::new(worker, u32::from_le_bytes(random.bytes()?));
+        let mut tunnel = Tunnel::new(worker, local, random)?;
+        // A relay has nobody to give a packet to: it counts those of each client here, and drops them.
+        tunnel.apply_filter(Arc::new(Filter::allow_all()), now);
         Ok(Self {
-            tunnel: Tunnel::new(worker, local, random)?,
+            tunnel,
             state: 1,
             clients: Clients::default(),
             pairs: Pairs::new(channels),

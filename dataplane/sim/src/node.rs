@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringmesh_relay::{Limiter, Rates, Relay, Verdict};
+use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::handshake::Floors;
 use ringmesh_tunnel::key::{NodeId, SecretKey};
 use ringmesh_tunnel::message::MAX_OVERHEAD;
@@ -70,6 +72,7 @@ impl Node {
         } else {
             Tunnel::new(0, local, random).map(|mut tunnel| {
                 tunnel.set_pools(&[pool()]);
+                tunnel.apply_filter(Arc::new(Filter::allow_all()), now);
                 Core::Node(Box::new(tunnel))
             })
         };

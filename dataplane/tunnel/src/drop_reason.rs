@@ -27,6 +27,14 @@ macro_rules! drop_reasons {
     };
 }
 
+impl DropReason {
+    /// Whether the packet filter dropped the packet: what was neither damaged nor in want of a way, but not to pass.
+    #[must_use]
+    pub const fn is_of_filter(self) -> bool {
+        (self as usize) >= (Self::Denied as usize) && (self as usize) <= (Self::FlowTableFull as usize)
+    }
+}
+
 drop_reasons! {
     /// Not an IPv4 or IPv6 packet with a whole header and a truthful length.
     MalformedPacket = "malformed_packet",
@@ -80,6 +88,32 @@ drop_reasons! {
     Replayed = "replayed",
     /// An inner source address that does not belong to the sending peer.
     SpoofedSource = "spoofed_source",
+    /// No rule of the policy allows the flow that the packet belongs to or would open.
+    Denied = "denied",
+    /// This node's owner forbids the flow that the packet belongs to or would open.
+    DeniedLocally = "denied_locally",
+    /// A packet from a peer to an address that is neither this node's nor one of its routes.
+    NotForUs = "not_for_us",
+    /// A packet to a peer from an address that is neither this node's nor one of its routes.
+    NotFromUs = "not_from_us",
+    /// A transport's header that is short or untruthful, or IPv6 extension headers that are, or are more than eight.
+    UnreadablePacket = "unreadable_packet",
+    /// A packet that is to be led elsewhere than its header says: source routes of IPv4, routing headers of IPv6.
+    SourceRouted = "source_routed",
+    /// A TCP segment with flags that no TCP sends together, or none.
+    ImpossibleFlags = "impossible_flags",
+    /// A TCP segment of no connection, that asks for none: SYN and ACK, FIN or RST.
+    UnaskedSegment = "unasked_segment",
+    /// ICMP that asks nothing, and neither answers nor quotes a flow with this peer.
+    UnaskedIcmp = "unasked_icmp",
+    /// A later fragment of a datagram whose first fragment did not pass in the last 30 s.
+    UnaskedFragment = "unasked_fragment",
+    /// A first fragment that ends before its transport's header does.
+    TinyFragment = "tiny_fragment",
+    /// A later fragment that would write over the first.
+    OverlappingFragment = "overlapping_fragment",
+    /// A flow beyond those that one peer may have, while none of them can make room.
+    FlowTableFull = "flow_table_full",
     /// A notice from a peer that is not one of our nodes.
     NoticeFromStock = "notice_from_stock",
     /// A relayed datagram from where no relay of ours is heard.

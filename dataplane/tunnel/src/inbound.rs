@@ -1,10 +1,11 @@
-//! From the network to TUN: a datagram is told apart, opened, and its packet's source checked.
+//! From the network to TUN: a datagram is told apart, opened, its packet's source checked, and the packet judged.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use std::ops::Range;
 
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
+use crate::filter::Direction;
 use crate::handshake::Job;
 use crate::handshake::cookie;
 use crate::key::NodeId;
@@ -153,6 +154,8 @@ impl Tunnel {
         if self.allowed_ips.lookup(header.source) != Some(slot) {
             return Err(DropReason::SpoofedSource);
         }
+        let pass = self.judge(slot, Direction::In, &header, plaintext, now)?;
+        self.gate.passed(pass);
         let range = opened.start..opened.start.saturating_add(header.len);
         Ok(Inbound::Packet { range, peer: id })
     }

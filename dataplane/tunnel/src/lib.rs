@@ -28,6 +28,7 @@ pub mod timers;
 pub mod tunnel;
 
 mod establish;
+mod filtering;
 mod inbound;
 mod index;
 mod notice;

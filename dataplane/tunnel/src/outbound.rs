@@ -1,9 +1,10 @@
-//! From TUN to the network: a packet is routed, sealed and given a path, or held until there is a session.
+//! From TUN to the network: a packet is routed, judged, sealed and given a path, or held until there is a session.
 
 use std::time::Instant;
 
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
+use crate::filter::Direction;
 use crate::packet::Header;
 use crate::path::{Hop, Path};
 use crate::peer::MAX_HELD_PACKETS;
@@ -51,6 +52,8 @@ impl Tunnel {
     fn route(&mut self, packet: &[u8], datagram: &mut [u8], now: Now) -> Result<Outbound, DropReason> {
         let header = Header::parse(packet)?;
         let slot = self.allowed_ips.lookup(header.destination).ok_or(DropReason::NoAllowedIp)?;
+        let pass = self.judge(slot, Direction::Out, &header, packet, now)?;
+        self.gate.passed(pass);
         self.touch(slot, now.monotonic);
         if let Some((len, to)) = self.seal(slot, packet, None, Sent::Data, datagram, now)? {
             self.send_twin(slot, datagram.get(..len).unwrap_or_default());
@@ -128,6 +131,13 @@ impl Tunnel {
         buffer.clear();
         buffer.extend_from_slice(sealed);
         self.twins.push_back((twin, buffer));
+    }
+
+    /// Judges a packet once more that was held: filter and flows may have changed. It was counted before.
+    pub(crate) fn judge_held(&mut self, slot: Slot, packet: &[u8], now: Now) -> Result<(), DropReason> {
+        let header = Header::parse(packet)?;
+        let _counted = self.judge(slot, Direction::Out, &header, packet, now)?;
+        Ok(())
     }
 
     /// Keeps a packet until there is a session, and sees to it that there will be one.

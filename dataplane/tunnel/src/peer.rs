@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::filter::Flows;
 use crate::handshake::HandshakeId;
 use crate::handshake::mac::{Stamp, Tag};
 use crate::ip::Prefix;
@@ -189,6 +190,8 @@ pub(crate) struct Peer {
     /// but a peer without any other address may be waiting there.
     pub(crate) heard_at: Option<Path>,
     pub(crate) sessions: Sessions,
+    /// Whose packets pass.
+    pub(crate) flows: Flows,
     pub(crate) handshake: Option<PendingHandshake>,
     /// Proves to a peer under load that we receive where we send from.
     cookie: Option<(Tag, Instant)>,
@@ -226,6 +229,7 @@ impl Peer {
             seen_as: [None; 2],
             heard_at: None,
             sessions: Sessions::default(),
+            flows: Flows::default(),
             handshake: None,
             cookie: None,
             last_mac1: None,

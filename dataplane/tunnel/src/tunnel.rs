@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::allowed_ips::AllowedIps;
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::establish::Begin;
+use crate::filter::Gate;
 use crate::handshake::mac::Stamp;
 use crate::handshake::{Job, JobDone, Outcome};
 use crate::index::{IndexTable, MAX_WORKERS};
@@ -132,7 +133,8 @@ impl ControlMessage {
 /// The protocol state of one worker: its peers, their sessions, and when each needs attention.
 ///
 /// Input: [`outbound`](Self::outbound), [`inbound`](Self::inbound), [`handle_job`](Self::handle_job),
-/// [`handle_deadline`](Self::handle_deadline), [`apply`](Self::apply) and [`ping`](Self::ping). After any of them take
+/// [`handle_deadline`](Self::handle_deadline), [`apply`](Self::apply), [`apply_filter`](Self::apply_filter) and
+/// [`ping`](Self::ping). After any of them take
 /// the output, until there is none: [`poll_transmit`](Self::poll_transmit), [`poll_job`](Self::poll_job),
 /// [`poll_event`](Self::poll_event); then wait no longer than until [`poll_deadline`](Self::poll_deadline).
 pub struct Tunnel {
@@ -145,6 +147,8 @@ pub struct Tunnel {
     pub(crate) peers: Peers,
     pub(crate) allowed_ips: AllowedIps<Slot>,
     prefixes: BTreeMap<Prefix, Slot>,
+    /// Says which packets pass.
+    pub(crate) gate: Gate,
     pub(crate) indices: IndexTable<Slot>,
     schedule: Schedule,
     pub(crate) messages: VecDeque<ControlMessage>,
@@ -173,7 +177,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A tunnel without peers, for worker number `worker` (0 to 63) of a node with public key `local`.
+    /// A tunnel without peers that lets no packet pass, for worker number `worker` (0 to 63) of a node with public key `local`.
     ///
     /// # Errors
     ///
@@ -189,6 +193,7 @@ impl Tunnel {
             local,
             stamp: Stamp::of(&local),
             indices: IndexTable::new(worker, random.bytes()?),
+            gate: Gate::new(&mut random)?,
             random,
             mtu: DEFAULT_MTU.into(),
             peers: Peers::default(),
@@ -424,7 +429,10 @@ impl Tunnel {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
         if let Some(packet) = peer.held.pop_front() {
             peer.owes_keepalive = false;
-            let sealed = self.seal(slot, &packet, None, Sent::Data, datagram, now);
+            let sealed = match self.judge_held(slot, &packet, now) {
+                Ok(()) => self.seal(slot, &packet, None, Sent::Data, datagram, now),
+                Err(reason) => Err(reason),
+            };
             self.recycle(packet);
             return sealed;
         }

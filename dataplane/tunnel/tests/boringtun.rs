@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should end")]
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
+use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::handshake::UNDER_LOAD_FROM;
 use ringmesh_tunnel::key::{NodeId, PresharedKey, SecretKey};
 use ringmesh_tunnel::message::MAX_OVERHEAD;
@@ -63,6 +65,7 @@ impl Interop {
             persistent_keepalive: None,
         }];
         tunnel.apply(&config, now);
+        tunnel.apply_filter(Arc::new(Filter::allow_all()), now);
         handshaker.apply(&config);
         let their_secret = x25519::StaticSecret::from(THEIRS);
         let limiter = RateLimiter::new(&x25519::PublicKey::from(&their_secret), limit);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::{SinkExt as _, StreamExt as _};
 use ringmesh_relay::frame;
 use ringmesh_relay::{Handle, Report, Server, ServerConfig};
+use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::ip::Prefix;
 use ringmesh_tunnel::key::{NetworkId, PresharedKey};
 use ringmesh_tunnel::{
@@ -253,6 +254,7 @@ impl Node {
         other.allowed_ips = vec![Prefix::host(inner(peer))];
         let peers = [relay_peer, other];
         tunnel.apply(&peers, now());
+        tunnel.apply_filter(Arc::new(Filter::allow_all()), now());
         handshaker.apply(&peers);
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let (packets, packets_in) = mpsc::channel(64);

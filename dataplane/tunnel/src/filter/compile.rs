@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::denial::{Denial, Direction, matches};
+use super::flow::RuleSlot;
 use super::{Decision, Opening};
 use crate::ip::Prefix;
 use crate::key::NodeId;
@@ -19,6 +20,8 @@ pub struct Filter {
     own: Vec<Prefix>,
     peers: BTreeMap<NodeId, Clauses>,
     denials: Vec<Denial>,
+    /// The rules that concern this node, by their places among the policy's leaves, to count by.
+    rules: Vec<(u64, Rule)>,
 }
 
 /// What may be opened with one peer, in the order of the rules.
@@ -53,10 +56,11 @@ impl Filter {
     /// Lets nothing pass: what a node has that knows no policy.
     #[must_use]
     pub const fn deny_all() -> Self {
-        Self { open: false, own: Vec::new(), peers: BTreeMap::new(), denials: Vec::new() }
+        Self { open: false, own: Vec::new(), peers: BTreeMap::new(), denials: Vec::new(), rules: Vec::new() }
     }
 
-    /// Lets everything pass: for tests and simulations of what is not the filter's business.
+    /// Lets everything pass, even what cannot be read, and keeps nothing in mind: for a relay, which drops every packet
+    /// itself, and for tests and simulations of what is not the filter's business.
     #[must_use]
     pub fn allow_all() -> Self {
         Self { open: true, ..Self::deny_all() }
@@ -91,7 +95,9 @@ impl Filter {
             own: me.allowed_ips().collect(),
             peers: BTreeMap::new(),
             denials: denials.to_vec(),
+            rules: mine.iter().map(|&(number, rule, ..)| (number, rule.clone())).collect(),
         };
+        filter.rules.sort_by_key(|(number, _)| *number);
         for peer in peers.into_iter().filter(|peer| peer.id != me.id) {
             let mut clauses = Clauses::default();
             for (number, rule, as_source, as_destination) in &mine {
@@ -127,8 +133,8 @@ impl Filter {
             Direction::In => (opening.destination, opening.source),
             Direction::Out => (opening.source, opening.destination),
         };
-        let ours = self.own.iter().any(|own| own.contains(near));
-        let Some(clauses) = self.peers.get(&peer).filter(|_| ours) else { return Decision::Denied };
+        let peer = self.peers.get(&peer).filter(|_| self.owns(near));
+        let Some(clauses) = peer else { return Decision::Denied };
         let clauses = match direction {
             Direction::In => &clauses.inward,
             Direction::Out => &clauses.outward,
@@ -142,6 +148,33 @@ impl Filter {
             Some(clause) => Decision::Allowed { rule: Some(clause.rule) },
             None => Decision::Denied,
         }
+    }
+}
+
+impl Filter {
+    /// Whether everything passes, so that there is nothing to keep in mind.
+    pub(super) const fn is_open(&self) -> bool {
+        self.open && self.denials.is_empty()
+    }
+
+    /// Whether an address is one that this node may send from and receives at.
+    pub(super) fn owns(&self, address: IpAddr) -> bool {
+        self.open || self.own.iter().any(|own| own.contains(address))
+    }
+
+    /// The rules that concern this node, with their places among the policy's leaves, in that order.
+    pub(super) fn rules(&self) -> &[(u64, Rule)] {
+        &self.rules
+    }
+
+    /// Where the rule of a place among the policy's leaves is in [`rules`](Self::rules).
+    pub(super) fn slot_of(&self, number: u64) -> Option<RuleSlot> {
+        let found = self.rules.binary_search_by_key(&number, |(number, _)| *number);
+        found.ok().and_then(|slot| RuleSlot::try_from(slot).ok())
+    }
+
+    pub(super) fn denials(&self) -> &[Denial] {
+        &self.denials
     }
 }
 

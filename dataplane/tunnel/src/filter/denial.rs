@@ -15,6 +15,15 @@ pub enum Direction {
     Out,
 }
 
+impl Direction {
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::In => Self::Out,
+            Self::Out => Self::In,
+        }
+    }
+}
+
 /// Which directions something is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scope {

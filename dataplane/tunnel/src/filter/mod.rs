@@ -3,11 +3,26 @@
 //! Rules only allow, and what they allow is opening a flow; without one nothing passes. [`Filter::decide`] is the whole
 //! judgement about an opening, and everybody uses it: the packet path, traces, and the tests and plans of policies.
 
+//!
+//! The packet path asks the gate, which knows flows: replies, ICMP errors that quote a flow and later fragments pass by state
+//! alone. `docs/packet-path.md` tells what it tracks, for how long, and what it denies.
+
 mod compile;
 mod denial;
+mod flow;
+mod gate;
+mod report;
+
+#[cfg(test)]
+mod tests;
 
 pub use compile::Filter;
 pub use denial::{Denial, Direction, Scope};
+pub use flow::MAX_FLOWS;
+pub use report::{FilterReport, RuleHits};
+
+pub(crate) use flow::Flows;
+pub(crate) use gate::{Gate, Pass};
 
 use std::net::IpAddr;
 

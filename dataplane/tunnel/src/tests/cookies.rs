@@ -26,7 +26,8 @@ fn node_under_load_asks_for_a_cookie_and_then_answers() {
 
 #[test]
 fn response_needs_a_cookie_too_when_the_initiator_is_under_load() {
-    let mut pair = Pair::new(2);
+    // With this seed the initiator's timer goes off before the responder's.
+    let mut pair = Pair::new(21);
     pair.near.load = UNDER_LOAD_FROM;
     pair.send_near(b"hello");
     pair.settle();

@@ -10,9 +10,11 @@ mod vectors;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::drop_reason::DropReason;
+use crate::filter::Filter;
 use crate::handshake::Handshaker;
 use crate::inbound::Inbound;
 use crate::key::{NodeId, PresharedKey, PublicKey, SecretKey};
@@ -100,8 +102,10 @@ impl Node {
             relay: false,
             persistent_keepalive: None,
         };
+        let mut tunnel = Tunnel::new(number % 4, key, Random::seeded(seed)).unwrap();
+        tunnel.apply_filter(Arc::new(Filter::allow_all()), Now::new(test_epoch(), UnixTime::EPOCH));
         Self {
-            tunnel: Tunnel::new(number % 4, key, Random::seeded(seed)).unwrap(),
+            tunnel,
             handshaker: Handshaker::new(&secret(number), Random::seeded(seed + 1)),
             config,
             path: Path::Udp(address),

@@ -1,0 +1,1 @@
+//! The filter as a whole, without a tunnel around it.
