@@ -21,7 +21,8 @@ use crate::{
 /// What the kernel says for want of a route.
 const NO_ROUTE: [io::ErrorKind; 2] = [io::ErrorKind::NetworkUnreachable, io::ErrorKind::HostUnreachable];
 
-/// A host of the lab: own links, host name, `/run` and `/var/lib` (both empty, and gone with the lab).
+/// A host of the lab: own links, host name, `/run` and `/var/lib` (both empty, and gone with the lab), and a hosts file and
+/// `/etc/resolv.conf` that begin as the machine's.
 #[derive(Debug)]
 pub struct Host {
     name: String,

@@ -11,7 +11,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A host is a network, a mount and a UTS namespace: it has its own interfaces, host name, `/run` and `/var/lib`.
+//! A host is a network, a mount and a UTS namespace: it has its own interfaces, host name, `/run`, `/var/lib` and hosts file.
 //! Namespaces have no names in the file system. They are held by descriptors and by the processes in them, so
 //! the kernel takes them down, with every link in them, when the last of these is gone, however that happened.
 //!

@@ -5,11 +5,13 @@ use std::{
     fs::{self, File},
     io,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    panic, thread,
+    panic,
+    path::Path,
+    thread,
 };
 
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
 
@@ -23,6 +25,8 @@ const KINDS: [(CloneFlags, &str); 3] =
 
 /// Directories that hold a machine's state, and so are empty ones of its own in memory.
 const OWN_DIRECTORIES: [&str; 2] = ["/run", "/var/lib"];
+/// Files by which a machine finds others, and so are copies of its own: what a daemon on it writes there stays there.
+const OWN_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 /// A set of namespaces; the kernel ends them when no descriptor and no process holds them.
 #[derive(Debug)]
@@ -43,6 +47,7 @@ impl Namespace {
             const NONE: Option<&str> = None;
             let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
             mount(NONE, "/", NONE, private, NONE).map_err(|e| LabError::system("make mounts private", e))?;
+            own_files().map_err(|e| LabError::system("copy files of a machine's own", e))?;
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             for directory in OWN_DIRECTORIES {
                 mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some("mode=0755"))
@@ -115,6 +120,27 @@ impl Namespace {
     pub(crate) fn holds(&self, pid: u32) -> bool {
         fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| (ns.dev(), ns.ino()) == self.id)
     }
+}
+
+/// Puts copies in the place of [`OWN_FILES`], as far as there are such files.
+pub(crate) fn own_files() -> io::Result<()> {
+    const NONE: Option<&str> = None;
+    const PLACE: &str = "/run";
+    // For a moment only: the copies stay in it, unseen, for as long as they are mounted elsewhere.
+    mount(Some("tmpfs"), PLACE, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, NONE)?;
+    let copied = OWN_FILES.iter().try_for_each(|file| {
+        let content = match fs::read(file) {
+            Ok(content) => content,
+            // None, or a link to what the machine has elsewhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let copy = Path::new(PLACE).join(Path::new(file).file_name().unwrap_or_default());
+        fs::write(&copy, content)?;
+        Ok(mount(Some(&copy), *file, NONE, MsFlags::MS_BIND, NONE)?)
+    });
+    umount2(PLACE, MntFlags::MNT_DETACH)?;
+    copied
 }
 
 /// Runs `work` on a thread of its own, which may leave its namespaces behind; a panic goes on in the caller.

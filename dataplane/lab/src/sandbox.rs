@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     error::{Denial, EnterError},
-    namespace::Namespace,
+    namespace::{Namespace, own_files},
     process::{Init, Program},
 };
 
@@ -226,7 +226,7 @@ fn map_ids(pid: Pid) -> io::Result<()> {
     fs::write(proc.join("gid_map"), format!("0 {} 1", getegid()))
 }
 
-/// Gives the program inside its own `/proc` and `/run`, and its loopback. Once a process.
+/// Gives the program inside its own `/proc`, `/run` and hosts file, and its loopback. Once a process.
 fn settle() -> Result<(), EnterError> {
     static SETTLED: std::sync::Mutex<bool> = std::sync::Mutex::new(false);
     let mut settled = SETTLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -245,6 +245,7 @@ fn mount_own() -> nix::Result<()> {
     const NONE: Option<&str> = None;
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+    own_files().map_err(errno)?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), plain, Some("mode=0755"))?;
     fs::create_dir_all(OUTSIDE_PROC).map_err(errno)?;
     mount(Some("/proc"), OUTSIDE_PROC, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)?;

@@ -143,6 +143,23 @@ fn programs_run_on_their_host_with_its_name_and_its_own_state() {
 }
 
 #[test]
+fn what_a_program_writes_into_its_hosts_file_stays_on_its_host() {
+    in_sandbox(|| {
+        let of_the_machine = fs::read("/etc/hosts").unwrap();
+        let lab = Lab::new().unwrap();
+        let (alice, bob) = (lab.host("alice").unwrap(), lab.host("bob").unwrap());
+        output(
+            &alice,
+            "echo 192.0.2.7 somewhere >> /etc/hosts; echo nameserver 192.0.2.8 >> /etc/resolv.conf",
+        );
+        assert!(output(&alice, "cat /etc/hosts").ends_with("192.0.2.7 somewhere\n"));
+        assert!(output(&alice, "cat /etc/resolv.conf").ends_with("192.0.2.8\n"));
+        assert_eq!(output(&bob, "cat /etc/hosts").into_bytes(), of_the_machine);
+        assert_eq!(fs::read("/etc/hosts").unwrap(), of_the_machine);
+    });
+}
+
+#[test]
 fn closing_a_lab_ends_programs_that_nobody_waits_for() {
     in_sandbox(|| {
         let lab = Lab::new().unwrap();
