@@ -16,6 +16,22 @@ pub(crate) fn from_system(time: SystemTime) -> UnixTime {
     UnixTime::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Both clocks that a time to live is measured by, read at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// What people and files know; somebody may set it.
+    pub(crate) wall: UnixTime,
+    /// Time since the machine started, its sleep included; nobody sets it.
+    pub(crate) boot: Duration,
+}
+
+impl Moment {
+    /// Now.
+    pub(crate) fn now() -> Self {
+        Self { wall: wall(), boot: read(ClockId::Boottime) }
+    }
+}
+
 /// Notices that the machine slept: the boot clock went on while the monotonic one stood still.
 #[derive(Debug, Default)]
 pub(crate) struct SleepWatch {

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tonic::Status;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     config::Config,
@@ -24,6 +24,7 @@ use crate::{
         enroll::{self, Asked},
     },
     error::Failure,
+    host,
     join::JoinKey,
     local::{LocalSocket, serve},
     mesh::{Mesh, Route, Stage},
@@ -47,6 +48,7 @@ pub async fn run(
 ) -> Result<(), Failure> {
     config.check()?;
     let state = Arc::new(StateDir::open(&config.state_dir)?);
+    take_back_what_was_left(&state).await;
     let socket = LocalSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
     let daemon = Arc::new(Daemon::new(config, state));
     daemon.resume().await?;
@@ -69,6 +71,46 @@ pub async fn run(
     let _ = timeout(Duration::from_secs(1), api).await;
     info!("the node daemon ends");
     result
+}
+
+/// Takes back what a killed predecessor told the machine of names. What cannot be taken back is no reason not to start.
+async fn take_back_what_was_left(state: &Arc<StateDir>) {
+    let state = Arc::clone(state);
+    let done = tokio::task::spawn_blocking(move || host::dns::clean_up(&state)).await;
+    if let Ok(Err(failure)) = done {
+        error!(%failure, "what a killed daemon left on this machine is still there");
+    }
+}
+
+/// Takes back what a killed daemon left on this machine, and tells line by line what that was; nothing, if there was nothing.
+///
+/// Besides what is noted in the state directory it finds the block of the configured interface in `/etc/hosts`, should the
+/// directory be lost.
+///
+/// # Errors
+/// A daemon that uses the same state directory or interface runs ([`Reason::Conflict`]): it takes its changes back itself when
+/// it ends. Something cannot be taken back.
+pub fn cleanup(config: &Config) -> Result<Vec<String>, Failure> {
+    config.check()?;
+    let mut done = Vec::new();
+    // None is made: it would be something left on this machine.
+    if config.state_dir.exists() {
+        let state = StateDir::open(&config.state_dir).map_err(|failure| {
+            failure.with_hint("a daemon that runs takes its changes back itself when it is stopped")
+        })?;
+        done = host::dns::clean_up(&state)?;
+    }
+    let interface = &config.interface;
+    if rustix::net::netdevice::name_to_index(interface_socket()?, interface).is_err() {
+        done.extend(host::dns::remove_block(&host::dns::Paths::default(), interface)?);
+    }
+    Ok(done)
+}
+
+/// Any socket will do to ask for an interface's index.
+fn interface_socket() -> Result<std::net::UdpSocket, Failure> {
+    std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))
+        .map_err(|error| Failure::host("looking for the interface", &error))
 }
 
 /// What the local API acts on.
@@ -180,8 +222,7 @@ impl Daemon {
     /// There is no such peer.
     pub(crate) async fn why(&self, text: &str) -> Result<local::WhyResponse, Failure> {
         let member = self.find_peer(text)?;
-        let mesh = self.mesh().ok_or_else(not_joined)?;
-        Ok(mesh.why(&member).await)
+        Ok(self.joined()?.why(&member).await)
     }
 
     pub(crate) async fn status(&self) -> local::StatusResponse {
@@ -297,7 +338,7 @@ impl Daemon {
     /// The node has not joined, or its files cannot be removed.
     pub(crate) async fn leave(&self) -> Result<bool, Failure> {
         let _change = self.one_change("leave")?;
-        let mesh = self.mesh().ok_or_else(not_joined)?;
+        let mesh = self.joined()?;
         let told = mesh.tell_leaving().await;
         mesh.stop().await;
         self.set_mesh(None);
@@ -306,6 +347,7 @@ impl Daemon {
             StateFile::Network,
             StateFile::Identity,
             StateFile::Pending,
+            StateFile::Denials,
             StateFile::Secrets,
             StateFile::Map,
             StateFile::Timestamps,
@@ -330,17 +372,15 @@ impl Daemon {
     /// # Errors
     /// There is none, or it is this node itself.
     pub(crate) fn find_peer(&self, text: &str) -> Result<Member, Failure> {
-        let mesh = self.mesh().ok_or_else(not_joined)?;
-        let member = mesh.find_member(text).ok_or_else(|| {
-            Failure::new(
-                Reason::NodeUnknown,
-                format!("no node that this one may talk to has the name, address or id `{text}`"),
-            )
-        })?;
-        if member.id == mesh.membership().node {
-            return Err(Failure::invalid(format!("`{text}` is this node itself")));
-        }
-        Ok(member)
+        self.joined()?.find_peer(text)
+    }
+
+    /// The network that this node belongs to.
+    ///
+    /// # Errors
+    /// It has not joined.
+    pub(crate) fn joined(&self) -> Result<Arc<Mesh>, Failure> {
+        self.mesh().ok_or_else(not_joined)
     }
 
     /// Sends echoes and answers each, until all are answered or nobody listens.

@@ -18,8 +18,10 @@ pub mod config;
 mod control;
 mod daemon;
 mod dialer;
+mod dns;
 mod error;
 mod fallback;
+mod filter;
 mod handshaker;
 mod host;
 mod join;
@@ -35,5 +37,5 @@ mod state;
 mod worker;
 
 pub use config::Config;
-pub use daemon::run;
+pub use daemon::{cleanup, run};
 pub use error::{ERROR_DOMAIN, Failure};

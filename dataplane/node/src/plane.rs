@@ -18,6 +18,7 @@ use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, Ud
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
     DropReason, Event, Floors, Path, PeerConfig, PeerStatus, PingError,
+    filter::{Filter, FilterReport},
     ip::Prefix,
     key::{NodeId, SecretKey},
 };
@@ -50,8 +51,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the asynchronous side asks of the worker.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Makes exactly these the peers; answered once no packet is judged by the old ones any more.
-    Apply(Vec<PeerConfig>, oneshot::Sender<()>),
+    /// Makes exactly these the peers and this the filter, between two packets; answered once no packet is judged by the old
+    /// ones any more.
+    Apply(Vec<PeerConfig>, Arc<Filter>, oneshot::Sender<()>),
     /// Sends an echo; its answer is an [`Event::Pong`] with the same token.
     Ping(NodeId, u64, oneshot::Sender<Result<(), PingError>>),
     /// Erases all session keys: the machine slept, or its memory was copied.
@@ -76,6 +78,7 @@ pub(crate) struct WorkerReport {
     pub(crate) drops: BTreeMap<DropReason, u64>,
     pub(crate) link_drops: LinkDrops,
     pub(crate) peers: Vec<PeerStatus>,
+    pub(crate) filter: FilterReport,
 }
 
 /// Packets that crossed the TUN device.
@@ -131,13 +134,14 @@ impl Plane {
         }
     }
 
-    /// Makes exactly `peers` the peers, or the relay's clients; returns once it is so.
+    /// Makes exactly `peers` the peers, or the relay's clients, and `filter` what packets are judged by; returns once it is so.
+    /// A relay sees no packet.
     ///
     /// # Errors
     /// It has stopped.
-    pub(crate) async fn apply(&self, peers: Vec<PeerConfig>) -> Result<(), Failure> {
+    pub(crate) async fn apply(&self, peers: Vec<PeerConfig>, filter: Arc<Filter>) -> Result<(), Failure> {
         match self {
-            Self::Packets(plane) => plane.apply(peers).await,
+            Self::Packets(plane) => plane.apply(peers, filter).await,
             Self::Relay(relay) => relay.apply(peers).await,
         }
     }
@@ -390,20 +394,26 @@ impl DataPlane {
         })
     }
 
-    /// Makes exactly `peers` the peers of both threads; returns once it is so.
+    /// Makes exactly `peers` the peers of both threads and `filter` the worker's, both in one turn of it; returns once it is so.
     ///
     /// # Errors
     /// The worker is gone.
-    pub(crate) async fn apply(&self, peers: Vec<PeerConfig>) -> Result<(), Failure> {
+    pub(crate) async fn apply(&self, peers: Vec<PeerConfig>, filter: Arc<Filter>) -> Result<(), Failure> {
         // The handshaker first: it must know a peer before the worker asks for a handshake with it, and what it still
         // answers for a removed one the worker refuses.
         let (known, wait) = oneshot::channel();
         self.ask_handshaker(handshaker::Request::Apply(peers.clone(), known)).await?;
         answer(wait).await?;
         self.heard.set_relays(&peers);
-        let (installed, wait) = oneshot::channel();
-        self.command(Command::Apply(peers, installed)).await?;
-        answer(wait).await
+        let (installed, mut wait) = oneshot::channel();
+        self.command(Command::Apply(peers, filter, installed)).await?;
+        loop {
+            // However long it takes: until then the old ones are in force, and nobody may be told anything else.
+            match tokio::time::timeout(ANSWER_TIMEOUT, &mut wait).await {
+                Ok(installed) => return installed.map_err(|_| gone()),
+                Err(_) => warn!("the worker has not taken the peers and the filter it was given; waiting on"),
+            }
+        }
     }
 
     /// The timestamps that a restart must not go behind.

@@ -13,7 +13,7 @@ use ringmesh_proto::control::{
 use ringmesh_tunnel::{enroll::transcript, key::Label};
 use tokio::{
     sync::{mpsc, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Interval, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -190,12 +190,14 @@ impl Attempt {
         loop {
             tokio::select! {
                 response = stream.responses.message() => {
-                    supervised = tokio::time::Instant::now() + silence;
                     let response = response.map_err(|status| Failure::from_status(&status))?;
                     let response = response.and_then(|response| response.message)
                         .ok_or_else(|| Failure::new(Reason::Unreachable, "the coordinator closed the stream"))?;
                     let is_map = matches!(response, In::Update(_));
-                    self.take(mesh, &stream, response).await?;
+                    let taken = self.take(mesh, &stream.requests, response);
+                    beating(&stream.requests, &mut beat, taken).await?;
+                    // Counted from here: what came meanwhile waits to be read.
+                    supervised = tokio::time::Instant::now() + silence;
                     if is_map && !reported {
                         reported = true;
                         reports.reset_immediately();
@@ -219,12 +221,17 @@ impl Attempt {
         }
     }
 
-    async fn take(&mut self, mesh: &Arc<Mesh>, stream: &Stream, response: In) -> Result<(), Failure> {
+    async fn take(
+        &mut self,
+        mesh: &Arc<Mesh>,
+        requests: &mpsc::Sender<SyncRequest>,
+        response: In,
+    ) -> Result<(), Failure> {
         match response {
             In::Update(update) => {
                 let durable = self.unless_refused(mesh, mesh.accept(update).await)?;
                 debug!(durable, "a map is installed");
-                send(&stream.requests, Out::Acknowledgement(Acknowledgement { durable }))
+                send(requests, Out::Acknowledgement(Acknowledgement { durable }))
             }
             In::Head(head) => self.unless_refused(mesh, mesh.renew(head)),
             In::Heartbeat(_) => Ok(()),
@@ -240,6 +247,23 @@ impl Attempt {
         }
         self.wants_full = result.is_err();
         result
+    }
+}
+
+/// Goes on with heartbeats until `work` is done: a node whose worker takes its time over a map is behind, not away.
+async fn beating<T>(
+    requests: &mpsc::Sender<SyncRequest>,
+    beat: &mut Interval,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            // What is begun is ended, whatever became of the stream: the next request finds out.
+            _ = beat.tick() => { let _ = send(requests, Out::Heartbeat(Heartbeat {})); }
+        }
     }
 }
 

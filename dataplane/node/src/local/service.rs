@@ -6,8 +6,10 @@ use futures_util::Stream;
 use ringmesh_proto::{
     control::Reason,
     local::{
-        JoinDone, JoinProgress, JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse,
-        StatusRequest, StatusResponse, WhyRequest, WhyResponse, join_progress,
+        AddDenialRequest, AddDenialResponse, DnsQueryRequest, DnsQueryResponse, DnsStatusRequest, DnsStatusResponse, FilterRequest, FilterResponse, JoinDone, JoinProgress,
+        JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse, RemoveDenialRequest,
+        RemoveDenialResponse, StatusRequest, StatusResponse, TraceRequest, TraceResponse, WhyRequest,
+        WhyResponse, join_progress,
         local_service_server::{LocalService, LocalServiceServer},
     },
 };
@@ -66,46 +68,41 @@ impl LocalService for Local {
         Ok(Response::new(self.daemon.status().await))
     }
 
-    async fn filter(
-        &self,
-        _request: Request<ringmesh_proto::local::FilterRequest>,
-    ) -> Result<Response<ringmesh_proto::local::FilterResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn filter(&self, _request: Request<FilterRequest>) -> Result<Response<FilterResponse>, Status> {
+        Ok(Response::new(self.daemon.joined()?.filter().await))
     }
 
     async fn add_denial(
         &self,
-        _request: Request<ringmesh_proto::local::AddDenialRequest>,
-    ) -> Result<Response<ringmesh_proto::local::AddDenialResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        request: Request<AddDenialRequest>,
+    ) -> Result<Response<AddDenialResponse>, Status> {
+        require_owner(&request, "deny flows")?;
+        let denial = self.daemon.joined()?.add_denial(&request.into_inner()).await?;
+        Ok(Response::new(AddDenialResponse { denial: Some(denial) }))
     }
 
     async fn remove_denial(
         &self,
-        _request: Request<ringmesh_proto::local::RemoveDenialRequest>,
-    ) -> Result<Response<ringmesh_proto::local::RemoveDenialResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        request: Request<RemoveDenialRequest>,
+    ) -> Result<Response<RemoveDenialResponse>, Status> {
+        require_owner(&request, "take a denial back")?;
+        self.daemon.joined()?.remove_denial(request.into_inner().id).await?;
+        Ok(Response::new(RemoveDenialResponse {}))
     }
 
-    async fn trace(
-        &self,
-        _request: Request<ringmesh_proto::local::TraceRequest>,
-    ) -> Result<Response<ringmesh_proto::local::TraceResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<TraceResponse>, Status> {
+        Ok(Response::new(self.daemon.joined()?.trace(&request.into_inner()).await?))
     }
 
     async fn dns_status(
         &self,
-        _request: Request<ringmesh_proto::local::DnsStatusRequest>,
-    ) -> Result<Response<ringmesh_proto::local::DnsStatusResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        _request: Request<DnsStatusRequest>,
+    ) -> Result<Response<DnsStatusResponse>, Status> {
+        Ok(Response::new(self.daemon.joined()?.dns_status()))
     }
 
-    async fn dns_query(
-        &self,
-        _request: Request<ringmesh_proto::local::DnsQueryRequest>,
-    ) -> Result<Response<ringmesh_proto::local::DnsQueryResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn dns_query(&self, request: Request<DnsQueryRequest>) -> Result<Response<DnsQueryResponse>, Status> {
+        Ok(Response::new(self.daemon.joined()?.dns_query(&request.into_inner()).await?))
     }
 
     async fn why(&self, request: Request<WhyRequest>) -> Result<Response<WhyResponse>, Status> {

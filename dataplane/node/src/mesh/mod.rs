@@ -3,10 +3,13 @@
 //! A map goes one way: verified, written to disk, installed in the data plane, and only then acknowledged. What is refused on
 //! the way changes nothing.
 
+mod filter;
 mod link;
+mod names;
 mod reach;
 mod status;
 mod tasks;
+mod trace;
 mod update;
 
 use std::{
@@ -16,6 +19,7 @@ use std::{
 
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
+    filter::Filter,
     key::PublicKey,
     netmap::{MapError, NetworkMap},
     time::UnixTime,
@@ -26,14 +30,17 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::update::{check_secrets, refused};
+use self::{
+    names::NameService,
+    update::{check_secrets, refused},
+};
 pub(crate) use self::{
     link::{Link, Live},
     reach::Route,
 };
 use crate::{
     candidates::OwnRecord,
-    clock,
+    clock::{self, Moment},
     config::{self, Config},
     control::{connect::Pin, sync},
     dialer::Dialer,
@@ -43,6 +50,7 @@ use crate::{
         link_socket::LinkSocket,
         ssh::{self, Members, SshServer},
     },
+    filter::Denials,
     host::{self, Netlink, Plan},
     links::LinkBook,
     peers,
@@ -59,8 +67,10 @@ pub(crate) struct Held {
     pub(crate) secrets: Arc<Secrets>,
     /// Durable revision of the map in the data plane; 0 if none is.
     pub(crate) installed: u64,
-    /// When what is installed ceases to be right by itself, because a record ends.
+    /// When what is installed ceases to be right by itself, because a record or the policy ends.
     until: Option<UnixTime>,
+    /// What the workers judge by; denies all while there is no data plane.
+    pub(crate) filter: Arc<Filter>,
     /// When a coordinator last vouched for the map.
     pub(crate) vouched: Option<Instant>,
 }
@@ -105,6 +115,8 @@ pub(crate) struct Mesh {
     membership: RwLock<Membership>,
     held: RwLock<Held>,
     timestamps: Mutex<Timestamps>,
+    /// What this node's owner denies.
+    denials: Mutex<Denials>,
     /// Taken for the whole of an installation, so that a newer map never ends up under an older one.
     running: tokio::sync::Mutex<Option<Running>>,
     plane: watch::Sender<Option<Arc<Plane>>>,
@@ -130,6 +142,8 @@ pub(crate) struct Mesh {
     book: Arc<LinkBook>,
     /// Whose keys open this node's SSH endpoint.
     ssh_members: Members,
+    /// The names of the map in force, and who answers for them.
+    names: NameService,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
 
@@ -144,6 +158,7 @@ impl Mesh {
         secrets: Secrets,
     ) -> Result<Self, Failure> {
         let timestamps = Timestamps::load(&state)?;
+        let denials = Denials::load(&state, membership.network, Moment::now())?;
         Ok(Self {
             own_key: identity.public_key().noise_key(),
             netlink: Netlink::open()?,
@@ -156,9 +171,11 @@ impl Mesh {
                 secrets: secrets.into(),
                 installed: 0,
                 until: None,
+                filter: Filter::deny_all().into(),
                 vouched: None,
             }),
             timestamps: Mutex::new(timestamps),
+            denials: Mutex::new(denials),
             running: tokio::sync::Mutex::new(None),
             plane: watch::Sender::new(None),
             installed: Notify::new(),
@@ -174,6 +191,7 @@ impl Mesh {
             roads: Arc::default(),
             book: Arc::default(),
             ssh_members: Members::new(),
+            names: NameService::new(),
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         })
     }
@@ -231,10 +249,13 @@ impl Mesh {
         tasks.spawn(Arc::clone(self).save_what_was_put_off());
         tasks.spawn(Arc::clone(self).watch_surroundings());
         tasks.spawn(Arc::clone(self).watch_sleep());
+        self.start_names().await;
     }
 
     /// Ends all tasks and the data plane; interface and routes are gone afterwards.
     pub(crate) async fn stop(&self) {
+        // While the interface is there: what was told of it is taken back first.
+        self.stop_names().await;
         let mut tasks = self.tasks.lock().await;
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
@@ -247,28 +268,32 @@ impl Mesh {
     async fn stop_plane(&self) {
         let mut running = self.running.lock().await;
         self.plane.send_replace(None);
-        // Nothing is in force that could end.
-        self.held.write().unwrap_or_else(PoisonError::into_inner).until = None;
+        {
+            let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+            // Nothing is in force that could end.
+            held.until = None;
+            held.filter = Filter::deny_all().into();
+        }
         if let Some(running) = running.take() {
             running.plane.stop().await;
         }
     }
 
-    /// Puts a verified map in force. Nothing is judged by the old one afterwards.
+    /// Puts a verified map in force. Nothing is judged by the old one afterwards, nor by the old policy.
     async fn install(&self, map: Arc<NetworkMap>, secrets: Arc<Secrets>) -> Result<(), Failure> {
         let mut running = self.running.lock().await;
-        let until = self.put_in_force(&mut running, &map, &secrets).await?;
+        let (filter, until) = self.put_in_force(&mut running, &map, &secrets).await?;
         let installed = durable(&map);
         {
             let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-            *held = Held { map, secrets, installed, until, vouched: held.vouched };
+            *held = Held { map, secrets, installed, until, filter, vouched: held.vouched };
         }
         self.installed.notify_one();
         self.stage.send_replace(Stage::Running);
         Ok(())
     }
 
-    /// Puts the held map in force again: time has passed, and part of it ended.
+    /// Puts the held map in force again: part of it ended, or the owner denies something else.
     async fn install_again(&self) -> Result<(), Failure> {
         let mut running = self.running.lock().await;
         if running.is_none() {
@@ -276,18 +301,19 @@ impl Mesh {
         }
         // Read under the lock: a newer map may just have been installed.
         let Held { map, secrets, .. } = self.held();
-        let until = self.put_in_force(&mut running, &map, &secrets).await?;
-        self.held.write().unwrap_or_else(PoisonError::into_inner).until = until;
+        let (filter, until) = self.put_in_force(&mut running, &map, &secrets).await?;
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        (held.filter, held.until) = (filter, until);
         Ok(())
     }
 
-    /// Gives when what is in force then ceases to be right by itself.
+    /// Gives the filter in force then, and when all that is ceases to be right by itself.
     async fn put_in_force(
         &self,
         running: &mut Option<Running>,
-        map: &NetworkMap,
+        map: &Arc<NetworkMap>,
         secrets: &Secrets,
-    ) -> Result<Option<UnixTime>, Failure> {
+    ) -> Result<(Arc<Filter>, Option<UnixTime>), Failure> {
         let plan = self.plan(map)?;
         if running.as_ref().is_some_and(|running| running.plan != plan)
             && let Some(old) = running.take()
@@ -309,6 +335,7 @@ impl Mesh {
             }
         };
         let now = clock::wall();
+        let filter = self.compile(map, now).await?;
         let pools: Vec<_> = self.membership().pools().collect();
         let known = peers::Known { secrets, own: &self.own_key, pools: &pools, ssh: &self.config.ssh };
         let peers = {
@@ -321,13 +348,16 @@ impl Mesh {
             peers
         };
         self.ssh_members.set(map.peers(now).filter_map(|member| member.identity_key));
-        current.apply(peers).await?;
+        current.apply(peers, Arc::clone(&filter)).await?;
+        if current.packets().is_some() {
+            self.names.publish(map, self.membership().zone, pools.clone(), now).await?;
+        }
         self.plane.send_if_modified(|known| {
             let same = known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &current));
             *known = Some(current);
             !same
         });
-        Ok(map.next_expiry(now))
+        Ok((filter, map.next_expiry(now)))
     }
 
     async fn start_plane(&self, plan: &Plan) -> Result<Plane, Failure> {

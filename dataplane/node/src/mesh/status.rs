@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringmesh_proto::local;
+use ringmesh_proto::{control::Reason, local};
 use ringmesh_relay::ClientReport;
 use ringmesh_tunnel::{
     Hop, PeerState, PeerStatus,
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     clock,
     control::VERSION,
+    error::Failure,
     peers::{self, is_relay},
     plane::{DataPlane, LinkDrops, Plane, WorkerReport},
     relaying::RelayPlane,
@@ -214,6 +215,23 @@ impl Mesh {
         }
         let keyless = held.map.member(member.id).is_some() && !peers::has_key(&held.secrets, member);
         keyless.then_some("no key for this peer yet: a coordinator has to send it")
+    }
+
+    /// The peer that a person means.
+    ///
+    /// # Errors
+    /// There is none, or it is this node itself.
+    pub(crate) fn find_peer(&self, text: &str) -> Result<Member, Failure> {
+        let member = self.find_member(text).ok_or_else(|| {
+            Failure::new(
+                Reason::NodeUnknown,
+                format!("no node that this one may talk to has the name, address or id `{text}`"),
+            )
+        })?;
+        if member.id == self.membership().node {
+            return Err(Failure::invalid(format!("`{text}` is this node itself")));
+        }
+        Ok(member)
     }
 
     /// The member that a person means by a name, an address or an id.

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use super::Mesh;
 use crate::{
     candidates::{OwnAddresses, OwnRecord, Pace},
-    clock::{self, SleepWatch},
+    clock::{self, Moment, SleepWatch},
     error::Failure,
     host::{AddressWatch, Surroundings},
     plane::{DataPlane, Plane},
@@ -38,33 +38,45 @@ const SAVE_RETRY: Duration = Duration::from_secs(5);
 const SLEEP_CHECK: Duration = Duration::from_secs(2);
 
 impl Mesh {
-    /// Writes down timestamps and drops peers whose records ended, for as long as the mesh lives.
+    /// Writes down timestamps, drops peers whose records ended, lets go of a policy that ended, and of denials, for as long as
+    /// the mesh lives.
     pub(super) async fn keep(self: Arc<Self>) {
         let mut noted = Instant::now();
+        let mut denial_ended = false;
         loop {
-            // Also when the wall clock is set: it is compared anew at least every 30 s.
-            let wait = match self.held().until {
-                Some(until) => until.saturating_since(clock::wall()).min(TIMESTAMP_RENEWAL),
-                None => TIMESTAMP_RENEWAL,
-            };
             tokio::select! {
-                () = sleep(wait) => {}
-                // Another map may end sooner.
+                () = sleep(self.time_to_next_end()) => {}
+                // Another map, or another denial, may end sooner.
                 () = self.installed.notified() => {}
             }
-            if self.held().until.is_some_and(|until| until <= clock::wall()) {
-                info!("a record of the map ended");
-                if let Err(failure) = self.install_again().await {
-                    error!(%failure, "what ended in the map is still in force");
-                    sleep(SECOND_TRY).await;
+            let record_ended = self.held().until.is_some_and(|until| until <= clock::wall());
+            denial_ended |= self.denials().drop_ended(&self.state, Moment::now());
+            if record_ended || denial_ended {
+                info!(record_ended, denial_ended, "something that was in force has ended");
+                match self.install_again().await {
+                    Ok(()) => denial_ended = false,
+                    Err(failure) => {
+                        error!(%failure, "what ended is still in force");
+                        sleep(SECOND_TRY).await;
+                        self.installed.notify_one();
+                    }
                 }
             }
+            self.denials().note_set_clock(&self.state, Moment::now());
             if noted.elapsed() >= TIMESTAMP_RENEWAL {
                 noted = Instant::now();
                 self.note_timestamps().await;
                 self.save_now().await;
             }
         }
+    }
+
+    /// Until a record, the policy or a denial ends. Also when the wall clock is set: it is compared anew at least every 30 s.
+    fn time_to_next_end(&self) -> Duration {
+        let now = Moment::now();
+        let record = self.held().until.map(|until| until.saturating_since(now.wall));
+        let denial = self.denials().next_end().map(|ends| ends.saturating_sub(now.boot));
+        [record, denial].into_iter().flatten().fold(TIMESTAMP_RENEWAL, Duration::min)
     }
 
     /// Writes down where peers are soon after they told it: after a restart without a coordinator nobody else tells.

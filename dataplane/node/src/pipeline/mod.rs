@@ -117,14 +117,17 @@ impl Pipeline {
         ]);
         drops.retain(|_, count| *count > 0);
         let peers = self.tunnel.peers(now).collect();
-        WorkerReport { io, traffic: self.traffic, drops, link_drops: self.link_drops, peers }
+        let filter = self.tunnel.filter_report();
+        WorkerReport { io, traffic: self.traffic, drops, link_drops: self.link_drops, peers, filter }
     }
 
     fn handle_commands(&mut self, now: Now) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Apply(peers, installed) => {
+                Command::Apply(peers, filter, installed) => {
+                    // No packet is looked at in between, so none sees the one without the other.
                     self.tunnel.apply(&peers, now);
+                    self.tunnel.apply_filter(filter, now);
                     let _ = installed.send(());
                 }
                 Command::Ping(peer, token, sent) => {

@@ -5,6 +5,7 @@ use futures_util::FutureExt as _;
 use ringmesh_io::{MemoryIo, OUTBOX_DATAGRAMS, OUTBOX_PACKETS, PacketIo as _};
 use ringmesh_tunnel::{
     Carrier, Dial, Handshaker, Job, JobDone, Path, PeerConfig, Psk, Random,
+    filter::Filter,
     ip::Prefix,
     key::{NodeId, PresharedKey, PublicKey, SecretKey},
 };
@@ -67,8 +68,13 @@ impl Side {
         (side, key)
     }
 
-    /// Makes `key` the only peer, at `number`'s address.
+    /// Makes `key` the only peer, at `number`'s address, and lets everything pass.
     fn apply(&mut self, number: u8, key: PublicKey, allowed: u8) {
+        self.apply_with(number, key, allowed, Filter::allow_all());
+    }
+
+    /// The same, with a filter.
+    fn apply_with(&mut self, number: u8, key: PublicKey, allowed: u8, filter: Filter) {
         let peer = PeerConfig {
             id: NodeId::from_bytes([number; 8]),
             key,
@@ -82,7 +88,7 @@ impl Side {
         };
         self.handshaker.apply(std::slice::from_ref(&peer));
         let (installed, mut wait) = oneshot::channel();
-        self.command(Command::Apply(vec![peer], installed));
+        self.command(Command::Apply(vec![peer], filter.into(), installed));
         wait.try_recv().expect("it is installed when the turn is over");
     }
 
@@ -187,11 +193,42 @@ fn a_removed_peer_is_cut_off_by_the_same_turn() {
     settle(&mut one, &mut two);
     let (installed, _wait) = oneshot::channel();
     two.io.take_packets();
-    two.command(Command::Apply(Vec::new(), installed));
+    two.command(Command::Apply(Vec::new(), Filter::allow_all().into(), installed));
     one.io.push_packet(&packet(1, 2, 100));
     settle(&mut one, &mut two);
     assert!(two.io.take_packets().is_empty());
     assert!(two.report().drops[&DropReason::UnknownIndex] >= 1);
+}
+
+#[test]
+fn nothing_passes_before_a_filter_came_nor_what_the_one_in_force_denies() {
+    let ((mut one, one_key), (mut two, two_key)) = (Side::new(1, 16), Side::new(2, 16));
+    one.apply(2, two_key, 2);
+    two.apply_with(1, one_key, 1, Filter::deny_all());
+    one.io.push_packet(&packet(1, 2, 100));
+    settle(&mut one, &mut two);
+    assert!(two.io.take_packets().is_empty());
+    assert_eq!(two.report().drops.iter().filter(|(reason, _)| reason.is_of_filter()).count(), 1);
+    assert_eq!(two.report().traffic, Traffic::default());
+
+    two.apply(1, one_key, 1);
+    one.io.push_packet(&packet(1, 2, 100));
+    settle(&mut one, &mut two);
+    assert_eq!(two.io.take_packets().len(), 1);
+
+    // The next packet of a flow that there is meets the next filter, inwards and outwards.
+    for side in [&mut two, &mut one] {
+        let (number, key) = if side.number == 2 { (1, one_key) } else { (2, two_key) };
+        side.apply_with(number, key, number, Filter::deny_all());
+    }
+    for side in [&mut one, &mut two] {
+        let (from, to) = (side.number, 3 - side.number);
+        side.io.push_packet(&packet(from, to, 100));
+    }
+    let before = (one.report().traffic, two.report().traffic);
+    settle(&mut one, &mut two);
+    assert_eq!((one.report().traffic, two.report().traffic), before);
+    assert!(one.io.take_packets().is_empty() && two.io.take_packets().is_empty());
 }
 
 #[test]

@@ -35,8 +35,12 @@ pub(crate) enum StateFile {
     Secrets,
     /// Spent timestamps and serials.
     Timestamps,
+    /// What this node's owner denies.
+    Denials,
     /// The join whose answer is awaited.
     Pending,
+    /// What was changed on the machine and is to be taken back.
+    Undo,
 }
 
 impl StateFile {
@@ -48,7 +52,9 @@ impl StateFile {
             Self::Map => "map",
             Self::Secrets => "secrets",
             Self::Timestamps => "timestamps",
+            Self::Denials => "denials.json",
             Self::Pending => "join.json",
+            Self::Undo => "undo.json",
         }
     }
 }

@@ -7,10 +7,12 @@
 //! | `map` | the last verified network map | a coordinator sends it again |
 //! | `secrets` | the network's secrets and pre-shared keys | a coordinator sends them again |
 //! | `timestamps` | the highest handshake timestamp and record serial spent | the clock is trusted instead |
+//! | `denials.json` | what the owner denies beyond the policy | what was denied may be allowed again |
 //! | `join.json` | a join whose answer may be lost | the key alone makes a repeated join the same one |
+//! | `undo.json` | what was changed on the machine and outlives a kill | `meshctl cleanup` finds the block in the hosts file by its interface; a record of resolvconf is to be removed by hand |
 //!
-//! A file that cannot be understood is never overwritten: the first two stop the daemon with the cure, the others are moved
-//! aside under a name that says so.
+//! A file that cannot be understood is never overwritten: identity, membership and denials stop the daemon with the cure, the others are
+//! moved aside under a name that says so.
 
 mod directory;
 mod identity;

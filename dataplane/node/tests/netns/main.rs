@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acks;
 mod amplification;
 mod apart;
 mod away;
@@ -22,6 +23,10 @@ mod lost;
 mod nat;
 mod own_relay;
 mod pair;
+mod policy;
+mod policy_changes;
+mod policy_denials;
+mod probes;
 mod removal;
 mod roads;
 mod roaming;

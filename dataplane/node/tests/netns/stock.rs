@@ -11,9 +11,9 @@ use crate::{
 };
 
 /// A host with `wireguard-go` on it.
-struct Stock {
-    machine: Machine,
-    ipv4: IpAddr,
+pub struct Stock {
+    pub machine: Machine,
+    pub ipv4: IpAddr,
     _daemon: Daemon,
     directory: tempfile::TempDir,
 }
@@ -28,7 +28,7 @@ impl Drop for Daemon {
 }
 
 /// What a stock peer is told of the node it talks to.
-struct Terms<'a> {
+pub struct Terms<'a> {
     /// `None`: the right one.
     psk: Option<&'a str>,
     /// Whether it knows where the node is.
@@ -36,7 +36,12 @@ struct Terms<'a> {
 }
 
 impl Stock {
-    async fn new(world: &World, node: &mut Member, terms: Terms<'_>) -> Self {
+    pub async fn new(world: &World, node: &mut Member, terms: Terms<'_>) -> Self {
+        Self::of(world, node, terms, 1).await
+    }
+
+    /// The same, as one of so many peers of the node.
+    pub async fn of(world: &World, node: &mut Member, terms: Terms<'_>, peers: usize) -> Self {
         let machine = Machine::new(&world.switch, "stock");
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
@@ -79,7 +84,7 @@ impl Stock {
             node.ipv4,
             node.ipv6,
         ));
-        node.until_peers(1).await;
+        node.until_peers(peers).await;
         Self { ipv4: own.ipv4.parse().unwrap(), machine, _daemon: daemon, directory }
     }
 
@@ -92,6 +97,12 @@ impl Stock {
         ));
     }
 
+    /// The same, and it knows where the node is: its next packet begins a session.
+    pub fn begin_anew(&self, key: &str, node: &Member) {
+        self.forget_sessions(key, node);
+        self.machine.sh(&format!("wg set wg0 peer {key} endpoint {}:51820", node.machine.host.ipv4()));
+    }
+
     /// Whether there was a handshake, by its own account.
     fn has_handshake(&self) -> bool {
         let text = self.machine.sh("wg show wg0 latest-handshakes");
@@ -99,7 +110,7 @@ impl Stock {
     }
 }
 
-const RIGHT: Terms<'_> = Terms { psk: None, knows_endpoint: true };
+pub const RIGHT: Terms<'_> = Terms { psk: None, knows_endpoint: true };
 
 #[test]
 fn wireguard_go_initiates_and_transfers_a_hundred_megabytes() {

@@ -12,10 +12,11 @@ use hyper_util::rt::TokioIo;
 use ringmesh_io::Choice;
 use ringmesh_lab::{Host, Lab, Switch};
 use ringmesh_proto::admin::{
-    AddStockDeviceRequest, AddStockDeviceResponse, CreateTokenRequest, ListNodesRequest, ListNodesResponse,
-    ListRelayClientsRequest, ListRelayClientsResponse, ListTokensRequest, RemoveNodeRequest,
-    RevokeTokenRequest, node_service_client::NodeServiceClient, relay_service_client::RelayServiceClient,
-    token_service_client::TokenServiceClient,
+    AddStockDeviceRequest, AddStockDeviceResponse, ApplyPolicyRequest, ApplyPolicyResponse,
+    CreateTokenRequest, ListNodesRequest, ListNodesResponse, ListRelayClientsRequest,
+    ListRelayClientsResponse, ListTokensRequest, RemoveNodeRequest, RevokeTokenRequest, WaitInstalledRequest,
+    WaitInstalledResponse, node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient,
+    relay_service_client::RelayServiceClient, token_service_client::TokenServiceClient,
 };
 use ringmesh_tunnel::enroll::JoinToken;
 use sha2::{Digest as _, Sha256};
@@ -32,6 +33,9 @@ use crate::support::daemon::{Node, Place};
 
 /// Within this nodes that can reach each other straight do so.
 const STRAIGHT: Duration = Duration::from_secs(10);
+
+/// The longest that a coordinator waits for nodes.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// A host and a runtime whose threads are on it.
 pub struct Machine {
@@ -230,6 +234,28 @@ impl World {
     pub async fn remove(&self, node: &str) {
         let request = RemoveNodeRequest { node: node.to_owned(), ..Default::default() };
         NodeServiceClient::new(self.admin().await).remove_node(request).await.unwrap();
+    }
+
+    /// Applies a policy and waits until every node that is online has it in its data plane.
+    pub async fn apply(&self, text: &str) -> ApplyPolicyResponse {
+        let applied = self.apply_within(text, PATIENCE).await;
+        let behind = &applied.installation.as_ref().expect("it was waited for").behind;
+        assert!(behind.iter().all(|node| !node.online), "{behind:?}");
+        applied
+    }
+
+    /// Applies a policy and waits for at most `wait`.
+    pub async fn apply_within(&self, text: &str, wait: Duration) -> ApplyPolicyResponse {
+        let wait_ms = wait.as_millis().try_into().unwrap();
+        let request = ApplyPolicyRequest { text: text.to_owned(), wait_ms, ..Default::default() };
+        PolicyServiceClient::new(self.admin().await).apply_policy(request).await.unwrap().into_inner()
+    }
+
+    /// Who has the newest revision in its data plane, after waiting for at most `wait`.
+    pub async fn installed_within(&self, wait: Duration) -> WaitInstalledResponse {
+        let wait_ms = wait.as_millis().try_into().unwrap();
+        let request = WaitInstalledRequest { wait_ms, ..Default::default() };
+        NodeServiceClient::new(self.admin().await).wait_installed(request).await.unwrap().into_inner()
     }
 
     pub async fn add_stock_device(&self, name: &str, public_key: &str) -> AddStockDeviceResponse {

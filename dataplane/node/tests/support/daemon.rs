@@ -5,8 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use hyper_util::rt::TokioIo;
 use ringmesh_node::{Config, Failure};
 use ringmesh_proto::local::{
-    JoinRequest, LeaveRequest, PingRequest, PingResponse, StatusRequest, StatusResponse, join_progress::Step,
-    local_service_client::LocalServiceClient,
+    AddDenialRequest, Denial, FilterRequest, FilterResponse, JoinRequest, LeaveRequest, PingRequest,
+    PingResponse, RemoveDenialRequest, StatusRequest, StatusResponse, TraceRequest, TraceResponse,
+    join_progress::Step, local_service_client::LocalServiceClient,
 };
 use tempfile::TempDir;
 use tokio::{net::UnixStream, sync::oneshot, task::JoinHandle};
@@ -92,6 +93,30 @@ impl Node {
 
     pub async fn status(&mut self) -> StatusResponse {
         self.client.status(StatusRequest {}).await.unwrap().into_inner()
+    }
+
+    pub async fn filter(&mut self) -> FilterResponse {
+        self.client.filter(FilterRequest {}).await.unwrap().into_inner()
+    }
+
+    pub async fn deny(&mut self, request: AddDenialRequest) -> Result<Denial, Status> {
+        Ok(self.client.add_denial(request).await?.into_inner().denial.unwrap())
+    }
+
+    pub async fn remove_denial(&mut self, id: u32) -> Result<(), Status> {
+        self.client.remove_denial(RemoveDenialRequest { id }).await.map(|_| ())
+    }
+
+    /// Traces a flow given as `tcp/22` or `icmp`.
+    pub async fn trace(&mut self, source: &str, destination: &str, flow: &str) -> Result<TraceResponse, Status> {
+        let (protocol, port) = flow.split_once('/').unwrap_or((flow, "0"));
+        let request = TraceRequest {
+            source: source.into(),
+            destination: destination.into(),
+            protocol: protocol.into(),
+            port: port.parse().unwrap(),
+        };
+        Ok(self.client.trace(request).await?.into_inner())
     }
 
     pub async fn leave(&mut self) -> Result<bool, Status> {

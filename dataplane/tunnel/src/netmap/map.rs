@@ -403,6 +403,11 @@ impl NetworkMap {
         self.policy.as_ref().map(|held| &held.record)
     }
 
+    /// Tells whether there is a policy in force at `now`; without one nothing is allowed.
+    pub fn policy_in_force(&self, now: UnixTime) -> bool {
+        self.policy.as_ref().is_some_and(|held| self.chain.in_force_until(held) > now)
+    }
+
     /// Returns the rules in force at `now`, in the policy's order.
     pub fn rules(&self, now: UnixTime) -> impl Iterator<Item = &Rule> {
         self.numbered_rules(now).map(|(_, rule)| rule)
@@ -425,8 +430,7 @@ impl NetworkMap {
     }
 
     fn leaves_in_force(&self, now: UnixTime) -> impl Iterator<Item = (u64, &Leaf)> {
-        let policy = self.policy.as_ref();
-        let in_force = policy.is_some_and(|held| self.chain.in_force_until(held) > now);
+        let in_force = self.policy_in_force(now);
         self.leaves.iter().filter(move |_| in_force).map(|(index, held)| (*index, &held.leaf))
     }
 
