@@ -5,7 +5,10 @@ use std::{ffi::OsStr, path::PathBuf};
 use clap::{Arg, ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::BoolishValueParser};
 
 use crate::{
-    command::{coordinator, demo, join, network, node, nodes, ping, relay, status, token, why},
+    command::{
+        cleanup, coordinator, demo, dns, filter, join, network, node, nodes, ping, policy, relay, status,
+        token, trace, why,
+    },
     failure::{Exit, Failure},
     output::Format,
 };
@@ -21,7 +24,7 @@ use crate::{
                   On each machine that shall be in the mesh:  the `meshctl join` line that it prints\n\
                   To see it work on this machine alone:       meshctl demo\n\n\
                   Exit codes: 0 done, 1 general, 2 usage, 3 daemon not running, 4 not joined, 5 permission,\n\
-                  6 unreachable, 7 refused, 8 timeout, 9 conflict."
+                  6 unreachable, 7 refused or denied, 8 timeout, 9 conflict, 10 changes (if asked to tell)."
 )]
 pub(crate) struct Cli {
     /// How to write the result
@@ -45,16 +48,29 @@ pub(crate) enum Command {
     Ping(ping::Args),
     /// Tells how a peer is reached, and what became of every other way to it
     Why(why::Args),
+    /// Tells stage by stage whether a flow may be opened, and which rule allows or what denies it; ends with 7 if it is denied
+    Trace(trace::Args),
     /// Shows what is known of each peer
     Peers(status::Args),
+    /// Shows what this node's filter lets pass, and denies more than the policy does
+    #[command(subcommand)]
+    Filter(filter::Command),
+    /// Shows how mesh names are answered here, and asks for one
+    #[command(subcommand)]
+    Dns(dns::Command),
     /// Leaves the network and forgets its keys
     Leave(status::Args),
+    /// Takes back what a killed node daemon left on this machine: names in the hosts file or the resolver's settings
+    Cleanup(cleanup::Args),
     /// Runs, starts or stops the node daemon
     #[command(subcommand)]
     Node(node::Command),
     /// Lists and removes the members of a network (on the coordinator)
     #[command(subcommand)]
     Nodes(nodes::Command),
+    /// Checks, plans, applies and takes back policies: who may reach whom (on the coordinator)
+    #[command(subcommand)]
+    Policy(Box<policy::Command>),
     /// Runs a relay, and lists whom the coordinator's serves
     #[command(subcommand)]
     Relay(relay::Command),

@@ -6,7 +6,8 @@ use hyper_util::rt::TokioIo;
 use ringmesh_proto::{
     admin::{
         network_service_client::NetworkServiceClient, node_service_client::NodeServiceClient,
-        relay_service_client::RelayServiceClient, token_service_client::TokenServiceClient,
+        policy_service_client::PolicyServiceClient, relay_service_client::RelayServiceClient,
+        token_service_client::TokenServiceClient,
     },
     local::local_service_client::LocalServiceClient,
 };
@@ -76,6 +77,11 @@ impl Connection {
     /// `ringmesh.admin.v1`, members.
     pub(crate) fn nodes(&self) -> NodeServiceClient<Channel> {
         NodeServiceClient::new(self.channel.clone())
+    }
+
+    /// `ringmesh.admin.v1`, policies.
+    pub(crate) fn policies(&self) -> PolicyServiceClient<Channel> {
+        PolicyServiceClient::new(self.channel.clone())
     }
 
     /// `ringmesh.admin.v1`, the coordinator's relay.

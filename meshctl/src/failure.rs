@@ -22,8 +22,10 @@ pub(crate) enum Exit {
     Refused = 7,
     /// It took too long.
     Timeout = 8,
-    /// It collides with what is there: a name, a key, a port, an address pool.
+    /// It collides with what is there: a name, a key, a port, an address pool, a policy applied by somebody else meanwhile.
     Conflict = 9,
+    /// What was asked about would change something; only where that was asked to be told so.
+    Changes = 10,
 }
 
 impl Exit {
@@ -44,6 +46,7 @@ impl Exit {
             7 => Self::Refused,
             8 => Self::Timeout,
             9 => Self::Conflict,
+            10 => Self::Changes,
             _ => return None,
         })
     }
@@ -64,6 +67,16 @@ impl Failure {
         Self { exit, error: error.into(), causes: Vec::new(), tries: Vec::new() }
     }
 
+    /// An exit code without a message: the result says already what there is to say.
+    pub(crate) fn told(exit: Exit) -> Self {
+        Self::new(exit, "")
+    }
+
+    /// Whether there is nothing left to print.
+    pub(crate) fn is_told(&self) -> bool {
+        self.error.is_empty()
+    }
+
     /// Adds what brought it about.
     #[must_use]
     pub(crate) fn cause(mut self, cause: impl Into<String>) -> Self {
@@ -76,6 +89,12 @@ impl Failure {
     pub(crate) fn attempt(mut self, attempt: impl Into<String>) -> Self {
         self.tries.push(attempt.into());
         self
+    }
+
+    /// Adds a way out that only helps failures of this kind.
+    #[must_use]
+    pub(crate) fn attempt_if(self, exit: Exit, attempt: &str) -> Self {
+        if self.exit == exit { self.attempt(attempt) } else { self }
     }
 
     /// Takes over what another process of ours reported in the form of [`Failure`]'s `Display`, the last report in `text`;
@@ -149,11 +168,18 @@ mod tests {
 
     #[test]
     fn exit_codes_survive_the_way_through_a_process() {
-        for code in 1..=9 {
+        for code in 1..=10 {
             assert_eq!(Exit::of_code(code).map(Exit::code).map(i32::from), Some(code));
         }
         assert_eq!(Exit::of_code(0), None);
         assert_eq!(Exit::of_code(101), None);
+    }
+
+    #[test]
+    fn what_the_result_tells_already_is_not_told_again() {
+        assert!(Failure::told(Exit::Refused).is_told());
+        assert_eq!(Failure::told(Exit::Refused).exit(), Exit::Refused);
+        assert!(!Failure::new(Exit::Refused, "no").is_told());
     }
 
     #[test]

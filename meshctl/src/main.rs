@@ -84,8 +84,8 @@ fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 /// Does what was asked. Threads are only started inside the arms: some commands change the whole process first.
 fn run(cli: Cli) -> Result<(), Failure> {
     use command::{
-        block_on, coordinator, demo, join, leave, network, node, nodes, ping, relay, status, token, version,
-        why,
+        block_on, cleanup, coordinator, demo, dns, filter, join, leave, network, node, nodes, ping, policy,
+        relay, status, token, trace, version, why,
     };
     let format = cli.output;
     match cli.command {
@@ -94,12 +94,17 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => block_on(status::run(format, args)),
         Command::Ping(args) => block_on(ping::run(format, args)),
         Command::Why(args) => block_on(why::run(format, args)),
+        Command::Trace(args) => block_on(trace::run(format, args)),
+        Command::Filter(command) => block_on(filter::run(format, command)),
+        Command::Dns(command) => block_on(dns::run(format, command)),
         Command::Peers(args) => block_on(status::peers(format, args)),
         Command::Leave(args) => block_on(leave::run(format, args)),
+        Command::Cleanup(args) => cleanup::run(format, args),
         Command::Node(node::Command::Run { options, daemon }) => node::run(options, daemon),
         Command::Node(node::Command::Up { options, log }) => block_on(node::up(options, log)),
         Command::Node(node::Command::Down { socket }) => block_on(node::down(socket)),
         Command::Nodes(command) => block_on(nodes::run(format, command)),
+        Command::Policy(command) => block_on(policy::run(format, *command)),
         Command::Relay(command) => relay::run(format, command),
         Command::Token(command) => block_on(token::run(format, command)),
         Command::Network(command) => block_on(network::run(format, command)),

@@ -165,7 +165,8 @@ fn of_transport(daemon: Daemon, doing: &str, status: &Status) -> Failure {
         | Exit::Unreachable
         | Exit::Refused
         | Exit::Timeout
-        | Exit::Conflict => failure,
+        | Exit::Conflict
+        | Exit::Changes => failure,
     }
 }
 

@@ -1,16 +1,23 @@
 //! The commands, one module each.
 
+pub(crate) mod cleanup;
 pub(crate) mod coordinator;
 pub(crate) mod demo;
+pub(crate) mod dns;
+pub(crate) mod filter;
+pub(crate) mod installed;
 pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod ping;
+pub(crate) mod policy;
+pub(crate) mod policy_file;
 pub(crate) mod relay;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod trace;
 pub(crate) mod version;
 pub(crate) mod why;
 

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ringmesh_node::{Config, config::LinkSocket};
+use ringmesh_node::{
+    Config,
+    config::{DnsMode, LinkSocket},
+};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -69,6 +72,9 @@ pub(crate) struct Options {
     /// [default: link.sock beside the unix socket]
     #[arg(long, env = "MESH_LINK_SOCKET", value_name = "PATH", value_parser = link_socket)]
     link_socket: Option<LinkSocket>,
+    /// How this machine is told of mesh names [default: auto]
+    #[arg(long, env = "MESH_DNS", value_enum, value_name = "MODE")]
+    dns: Option<Names>,
 }
 
 /// What every member's daemon can be told, be it a node or a relay.
@@ -102,6 +108,44 @@ fn link_socket(text: &str) -> Result<LinkSocket, String> {
     match text {
         NO_SOCKET => Ok(LinkSocket::Off),
         path => Ok(LinkSocket::At(absolute(Path::new(path)).map_err(|failure| failure.error().to_owned())?)),
+    }
+}
+
+/// By whom mesh names are resolved on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Names {
+    /// The first of the following that works
+    Auto,
+    /// systemd-resolved
+    Resolved,
+    /// The C library, told by resolvconf
+    Resolvconf,
+    /// The C library, by a block in /etc/hosts
+    Hosts,
+    /// Nobody is told; the node answers all the same
+    Off,
+}
+
+impl Names {
+    const fn mode(self) -> DnsMode {
+        match self {
+            Self::Auto => DnsMode::Auto,
+            Self::Resolved => DnsMode::Resolved,
+            Self::Resolvconf => DnsMode::Resolvconf,
+            Self::Hosts => DnsMode::Hosts,
+            Self::Off => DnsMode::Off,
+        }
+    }
+
+    /// As the daemon's configuration spells it.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Resolved => "resolved",
+            Self::Resolvconf => "resolvconf",
+            Self::Hosts => "hosts",
+            Self::Off => "off",
+        }
     }
 }
 
@@ -173,6 +217,7 @@ impl Options {
         config.cpu = over.cpu.or(config.cpu);
         config.ssh_port = over.ssh_port.or(config.ssh_port);
         config.link_socket = over.link_socket.unwrap_or(config.link_socket);
+        config.dns.mode = over.dns.map_or(config.dns.mode, Names::mode);
         config.check().map_err(|failure| process::node_failure("use these options", &failure))?;
         Ok(config)
     }
@@ -190,7 +235,8 @@ impl Options {
             .value("--io", self.io.map(BackEnd::word))
             .value("--mtu", self.mtu)
             .value("--cpu", self.cpu)
-            .value("--ssh-port", self.ssh_port))
+            .value("--ssh-port", self.ssh_port)
+            .value("--dns", self.dns.map(Names::word)))
     }
 
     /// How to start the daemon with these options.
@@ -216,6 +262,7 @@ impl Options {
             ("--endpoint", !self.common.endpoints.is_empty()),
             ("--ssh-port", self.ssh_port.is_some()),
             ("--link-socket", self.link_socket.is_some()),
+            ("--dns", self.dns.is_some()),
         ]
         .into_iter()
         .filter_map(|(name, given)| given.then_some(name))
@@ -290,13 +337,24 @@ mod tests {
             let words = format!(
                 "up --config /etc/hosts --state-dir /s --socket /r/m.sock --socket-group ops --listen-port 4000 \
                  --endpoint 203.0.113.7:51820 --endpoint [2001:db8::7]:51820 --link-socket {socket} --interface mesh7 \
-                 --io poll --mtu 1400 --cpu 1 --ssh-port 2222"
+                 --io poll --mtu 1400 --cpu 1 --ssh-port 2222 --dns hosts"
             );
             let words: Vec<&str> = words.split_whitespace().collect();
             let Command::Up { options, .. } = parsed(&words) else { panic!("not up") };
             let again = options.flags().unwrap().into_words();
             let again: Vec<&str> = again.iter().map(|word| word.to_str().unwrap()).collect();
             assert_eq!(again, words[1..]);
+        }
+    }
+
+    #[test]
+    fn mesh_names_are_told_as_the_file_could_say_it() {
+        for mode in ["auto", "resolved", "resolvconf", "hosts", "off"] {
+            let Command::Run { options, .. } = parsed(&["run", "--dns", mode]) else { panic!("not run") };
+            let told = options.config().unwrap().dns.mode;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), format!("[dns]\nmode = \"{mode}\"\n")).unwrap();
+            assert_eq!(Config::load(file.path()).unwrap().dns.mode, told);
         }
     }
 

@@ -1,12 +1,15 @@
 //! `meshctl nodes`: the members of a network, asked of its coordinator.
 
+use std::time::Duration;
+
 use ringmesh_proto::admin::{ListNodesRequest, RemoveNodeRequest};
 
+use super::installed;
 use crate::{
     cli::{AdminSocket, NetworkName},
     connect::Connection,
     daemon::Daemon,
-    failure::{Exit, Failure},
+    failure::Failure,
     output::{
         self, Format,
         nodes::{Nodes, Removed},
@@ -28,10 +31,9 @@ pub(crate) enum Command {
     Remove {
         /// The node's name or id
         node: String,
-        /// How many seconds to wait until every node that is online has installed the removal
-        #[arg(long, env = "MESH_WAIT", value_name = "SECONDS", default_value_t = 5,
-            value_parser = clap::value_parser!(u32).range(0..=8))]
-        wait: u32,
+        /// How long to wait until every node that is online has installed the removal: 10s, 500ms, 0
+        #[arg(long, env = "MESH_WAIT", value_name = "TIME", default_value = "5s", value_parser = installed::wait)]
+        wait: Duration,
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
@@ -53,42 +55,13 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
             let doing = format!("remove node {node}");
             let mut nodes = coordinator.nodes();
-            let request = RemoveNodeRequest { network, node, wait_ms: wait * 1000 };
-            let removed = Removed::from(coordinator.call(&doing, nodes.remove_node(request)).await?);
+            let wait_ms = installed::first(wait);
+            let request = RemoveNodeRequest { network: network.clone(), node, wait_ms };
+            let mut removed = Removed::from(coordinator.call(&doing, nodes.remove_node(request)).await?);
+            let waited = installed::rest(&coordinator, &network, wait, &mut removed.installation).await;
             output::result(format, &removed)?;
-            verdict(&removed)
+            waited?;
+            installed::verdict(&format!("{} is removed", removed.node.name), wait, &removed.installation)
         }
-    }
-}
-
-/// Success if every node that is online has the removal in its data plane.
-fn verdict(removed: &Removed) -> Result<(), Failure> {
-    let late: Vec<&str> =
-        removed.behind.iter().filter(|node| node.online).map(|node| node.name.as_str()).collect();
-    if late.is_empty() {
-        return Ok(());
-    }
-    let error =
-        format!("{} is removed, but nodes that are online have not installed that yet", removed.node.name);
-    Err(Failure::new(Exit::Timeout, error)
-        .cause(format!("after {} ms still behind: {}", removed.waited_ms, late.join(", ")))
-        .attempt("meshctl nodes list, which shows when they have; or look at their logs"))
-}
-
-#[cfg(test)]
-mod tests {
-    use ringmesh_proto::admin::{BehindNode, RemoveNodeResponse};
-
-    use super::*;
-
-    #[test]
-    fn only_a_node_that_is_online_makes_a_removal_late() {
-        let behind = |online| BehindNode { id: "00000000000000ff".into(), name: "carol".into(), online };
-        let verdict = |behind| verdict(&Removed::from(RemoveNodeResponse { behind, ..Default::default() }));
-        assert_eq!(verdict(vec![]), Ok(()));
-        assert_eq!(verdict(vec![behind(false)]), Ok(()));
-        let late = verdict(vec![behind(false), behind(true)]).unwrap_err();
-        assert_eq!(late.exit(), Exit::Timeout);
-        assert!(late.to_string().contains("carol"), "{late}");
     }
 }

@@ -3,6 +3,10 @@
 //! A result is a [`Document`]: one content, shown as text to people and as JSON to programs. JSON objects carry `"v": 1`, are
 //! described by `meshctl/schemas/*.json`, and only ever gain fields. Nothing else in this program writes to the two streams.
 
+pub(crate) mod cleanup;
+pub(crate) mod dns;
+pub(crate) mod filter;
+pub(crate) mod installation;
 pub(crate) mod join;
 pub(crate) mod leave;
 pub(crate) mod networks;
@@ -10,10 +14,14 @@ pub(crate) mod nodes;
 pub(crate) mod path;
 pub(crate) mod peers;
 pub(crate) mod ping;
+pub(crate) mod plan;
+pub(crate) mod policy;
+pub(crate) mod problems;
 pub(crate) mod relay;
 pub(crate) mod status;
 pub(crate) mod table;
 pub(crate) mod tokens;
+pub(crate) mod trace;
 pub(crate) mod version;
 pub(crate) mod why;
 
@@ -89,9 +97,11 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(&text.to_string()));
 }
 
-/// Says why the command failed.
+/// Says why the command failed, unless its result has said so.
 pub(crate) fn failure(failure: &Failure) {
-    note(failure);
+    if !failure.is_told() {
+        note(failure);
+    }
 }
 
 /// Milliseconds since 1970.

@@ -5,6 +5,8 @@ use serde::Serialize;
 
 use super::{
     Document,
+    installation::Installation,
+    printable,
     table::{Columns, moment},
 };
 
@@ -119,69 +121,35 @@ impl Document for Nodes {
     }
 }
 
-/// A node that does not have a change installed.
-#[derive(Debug, Serialize)]
-pub(crate) struct Behind {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) online: bool,
-}
-
 /// The member that was removed, and how far that got: `schemas/node-removed.json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Removed {
-    pub(crate) revision: u64,
     pub(crate) node: Node,
-    pub(crate) installed: Vec<String>,
-    pub(crate) behind: Vec<Behind>,
-    pub(crate) waited_ms: u32,
+    #[serde(flatten)]
+    pub(crate) installation: Installation,
 }
 
 impl From<admin::RemoveNodeResponse> for Removed {
     fn from(response: admin::RemoveNodeResponse) -> Self {
-        let mut installed = response.installed;
-        installed.sort_unstable();
-        let behind = response.behind.into_iter();
-        let mut behind: Vec<Behind> =
-            behind.map(|node| Behind { id: node.id, name: node.name, online: node.online }).collect();
-        behind.sort_unstable_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        let admin::RemoveNodeResponse { node, revision, installed, behind, waited_ms } = response;
         Self {
-            revision: response.revision,
-            node: Node::from(response.node.unwrap_or_default()),
-            installed,
-            behind,
-            waited_ms: response.waited_ms,
+            node: Node::from(node.unwrap_or_default()),
+            installation: Installation::new(revision, installed, behind, waited_ms),
         }
-    }
-}
-
-impl Removed {
-    /// How far the removal got: `installed on 2 of 3 nodes in 40 ms; behind: carol (offline)`.
-    fn reach(&self) -> String {
-        let (installed, all) = (self.installed.len(), self.installed.len() + self.behind.len());
-        if all == 0 {
-            return "no other node is left to tell".to_owned();
-        }
-        let nodes = if all == 1 { "node" } else { "nodes" };
-        let told = format!("installed on {installed} of {all} {nodes} in {} ms", self.waited_ms);
-        let state = |online| if online { "online" } else { "offline" };
-        let behind: Vec<_> =
-            self.behind.iter().map(|node| format!("{} ({})", node.name, state(node.online))).collect();
-        if behind.is_empty() { told } else { format!("{told}; behind: {}", behind.join(", ")) }
     }
 }
 
 impl Document for Removed {
     fn text(&self, _: u64) -> String {
         let Node { name, id, ipv4, .. } = &self.node;
-        format!("removed {name} (id {id}, {ipv4}) at revision {}; {}\n", self.revision, self.reach())
+        printable(&format!("removed {name} (id {id}, {ipv4}); {}\n", self.installation.text()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::{json, tests::conforms};
+    use crate::output::{installation::tests::behind, json, tests::conforms};
 
     const NOW: u64 = 1_790_000_000_000;
 
@@ -254,35 +222,18 @@ mod tests {
 
     #[test]
     fn a_removal_names_the_node_the_revision_and_who_has_it() {
-        let behind = |name: &str, online| admin::BehindNode {
-            id: "00000000000000ff".to_owned(),
-            name: name.to_owned(),
-            online,
-        };
-        let text = |installed: &[&str], behind| {
-            let removed = admin::RemoveNodeResponse {
-                node: Some(node("lab", 1)),
-                revision: 7,
-                installed: installed.iter().map(|name| (*name).to_owned()).collect(),
-                behind,
-                waited_ms: 40,
-            };
-            Removed::from(removed).text(NOW)
-        };
-        let removed = "removed lab (id 0000000000000001, 100.64.0.1) at revision 7; ";
-        for (text, reach) in [
-            (text(&[], vec![]), "no other node is left to tell"),
-            (text(&["a"], vec![]), "installed on 1 of 1 node in 40 ms"),
-            (
-                text(&["a", "b"], vec![behind("carol", false)]),
-                "installed on 2 of 3 nodes in 40 ms; behind: carol (offline)",
-            ),
-            (
-                text(&[], vec![behind("dan", true), behind("carol", false)]),
-                "installed on 0 of 2 nodes in 40 ms; behind: carol (offline), dan (online)",
-            ),
-        ] {
-            assert_eq!(text, format!("{removed}{reach}\n"));
-        }
+        let removed = Removed::from(admin::RemoveNodeResponse {
+            node: Some(node("lab", 1)),
+            revision: 7,
+            installed: vec!["b".to_owned(), "a".to_owned()],
+            behind: vec![behind("carol", false)],
+            waited_ms: 40,
+        });
+        conforms("node-removed", &removed);
+        assert_eq!(
+            removed.text(NOW),
+            "removed lab (id 0000000000000001, 100.64.0.1); r7 installed on 2 of 3 nodes in 40 ms; \
+             1 behind: 1 offline (carol)\n"
+        );
     }
 }

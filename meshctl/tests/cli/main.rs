@@ -4,8 +4,11 @@
 
 mod coordinator;
 mod documented;
+mod filters;
 mod impostor;
 mod joining;
+mod names;
+mod policies;
 mod refusals;
 mod relays;
 mod secrets;

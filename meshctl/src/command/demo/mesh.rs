@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -82,6 +82,8 @@ impl Mesh {
         let cpus = usable_cpus();
         let nodes = (0..usize::from(args.nodes)).map(|number| {
             let mut flags: Vec<OsString> = vec!["--io".into(), args.io.clone().into()];
+            // What would tell the machine otherwise belongs to the machine that the demo runs on; a hosts file each host has.
+            flags.extend(["--dns".into(), "hosts".into()]);
             // Left alone, all would take the same one: each believes to be the only node of its machine.
             if let Some(cpu) = cpus.get(number % cpus.len().max(1)) {
                 flags.extend(["--cpu".into(), cpu.to_string().into()]);
@@ -290,13 +292,36 @@ impl Machine {
         token: Option<&str>,
     ) -> Result<Output, Failure> {
         let mut program = self.program()?;
-        program.args(arguments).stdin(Stdio::null());
         if let Some(token) = token {
             program.env(token::VARIABLE, token);
         }
+        self.finish(program, arguments, b"")
+    }
+
+    /// The same with something on its standard input.
+    pub(super) fn meshctl_given<const N: usize>(
+        &self,
+        arguments: [&str; N],
+        input: &[u8],
+    ) -> Result<Output, Failure> {
+        self.finish(self.program()?, arguments, input)
+    }
+
+    fn finish<const N: usize>(
+        &self,
+        mut program: Command,
+        arguments: [&str; N],
+        input: &[u8],
+    ) -> Result<Output, Failure> {
+        program.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let what = format!("meshctl {} failed on {}", arguments.join(" "), self.host.name());
-        let output =
-            program.output().map_err(|error| Failure::new(Exit::General, &what).cause(error.to_string()))?;
+        let failed = |error: std::io::Error| Failure::new(Exit::General, &what).cause(error.to_string());
+        let mut child = program.spawn().map_err(failed)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // What does not read it has its reasons, and says them.
+            let _ = stdin.write_all(input);
+        }
+        let output = child.wait_with_output().map_err(failed)?;
         if output.status.success() {
             return Ok(output);
         }

@@ -1,13 +1,16 @@
 //! `meshctl demo`: a coordinator and nodes as real daemons on a virtual switch, shown at work and torn down again.
 //!
 //! The files, in the order a reader may want them: the story with its steps and promises (`story`), the machines and
-//! their daemons (`mesh`), what stands between them (`ground`), what is sent through the mesh (`echo`, `transfer`), and how it all looks (`show`).
+//! their daemons (`mesh`), what stands between them (`ground`), what is sent through the mesh (`echo`, `transfer`, `rules`, `names`), and
+//! how it all looks (`show`).
 
 mod echo;
 mod ground;
 mod mesh;
+mod names;
 #[cfg(test)]
 mod netns;
+mod rules;
 mod show;
 mod story;
 mod transfer;
@@ -80,6 +83,8 @@ fn tell(show: &mut Show, args: &Args) -> Result<(), Failure> {
     if !args.terrain().transport.needs_relay() {
         story::without_coordinator(show, &mut mesh)?;
     }
+    story::policy(show, &mesh)?;
+    story::names(show, &mesh)?;
     story::removal(show, &mesh)?;
     if args.keep {
         story::keep(show, &mesh)?;

@@ -16,6 +16,8 @@ use super::{
     ground::Transport,
     lab_failure,
     mesh::{LOGS, Mesh, Node},
+    names,
+    rules::{self, Doors},
     show::{Outcome, Show, short},
     transfer::{self, Transfer},
 };
@@ -217,6 +219,29 @@ pub(super) fn without_coordinator(show: &mut Show, mesh: &mut Mesh) -> Result<()
         let text = format!("all nodes acknowledge revision {revision} after {}", short(time));
         Ok(Outcome::new(text).fact("revision", revision).fact("in_step_ms", milliseconds(time)))
     })
+}
+
+/// Finds a node by its name.
+pub(super) fn names(show: &mut Show, mesh: &Mesh) -> Result<(), Failure> {
+    let [from, to, ..] = mesh.nodes.as_slice() else {
+        return Err(Failure::new(Exit::General, "there are fewer than two nodes"));
+    };
+    show.step("name resolves", "looking up a name", || names::look_up(from, to))
+}
+
+/// Puts a policy in force, and sees that it bites and lets replies pass.
+pub(super) fn policy(show: &mut Show, mesh: &Mesh) -> Result<(), Failure> {
+    let [from, to, ..] = mesh.nodes.as_slice() else {
+        return Err(Failure::new(Exit::General, "there are fewer than two nodes"));
+    };
+    let mut doors = None;
+    show.step("policy applied", "applying a policy", || {
+        doors = Some(Doors::open(from, to)?);
+        rules::apply(mesh, from, to)
+    })?;
+    let doors = doors.ok_or_else(|| Failure::new(Exit::General, "nobody listens"))?;
+    show.step("rule bites", "connecting to ports that are open and shut", || doors.try_both(from, to))?;
+    show.step("reply passes", "sending datagrams", || rules::reply(from, to))
 }
 
 /// Removes the last node and sees it cut off.
