@@ -19,6 +19,7 @@ pub mod config;
 pub mod coordinator;
 mod error;
 pub mod network;
+pub mod policy;
 mod relay;
 mod run;
 pub mod server;

@@ -1,0 +1,412 @@
+//! Plans: what changes from one policy to another, against judging every opening by the nodes' own filters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use ringmesh_tunnel::{
+    filter::{Direction, Filter, Opening},
+    ip::Prefix,
+    netmap::{PortRange, Protocol, Rule, Selector},
+};
+
+use super::{
+    super::{Allowances, Change, Plan, Service, compare},
+    *,
+};
+
+/// Whether an opening passes from `source` to `destination`, by the filters of both ends.
+fn passes(policy: &Allowances<'_>, source: NodeId, destination: NodeId, opening: &Opening) -> bool {
+    let find = |id| policy.members.iter().find(|member| member.id == id && !member.relay);
+    let (Some(source), Some(destination)) = (find(source), find(destination)) else { return false };
+    let owns = |member: &Member, address| member.allowed_ips().any(|own| own.contains(address));
+    if !owns(source, opening.source) || !owns(destination, opening.destination) {
+        return false;
+    }
+    let rules = || (0..).zip(policy.rules);
+    let mesh = |member: &Member| member.kind == MemberKind::Mesh;
+    let outward = mesh(source).then(|| {
+        Filter::of(source, [destination], rules(), &[]).decide(destination.id, Direction::Out, opening)
+    });
+    let inward = mesh(destination)
+        .then(|| Filter::of(destination, [source], rules(), &[]).decide(source.id, Direction::In, opening));
+    let mut decisions = outward.iter().chain(&inward).peekable();
+    decisions.peek().is_some() && decisions.all(|decision| decision.is_allowed())
+}
+
+/// Whether a change is about an opening.
+fn includes(change: &Change, opening: &Opening) -> bool {
+    let by = |protocol: Protocol, ports: &[PortRange]| {
+        let number = match protocol {
+            Protocol::Any => opening.protocol,
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Icmp if opening.source.is_ipv4() => 1,
+            Protocol::Icmp => 58,
+            Protocol::Number(number) => number,
+        };
+        let port = ports.is_empty()
+            || opening.port.is_some_and(|port| ports.iter().any(|range| range.contains(port)));
+        number == opening.protocol && port
+    };
+    let (from, to) = change.within.unwrap_or_default();
+    from.is_none_or(|range| range.contains(opening.source))
+        && to.is_none_or(|range| range.contains(opening.destination))
+        && by(change.protocol, &change.ports)
+        && !change.except.iter().any(|service| by(service.protocol, &service.ports))
+}
+
+/// A plan with names, one change a line.
+fn text(changes: &[Change], members: &[Member]) -> Vec<String> {
+    let name = |id| members.iter().find(|member| member.id == id).map_or("?", |member| member.name.as_str());
+    let text = |change: &Change| {
+        let range = |range: Option<Prefix>| range.map(|range| format!(" ({range})")).unwrap_or_default();
+        let (from, to) = change.within.unwrap_or_default();
+        let service = Service { protocol: change.protocol, ports: change.ports.clone() };
+        let except = change.protocol_text();
+        let except = except.split_once(" but ").map(|(_, but)| format!(" but {but}")).unwrap_or_default();
+        format!(
+            "{}{} -> {}{} {service}{except}",
+            name(change.source),
+            range(from),
+            name(change.destination),
+            range(to)
+        )
+    };
+    changes.iter().map(text).collect()
+}
+
+/// What changes in the usual network from one file to another.
+fn plan(before: &str, after: &str) -> (Vec<String>, Vec<String>) {
+    let policies = [good(before), good(after)];
+    let members = policies.each_ref().map(|policy| policy.members(&roster()));
+    let rules = policies.each_ref().map(|policy| policy.rules().cloned().collect::<Vec<_>>());
+    let of = |place: usize| Allowances { members: &members[place], rules: &rules[place] };
+    let plan = compare(&of(0), &of(1), usize::MAX);
+    assert_eq!(plan.allowed_total, plan.allowed.len() as u64);
+    assert_eq!(plan.stopped_total, plan.stopped.len() as u64);
+    let back = compare(&of(1), &of(0), usize::MAX);
+    assert_eq!((&back.allowed, &back.stopped), (&plan.stopped, &plan.allowed), "the way back is the reverse");
+    (text(&plan.allowed, &members[1]), text(&plan.stopped, &members[1]))
+}
+
+fn allow(from: &str, to: &str, more: &str) -> String {
+    format!("[[allow]]\nfrom={from}\nto={to}\n{more}\n")
+}
+
+#[test]
+fn what_is_new_is_told_by_pairs() {
+    let tags = "tags=['web']\n[groups]\nadmins=['alice','bob']\n";
+    let before = format!("{tags}{}", allow("'group:admins'", "'tag:web'", "protocol='tcp'\nports=[22]"));
+    let after =
+        format!("{tags}{}", allow("'group:admins'", "'tag:web'", "protocol='tcp'\nports=[22, '8000-8100']"));
+    let (allowed, stopped) = plan(&before, &after);
+    assert_eq!(
+        allowed,
+        [
+            "alice -> web1 tcp/8000-8100",
+            "alice -> web2 tcp/8000-8100",
+            "bob -> web1 tcp/8000-8100",
+            "bob -> web2 tcp/8000-8100",
+        ]
+    );
+    assert_eq!(stopped, [""; 0]);
+}
+
+#[test]
+fn the_same_said_otherwise_changes_nothing() {
+    let before = format!(
+        "[groups]\na=['alice']\nb=['bob']\n{}",
+        allow("['group:a','group:b']", "'carol'", "protocol='tcp'\nports='1-20'")
+    );
+    let after = format!(
+        "{}{}{}",
+        allow("'bob'", "'carol'", "protocol='tcp'\nports=['1-10','11-20']"),
+        allow("'100.64.0.1'", "'carol'", "protocol='tcp'\nports='1-20'"),
+        allow("['fd00::1', '10.9.0.0/16']", "['carol', 'carol']", "protocol='tcp'\nports=['5-20','1-8']"),
+    );
+    // Over IPv4 alice is selected by one rule, over IPv6 by the other.
+    assert_eq!(plan(&before, &after), (vec![], vec![]));
+}
+
+#[test]
+fn groups_change_what_unchanged_rules_allow() {
+    let policy = |members: &str| {
+        format!("[groups]\ng=[{members}]\n{}", allow("'group:g'", "'carol'", "protocol='udp'"))
+    };
+    assert_eq!(
+        plan(&policy("'alice','bob'"), &policy("'bob','six'")),
+        (vec!["six -> carol udp".into()], vec!["alice -> carol udp".into()])
+    );
+}
+
+#[test]
+fn narrowing_any_is_one_change() {
+    let narrow =
+        allow("'alice'", "'bob'", "protocol='tcp'\nports=22") + &allow("'alice'", "'bob'", "protocol='icmp'");
+    let (allowed, stopped) = plan(&allow("'alice'", "'bob'", ""), &narrow);
+    assert_eq!(allowed, [""; 0]);
+    assert_eq!(stopped, ["alice -> bob any but tcp/22 icmp"]);
+}
+
+#[test]
+fn ranges_are_told_apart_from_the_rest() {
+    let (allowed, _) = plan("", &allow("'alice'", "['10.1.0.9', 'fd00::2']", "protocol='tcp'"));
+    assert_eq!(allowed, ["alice -> bob (fd00::2/128) tcp", "alice -> gateway (10.1.0.9/32) tcp"]);
+    // What a range stops being part of is told by the fewest ranges that make it up.
+    let whole = allow("'alice'", "'10.1.0.0/29'", "");
+    let most = allow("'alice'", "'10.1.0.0/30'", "") + &allow("'alice'", "'10.1.0.6/31'", "");
+    let (allowed, stopped) = plan(&whole, &most);
+    assert_eq!((allowed, stopped), (vec![], vec!["alice -> gateway (10.1.0.4/31) any".into()]));
+    // Addresses of a family that the other side has not are no change.
+    let (allowed, _) = plan("", &allow("'six'", "['10.1.0.0/16', 'fd00:1::/48']", ""));
+    assert_eq!(allowed, ["six -> gateway (fd00:1::/48) any"]);
+}
+
+#[test]
+fn relays_and_pairs_of_devices_are_left_out() {
+    let (allowed, _) =
+        plan("", &allow("['phone','printer','relay','alice']", "['printer','relay','phone']", "protocol=47"));
+    assert_eq!(allowed, ["alice -> phone 47", "alice -> printer 47"]);
+}
+
+#[test]
+fn members_that_come_and_go_are_changes() {
+    let rules = [Rule {
+        sources: vec![Selector::All],
+        destinations: vec![Selector::Tag("web".into())],
+        protocol: Protocol::Icmp,
+        ports: vec![],
+    }];
+    let before = vec![member(1, "alice"), tagged(4, "web1", &["web"])];
+    let mut routed = tagged(4, "web1", &["web"]);
+    routed.routes = vec!["10.5.0.0/24".parse().unwrap()];
+    let after = vec![member(2, "bob"), routed, member(1, "alice")];
+    let of = |members| Allowances { members, rules: &rules };
+    let plan = compare(&of(&before), &of(&after), 10);
+    assert_eq!(text(&plan.allowed, &after), ["alice -> web1 (10.5.0.0/24) icmp", "bob -> web1 icmp"]);
+    assert!(plan.stopped.is_empty());
+}
+
+#[test]
+fn lists_are_bounded_and_all_is_counted() {
+    let members: Vec<Member> = (1..=40).map(|i| member(i, &format!("m{i:02}"))).collect();
+    let rule = |to: Selector| Rule {
+        sources: vec![Selector::All],
+        destinations: vec![to],
+        protocol: Protocol::Tcp,
+        ports: vec![],
+    };
+    let before = [rule(Selector::Node(id(1)))];
+    let after = [rule(Selector::All)];
+    let of = |rules| Allowances { members: &members, rules };
+    let plan = compare(&of(&before), &of(&after), 50);
+    assert_eq!((plan.allowed.len(), plan.allowed_total, plan.stopped_total), (50, 40 * 39 - 39, 0));
+    // By names: the first source is m01, and 39 others it may reach now.
+    assert!(plan.allowed[..39].iter().all(|change| change.source == id(1)));
+    assert_eq!(plan.allowed[0].destination, id(2));
+    assert_eq!(compare(&of(&after), &of(&after), 50), Plan::default());
+    assert_eq!(compare(&of(&before), &of(&after), 0).allowed_total, 40 * 39 - 39);
+}
+
+/// A thousand members of which no two are alike, and a thousand rules of which every one is new.
+#[test]
+fn a_thousand_members_and_rules_are_compared() {
+    let members: Vec<Member> = (1..=1_000).map(|i| member(i, &format!("m{i:04}"))).collect();
+    let rules = |step: u16| -> Vec<Rule> {
+        let rule = |i: u16| {
+            let nodes =
+                |from: u16| (0..20).map(|k| Selector::Node(id((from + k * step) % 1_000 + 1))).collect();
+            Rule {
+                sources: if i % 50 == 0 { vec![Selector::All] } else { nodes(i * 7) },
+                destinations: nodes(i * 11 + 3),
+                protocol: Protocol::Tcp,
+                ports: vec![(i + 1).into()],
+            }
+        };
+        (0..1_000).map(rule).collect()
+    };
+    let (before, after) = (rules(13), rules(17));
+    let of = |rules| Allowances { members: &members, rules };
+    let started = std::time::Instant::now();
+    let plan = compare(&of(&before), &of(&after), 200);
+    println!("{:?}: {} allowed, {} stopped", started.elapsed(), plan.allowed_total, plan.stopped_total);
+    assert_eq!((plan.allowed.len(), plan.stopped.len()), (200, 200));
+    assert!(plan.allowed_total > 300_000 && plan.stopped_total > 300_000);
+    // One rule more is judged against all that stay.
+    let mut more = before.clone();
+    more.push(Rule {
+        sources: vec![Selector::All],
+        destinations: vec![Selector::All],
+        protocol: Protocol::Udp,
+        ports: vec![53.into()],
+    });
+    let started = std::time::Instant::now();
+    let plan = compare(&of(&before), &of(&more), 200);
+    println!("{:?}: {} allowed", started.elapsed(), plan.allowed_total);
+    assert_eq!((plan.allowed_total, plan.stopped_total), (1_000 * 999, 0));
+}
+
+/// A member of a small network, before and after.
+fn some_member(number: u16) -> impl Strategy<Value = [Member; 2]> {
+    let names = |of: &'static [&str]| proptest::sample::subsequence(of.to_vec(), 0..=2);
+    let route = prop_oneof![
+        Just("10.0.0.0/30"),
+        Just("10.0.0.4/31"),
+        Just("10.0.0.8/32"),
+        Just("fd01::/126"),
+        Just("fd01::2/127"),
+        Just("10.0.0.0/28"),
+    ];
+    let groups = (names(&["a", "b", "c"]), names(&["a", "b", "c"]));
+    let routes = (
+        proptest::collection::vec(route.clone(), 0..3),
+        proptest::collection::vec(route, 0..3),
+        any::<bool>(),
+    );
+    (groups, names(&["t", "u"]), routes, 0..10_u8).prop_map(move |(groups, tags, routes, kind)| {
+        let (before, after, moves) = routes;
+        let texts = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let member = |groups, routes: &[&str]| Member {
+            kind: if kind < 3 { MemberKind::Stock } else { MemberKind::Mesh },
+            relay: kind == 9,
+            ipv4: (kind != 4).then(|| [10, 0, 0, 8 + number as u8].into()),
+            ipv6: [0xfd01, 0, 0, 0, 0, 0, 0, number].into(),
+            groups: texts(groups),
+            tags: texts(tags.clone()),
+            routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
+            ..member(number, &format!("m{number}"))
+        };
+        let later = if moves { &after } else { &before };
+        [member(groups.0, &before), member(groups.1, later)]
+    })
+}
+
+fn some_rule() -> impl Strategy<Value = Rule> {
+    let range = (0_u8..16, 28_u8..=32)
+        .prop_map(|(host, len)| Prefix::containing([10, 0, 0, host].into(), len).unwrap());
+    let range6 = (0_u16..8, 125_u8..=128).prop_map(|(host, len)| {
+        Prefix::containing(IpAddr::from([0xfd01, 0, 0, 0, 0, 0, 0, host]), len).unwrap()
+    });
+    let selector = prop_oneof![
+        1 => Just(Selector::All),
+        3 => (0_u16..5).prop_map(|number| Selector::Node(id(number))),
+        3 => prop_oneof![Just("a"), Just("b"), Just("c")].prop_map(|name| Selector::Group(name.into())),
+        2 => prop_oneof![Just("t"), Just("u")].prop_map(|name| Selector::Tag(name.into())),
+        3 => range.prop_map(Selector::Prefix),
+        2 => range6.prop_map(Selector::Prefix),
+    ];
+    let side = proptest::collection::vec(selector, 0..3);
+    let ports = proptest::collection::vec(
+        (1_u16..8, 0_u16..3).prop_map(|(first, more)| PortRange::new(first, first + more).unwrap()),
+        0..3,
+    );
+    let protocol = prop_oneof![
+        1 => Just(Protocol::Any),
+        4 => Just(Protocol::Tcp),
+        2 => Just(Protocol::Udp),
+        1 => Just(Protocol::Icmp),
+        1 => Just(Protocol::Number(47)),
+    ];
+    (side.clone(), side, protocol, ports).prop_map(|(sources, destinations, protocol, ports)| Rule {
+        sources,
+        destinations,
+        protocol,
+        ports: if protocol.has_ports() { ports } else { vec![] },
+    })
+}
+
+/// Two policies that share some rules.
+fn policies() -> impl Strategy<Value = [Vec<Rule>; 2]> {
+    let rules = || proptest::collection::vec(some_rule(), 0..4);
+    (rules(), rules(), rules()).prop_map(|(shared, mut before, after)| {
+        before.extend(shared.clone());
+        [before, shared.into_iter().chain(after).collect()]
+    })
+}
+
+/// Every opening that could make a difference: each address, protocols of every kind, and each port that a rule can name.
+fn openings() -> Vec<Opening> {
+    let v4: Vec<IpAddr> = (0..18).map(|host| [10, 0, 0, host].into()).collect();
+    let v6: Vec<IpAddr> = (0..8).map(|host| [0xfd01, 0, 0, 0, 0, 0, 0, host].into()).collect();
+    let services = [
+        (6, 0),
+        (6, 1),
+        (6, 4),
+        (6, 5),
+        (6, 9),
+        (6, 65_535),
+        (17, 2),
+        (1, 0),
+        (58, 0),
+        (47, 0),
+        (132, 0),
+        (0, 0),
+    ];
+    let mut openings = Vec::new();
+    for addresses in [v4, v6] {
+        for source in &addresses {
+            for destination in &addresses {
+                openings.extend(services.map(|(protocol, port)| Opening {
+                    source: *source,
+                    destination: *destination,
+                    protocol,
+                    port: [6, 17].contains(&protocol).then_some(port),
+                }));
+            }
+        }
+    }
+    openings
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn a_plan_is_what_the_filters_of_both_ends_say(
+        members in [some_member(0), some_member(1), some_member(2), some_member(3)],
+        gone in proptest::option::weighted(0.2, 0_usize..4), new in proptest::option::weighted(0.2, 0_usize..4),
+        rules in policies(),
+        chosen in proptest::collection::vec(any::<proptest::sample::Index>(), 200),
+    ) {
+        let all = openings();
+        let of = |policy: usize, without: Option<usize>| -> Vec<Member> {
+            let members = members.iter().map(|member| member[policy].clone()).enumerate();
+            members.filter(|(place, _)| Some(*place) != without).map(|(_, member)| member).collect()
+        };
+        let members = [of(0, new), of(1, gone)];
+        let policy = |at: usize| Allowances { members: &members[at], rules: &rules[at] };
+        let plan = compare(&policy(0), &policy(1), usize::MAX);
+        prop_assert_eq!((plan.allowed.len() as u64, plan.stopped.len() as u64), (plan.allowed_total, plan.stopped_total));
+        let mut by_pair: BTreeMap<(NodeId, NodeId), [Vec<&Change>; 2]> = BTreeMap::new();
+        for (kind, changes) in [&plan.allowed, &plan.stopped].into_iter().enumerate() {
+            for change in changes {
+                by_pair.entry((change.source, change.destination)).or_default()[kind].push(change);
+            }
+        }
+        for source in 0..4 {
+            for destination in (0..4).filter(|destination| *destination != source) {
+                let pair = (id(source), id(destination));
+                let none = Default::default();
+                let [allowed, stopped] = by_pair.get(&pair).unwrap_or(&none);
+                for index in &chosen {
+                    let opening = index.get(&all);
+                    let [before, after] = [0, 1].map(|at| passes(&policy(at), pair.0, pair.1, opening));
+                    // A change is about addresses that the two have in one of the policies.
+                    let owns = |number, address| {
+                        let mut both = members.iter().flatten().filter(|member| member.id == number);
+                        both.any(|member| member.allowed_ips().any(|own| own.contains(address)))
+                    };
+                    let theirs = owns(pair.0, opening.source) && owns(pair.1, opening.destination);
+                    let told = |changes: &[&Change]| theirs && changes.iter().any(|change| includes(change, opening));
+                    prop_assert_eq!(told(allowed), !before && after, "{:?} {:?} {:?}", pair, opening, allowed);
+                    prop_assert_eq!(told(stopped), before && !after, "{:?} {:?} {:?}", pair, opening, stopped);
+                }
+            }
+        }
+        // Nothing is told twice.
+        for changes in [&plan.allowed, &plan.stopped] {
+            let distinct: BTreeSet<String> = changes.iter().map(|change| format!("{change:?}")).collect();
+            prop_assert_eq!(distinct.len(), changes.len());
+        }
+    }
+}

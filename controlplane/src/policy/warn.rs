@@ -1,0 +1,275 @@
+//! Rules that do nothing: those that can never match, and those that add nothing to an earlier one.
+
+use std::collections::BTreeMap;
+
+use ringmesh_tunnel::netmap::{Member, Protocol, Rule, Selector};
+
+use super::{
+    compare::Ports,
+    problem::{Report, quote},
+    roster::{Owners, has_filter, takes_packets},
+    text::{Membership, PolicyFile},
+};
+
+/// Warns of rules that do nothing. `members` have the groups that the file gives them.
+pub(super) fn warn(
+    file: &PolicyFile,
+    membership: &Membership,
+    members: &[Member],
+    rules: &[&Rule],
+    report: &mut Report<'_>,
+) {
+    let idle = idle(file, members, rules, report);
+    redundant(file, membership, members, rules, &idle, report);
+}
+
+/// Whom selectors select, as far as it matters for whether anything can match: a few members of each kind.
+#[derive(Debug, Clone, Default)]
+struct Who {
+    /// Up to two members, by kind: what filter they have, and an address family.
+    some: [Vec<usize>; 4],
+}
+
+impl Who {
+    fn add(&mut self, place: usize, member: &Member, ipv4: bool) {
+        let kind = usize::from(has_filter(member)) * 2 + usize::from(ipv4);
+        if self.some[kind].len() < 2 && !self.some[kind].contains(&place) {
+            self.some[kind].push(place);
+        }
+    }
+
+    fn join(&mut self, other: &Self) {
+        for (own, others) in self.some.iter_mut().zip(&other.some) {
+            let new: Vec<usize> = others.iter().copied().filter(|place| !own.contains(place)).collect();
+            own.extend(new);
+            own.truncate(2);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.some.iter().all(Vec::is_empty)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.some.iter().enumerate().flat_map(|(kind, places)| places.iter().map(move |place| (kind, *place)))
+    }
+
+    /// Whether there can be a packet between two kinds: of one family, and judged by somebody.
+    const fn kinds_match(one: usize, other: usize) -> bool {
+        one % 2 == other % 2 && (one >= 2 || other >= 2)
+    }
+}
+
+/// Warns of rules that can never match; returns which they are.
+fn idle(file: &PolicyFile, members: &[Member], rules: &[&Rule], report: &mut Report<'_>) -> Vec<bool> {
+    let mut selected = Selected { members, owners: Owners::of(members), known: BTreeMap::new() };
+    let mut idle = Vec::with_capacity(rules.len());
+    for (number, (rule, text)) in (1_u32..).zip(rules.iter().zip(&file.rules)) {
+        let (from, to) = (selected.by(&rule.sources), selected.by(&rule.destinations));
+        let matches = from.all().any(|(kind, source)| {
+            to.all().any(|(other, destination)| source != destination && Who::kinds_match(kind, other))
+        });
+        idle.push(!matches);
+        if matches {
+            continue;
+        }
+        let (at, why) = if from.is_empty() {
+            (text.from.at, format!("its `from` selects nobody now: {}", nobody(&rule.sources)))
+        } else if to.is_empty() {
+            (text.to.at, format!("its `to` selects nobody now: {}", nobody(&rule.destinations)))
+        } else {
+            (text.at, why_not(&from, &to, members))
+        };
+        report.warning(at, || format!("rule {number} can never match: {why}"));
+    }
+    idle
+}
+
+/// Why there is nobody on a side of a rule.
+fn nobody(selectors: &[Selector]) -> String {
+    match selectors {
+        [Selector::Group(name)] => format!("no member is in the group {}", quote(name)),
+        [Selector::Tag(name)] => format!("no member has the tag {}", quote(name)),
+        [Selector::Prefix(range)] if range.is_host() => {
+            format!("{} is no member's address, and in no member's routes", range.address())
+        }
+        [Selector::Prefix(range)] => format!("no member has an address or a route in {range}"),
+        [Selector::Node(_)] => "a relay sends and takes no packets of its own".into(),
+        _ => "its groups and tags are empty, and its addresses are no member's".into(),
+    }
+}
+
+fn why_not(from: &Who, to: &Who, members: &[Member]) -> String {
+    let stock = |who: &Who| who.all().all(|(kind, _)| kind < 2);
+    let one = |who: &Who| {
+        let mut places: Vec<usize> = who.all().map(|(_, place)| place).collect();
+        places.dedup();
+        match places.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|place| place == first) => Some(*first),
+            _ => None,
+        }
+    };
+    match (one(from), one(to)) {
+        (Some(source), Some(destination)) if source == destination => {
+            let name = members.get(source).map_or("", |member| member.name.as_str());
+            format!("both sides are {} alone, and what a member sends to itself passes no filter", quote(name))
+        }
+        _ if stock(from) && stock(to) => {
+            "both sides are stock WireGuard devices, which have no filter and do not know each other".into()
+        }
+        _ => "its `from` and `to` have no address family in common, so there is no packet from one to the other".into(),
+    }
+}
+
+/// Whom selectors select, each word looked up once.
+struct Selected<'m> {
+    members: &'m [Member],
+    owners: Owners,
+    known: BTreeMap<Selector, Who>,
+}
+
+impl Selected<'_> {
+    fn by(&mut self, selectors: &[Selector]) -> Who {
+        let mut who = Who::default();
+        for selector in selectors {
+            if !self.known.contains_key(selector) {
+                let found = self.look_up(selector);
+                self.known.insert(selector.clone(), found);
+            }
+            if let Some(known) = self.known.get(selector) {
+                who.join(known);
+            }
+        }
+        who
+    }
+
+    fn look_up(&self, selector: &Selector) -> Who {
+        let mut who = Who::default();
+        if let Selector::Prefix(range) = selector {
+            for (own, place) in self.owners.within(*range) {
+                if let Some(member) = self.members.get(place).filter(|member| takes_packets(member)) {
+                    who.add(place, member, own.is_ipv4());
+                }
+            }
+            return who;
+        }
+        for (place, member) in self.members.iter().enumerate().filter(|(_, member)| takes_packets(member)) {
+            let is_meant = match selector {
+                Selector::All => true,
+                Selector::Node(id) => member.id == *id,
+                Selector::Group(name) => member.groups.contains(name),
+                Selector::Tag(name) => member.tags.contains(name),
+                Selector::Prefix(_) => false,
+            };
+            if is_meant {
+                member.allowed_ips().for_each(|own| who.add(place, member, own.is_ipv4()));
+            }
+        }
+        who
+    }
+}
+
+/// Warns of rules that allow nothing that one earlier rule does not allow, whoever has which tag and address.
+fn redundant(
+    file: &PolicyFile,
+    membership: &Membership,
+    members: &[Member],
+    rules: &[&Rule],
+    idle: &[bool],
+    report: &mut Report<'_>,
+) {
+    let wider = Wider::of(rules, membership, members);
+    let sides: Vec<[Vec<usize>; 2]> =
+        rules.iter().map(|rule| [wider.numbers(&rule.sources), wider.numbers(&rule.destinations)]).collect();
+    let ports: Vec<Ports> = rules.iter().map(|rule| Ports::of(&rule.ports)).collect();
+    for (later, text) in file.rules.iter().enumerate() {
+        if report.is_full() {
+            return;
+        }
+        if idle.get(later).copied().unwrap_or_default() {
+            continue;
+        }
+        let earlier = (0..later).find(|earlier| {
+            let protocols = (rules[*earlier].protocol, rules[later].protocol);
+            let service = protocols.0 == Protocol::Any
+                || (protocols.0 == protocols.1 && ports[*earlier].covers(&ports[later]));
+            service && (0..2).all(|side| wider.covers(&sides[*earlier][side], &sides[later][side]))
+        });
+        if let Some(earlier) = earlier {
+            report.warning(text.at, || {
+                format!("rule {} adds nothing: rule {} allows all of it already", later + 1, earlier + 1)
+            });
+        }
+    }
+}
+
+/// The words of all rules by numbers, and for each the words that mean it and more.
+struct Wider<'r> {
+    numbers: BTreeMap<&'r Selector, usize>,
+    by: Vec<Vec<usize>>,
+}
+
+impl<'r> Wider<'r> {
+    fn of(rules: &[&'r Rule], membership: &Membership, members: &[Member]) -> Self {
+        let mut numbers: BTreeMap<&Selector, usize> = BTreeMap::new();
+        for selector in rules.iter().flat_map(|rule| rule.sources.iter().chain(&rule.destinations)) {
+            let next = numbers.len();
+            numbers.entry(selector).or_insert(next);
+        }
+        let mut groups_of = BTreeMap::new();
+        members.iter().for_each(|member| {
+            groups_of.insert(member.id, &member.groups);
+        });
+        let by_name: BTreeMap<&str, &Member> =
+            members.iter().map(|member| (member.name.as_str(), member)).collect();
+        let mut by = vec![Vec::new(); numbers.len()];
+        for (selector, number) in &numbers {
+            let mut wider = vec![*number];
+            let mut add = |selector: &Selector| wider.extend(numbers.get(selector));
+            add(&Selector::All);
+            match selector {
+                Selector::Node(id) => {
+                    let groups = groups_of.get(id).into_iter().flat_map(|groups| groups.iter());
+                    groups.for_each(|group| add(&Selector::Group(group.clone())));
+                }
+                Selector::Group(name) => {
+                    // Whatever group holds all of it holds its first member.
+                    let inner = membership.members(name);
+                    let first = inner.and_then(|members| members.first());
+                    let groups =
+                        first.and_then(|first| by_name.get(first.as_str())).map(|first| &first.groups);
+                    for outer in groups.into_iter().flatten() {
+                        if inner
+                            .zip(membership.members(outer))
+                            .is_some_and(|(inner, outer)| inner.is_subset(outer))
+                        {
+                            add(&Selector::Group(outer.clone()));
+                        }
+                    }
+                }
+                Selector::Prefix(range) => {
+                    let lengths = 0..range.len();
+                    let outer = lengths
+                        .filter_map(|len| ringmesh_tunnel::ip::Prefix::containing(range.address(), len).ok());
+                    outer.for_each(|outer| add(&Selector::Prefix(outer)));
+                }
+                Selector::All | Selector::Tag(_) => {}
+            }
+            wider.sort_unstable();
+            by[*number] = wider;
+        }
+        Self { numbers, by }
+    }
+
+    fn numbers(&self, selectors: &[Selector]) -> Vec<usize> {
+        let mut numbers: Vec<usize> =
+            selectors.iter().filter_map(|selector| self.numbers.get(selector)).copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Whether one side of a rule selects all that another one does.
+    fn covers(&self, side: &[usize], other: &[usize]) -> bool {
+        other.iter().all(|word| self.by[*word].iter().any(|wider| side.binary_search(wider).is_ok()))
+    }
+}
