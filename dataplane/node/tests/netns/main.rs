@@ -16,11 +16,14 @@ mod amplification;
 mod apart;
 mod away;
 mod canary;
+mod debian;
 mod fallback;
 mod hostile_roads;
 mod joining;
 mod lost;
+mod names;
 mod nat;
+mod oracle;
 mod own_relay;
 mod pair;
 mod policy;
@@ -39,6 +42,14 @@ mod world;
 fn be_a_daemon() {
     if let Ok(config) = std::env::var(support::process::BE_DAEMON) {
         support::process::be_daemon(&config);
+    }
+}
+
+/// Not a test by itself: what `meshctl cleanup` does, as a process of its own.
+#[test]
+fn be_a_cleanup() {
+    if let Ok(config) = std::env::var(names::BE_CLEANUP) {
+        names::be_cleanup(&config);
     }
 }
 

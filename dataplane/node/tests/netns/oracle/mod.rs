@@ -1,0 +1,191 @@
+//! The packet filter against an oracle: the same packets and the same rules, asked of a `Tunnel` and of nftables.
+//!
+//! Each round has members, rules and traffic by a seed. A packet goes to the node under test (outward from its host, or
+//! inward from a peer) and to a Linux router in its place, with `ct state established,related accept` and the same rules for
+//! what is new. Whatever we accept and the router denies is a hole and fails the test. What we deny and it accepts must be
+//! one of the reasons of [`class::Why`].
+//!
+//! Both sides start a round with no state. A case is one packet, or the fragments of one datagram: the router puts
+//! datagrams together before it judges them, so a case passes there if the datagram comes out, and here if every fragment
+//! does; fragments that are none of a datagram count as accepted if a single one passes.
+//!
+//! Not asked, since both would be right to differ: GRE, SCTP and DCCP, for which conntrack has more than a number; broken
+//! options in a hop-by-hop header, which routers look into and hosts judge; hop counts, which a tunnel does not touch.
+
+mod class;
+mod dice;
+mod flow;
+mod icmp;
+mod kernel;
+mod ours;
+mod packet;
+mod scene;
+mod shapes;
+mod tally;
+mod traffic;
+
+use ringmesh_lab::{Lab, in_sandbox};
+use ringmesh_tunnel::filter::{Direction, Filter, Opening};
+
+use self::{
+    class::Class,
+    dice::Dice,
+    flow::other,
+    kernel::Kernel,
+    ours::Ours,
+    scene::{PEERS, PORTS, Scene},
+    tally::{Tally, Verdict},
+    traffic::{Case, Traffic},
+};
+
+/// Cases of a round: few enough for no flow to be forgotten, by age or for want of room.
+const ROUND: usize = 5_000;
+/// How many packets there are in all.
+const PACKETS: &str = "RINGMESH_PACKETS";
+/// The only round that is played, to see a failure again.
+const SEED: &str = "RINGMESH_ORACLE_SEED";
+
+/// A filter that is wrong in one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// Takes an RST for the opening of a connection.
+    RstOpens,
+    /// Lets be opened inward what may be opened outward, and the other way round.
+    ForgetsDirection,
+    /// Lets later fragments pass without a first.
+    PassesLaterFragments,
+    /// Lets be opened to every port what may be opened to one.
+    IgnoresPorts,
+    /// Takes what looks like a reply for one.
+    BelievesReplies,
+    /// Lets errors pass, whatever they quote.
+    BelievesErrors,
+    /// Does not look whose a source address is.
+    BelievesSources,
+}
+
+impl Fault {
+    /// Whether a filter with this fault lets a packet pass that the right one denies.
+    fn accepts(self, case: &Case, filter: &Filter, scene: &Scene) -> bool {
+        let opens = |direction, opening: Opening| {
+            filter.decide(scene.peers[case.peer].id, direction, &opening).is_allowed()
+        };
+        let (direction, opening) = (case.direction, case.opening);
+        match self {
+            Self::None => false,
+            Self::RstOpens => case.class == Class::TcpRst && opens(direction, opening),
+            Self::ForgetsDirection => {
+                let turned = Opening { source: opening.destination, destination: opening.source, ..opening };
+                case.opens.is_some() && opens(other(direction), turned)
+            }
+            Self::PassesLaterFragments => case.class == Class::LaterFragments,
+            Self::IgnoresPorts => {
+                let mut ports = PORTS.iter().filter(|_| case.opens.is_some() && opening.port.is_some());
+                ports.any(|&port| opens(direction, Opening { port: Some(port), ..opening }))
+            }
+            Self::BelievesReplies => {
+                matches!(case.class, Class::UdpReply | Class::EchoReply | Class::TcpSynAck)
+            }
+            Self::BelievesErrors => {
+                matches!(case.class, Class::ErrorLive | Class::ErrorDead | Class::ErrorForeign)
+            }
+            Self::BelievesSources => case.class == Class::Spoofed,
+        }
+    }
+}
+
+/// Plays one round and adds what came of it.
+fn play(lab: &Lab, seed: u64, cases: usize, fault: Fault, tally: &mut Tally) {
+    let mut dice = Dice::new(seed);
+    let scene = Scene::new(&mut dice);
+    let filter = scene.filter();
+    let mut kernel = Kernel::new(lab, &format!("round{seed}"), &scene);
+    let mut ours = Ours::new(&scene);
+    let mut traffic = Traffic::new(&scene, dice);
+    for _ in 0..cases {
+        let case = traffic.next_case();
+        let passed = case.ours.iter().map(|packet| ours.judge(case.direction, case.peer, packet));
+        let passed: Vec<_> = passed.collect();
+        let right =
+            if case.any { passed.iter().any(Result::is_ok) } else { passed.iter().all(Result::is_ok) };
+        let we = right || fault.accepts(&case, &filter, &scene);
+        let it = router_accepts(&mut kernel, &scene, &case);
+        if we && it {
+            traffic.learn(&case);
+        } else if we != it {
+            traffic.shun(&case);
+        }
+        let reason = passed.into_iter().find_map(Result::err);
+        tally.count(seed, &case, Verdict { we, it }, reason);
+    }
+    let rest = kernel.rest();
+    assert!(rest.is_empty(), "seed {seed}: the router sent what nobody asked for: {rest:02x?}");
+}
+
+fn router_accepts(kernel: &mut Kernel, scene: &Scene, case: &Case) -> bool {
+    let from = match case.direction {
+        Direction::In => case.peer + 1,
+        Direction::Out => 0,
+    };
+    let to = if scene.is_mine(case.destination) {
+        0
+    } else {
+        // By some device for what has no way at all; it will not come out there.
+        scene.owner(case.destination).map_or((from + 1) % (PEERS + 1), |peer| peer + 1)
+    };
+    let out = kernel.judge(from, to, &case.kernel);
+    // However it is cut now, a datagram comes out whole or not at all; lone pieces that conntrack would not take are nothing.
+    packet::is_whole(&out)
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+#[test]
+fn filter_accepts_nothing_that_nftables_denies() {
+    in_sandbox(|| {
+        let mut tally = Tally::default();
+        let packets = number(PACKETS).unwrap_or(100_000);
+        let seeds = match number(SEED) {
+            Some(seed) => seed..seed + 1,
+            None => 1..packets.div_ceil(ROUND as u64) + 1,
+        };
+        for seed in seeds {
+            play(&Lab::new().unwrap(), seed, ROUND, Fault::None, &mut tally);
+        }
+        println!("{}", tally.table());
+        tally.assert_no_surprise();
+        if number(SEED).is_none() {
+            tally.assert_both_happen();
+        }
+    });
+}
+
+/// Whoever finds nothing must be able to find.
+#[test]
+fn a_broken_filter_is_noticed() {
+    in_sandbox(|| {
+        let faults = [
+            (Fault::None, None),
+            (Fault::RstOpens, Some(Class::TcpRst)),
+            (Fault::ForgetsDirection, Some(Class::UdpOpening)),
+            (Fault::PassesLaterFragments, Some(Class::LaterFragments)),
+            (Fault::IgnoresPorts, Some(Class::TcpSyn)),
+            (Fault::BelievesReplies, Some(Class::UdpReply)),
+            (Fault::BelievesErrors, Some(Class::ErrorDead)),
+            (Fault::BelievesSources, Some(Class::Spoofed)),
+        ];
+        for (fault, class) in faults {
+            let mut tally = Tally::default();
+            for seed in 1..4 {
+                play(&Lab::new().unwrap(), seed, 1_500, fault, &mut tally);
+            }
+            match class {
+                Some(class) => assert!(tally.holes(class) > 0, "{fault:?} goes unnoticed"),
+                None => tally.assert_no_surprise(),
+            }
+        }
+    });
+}
