@@ -2,6 +2,7 @@
 //!
 //! Flags and `MESH_*` variables of `meshctl` are laid over the file by the caller; this module only knows the result.
 
+mod dns;
 mod relay;
 mod road;
 
@@ -16,6 +17,7 @@ use ringmesh_io::Choice;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::{
+    dns::{Dns, DnsMode},
     relay::RelayMode,
     road::{HostPort, SSH_ROADS_MAX, SshRoad},
 };
@@ -78,6 +80,8 @@ pub struct Config {
     pub link_socket: LinkSocket,
     /// Roads to peers through OpenSSH servers, at most [`SSH_ROADS_MAX`].
     pub ssh: Vec<SshRoad>,
+    /// How mesh names are answered on this machine.
+    pub dns: Dns,
     /// The daemon is a relay, and nothing else.
     pub relay: Option<RelayMode>,
     /// Log filter (`info`, `ringmesh_node=debug`); `MESH_LOG` goes before it.
@@ -111,6 +115,7 @@ impl Default for Config {
             ssh_port: None,
             link_socket: LinkSocket::Beside,
             ssh: Vec::new(),
+            dns: Dns::default(),
             relay: None,
             log: None,
         }
@@ -194,6 +199,7 @@ impl Config {
             ));
         }
         self.check_roads()?;
+        self.dns.check()?;
         self.relay.as_ref().map_or(Ok(()), RelayMode::check)
     }
 
@@ -297,6 +303,10 @@ mod tests {
             ("[relay]\nforwarded_header = \"via\"", "write x-forwarded-for or forwarded"),
             ("ssh_port = 22\n[relay]", "neither ssh_port"),
             ("relay = true", "a table `[relay]`"),
+            ("dns = true", "a table `[dns]`"),
+            ("[dns]\nmode = \"resolv.conf\"", "\"resolvconf\""),
+            ("[dns]\nport = 0", "leave the key out for 53"),
+            ("[dns]\nzone = \"mesh\"", "unknown field"),
         ] {
             let error = Config::parse(text, "node.toml").unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
@@ -349,6 +359,14 @@ mod tests {
         assert_eq!(path("socket = \"/r/x.sock\""), Some("/r/link.sock".into()));
         assert_eq!(path("link_socket = \"/l/y.sock\""), Some("/l/y.sock".into()));
         assert_eq!(path("link_socket = false"), None);
+    }
+
+    #[test]
+    fn names_are_answered_as_told() {
+        let dns = |text: &str| Config::parse(text, "node.toml").unwrap().dns;
+        assert_eq!(dns(""), Dns { mode: DnsMode::Auto, port: 53, search: true });
+        let text = "[dns]\nmode = \"hosts\"\nport = 5353\nsearch = false\n";
+        assert_eq!(dns(text), Dns { mode: DnsMode::Hosts, port: 5353, search: false });
     }
 
     #[test]
