@@ -8,6 +8,7 @@ pub(crate) mod challenge;
 mod control;
 pub mod convert;
 mod local;
+mod policy;
 mod relay;
 mod sync;
 

@@ -6,6 +6,7 @@
 mod installation;
 mod maintenance;
 mod operations;
+mod policy;
 mod presence;
 mod relay;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use self::relay::Standing;
 pub(crate) use self::{
     installation::Installation,
     maintenance::INTERVAL,
+    policy::{Applied, Forecast},
     presence::{Presence, Presences, SentHead},
 };
 use crate::{

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    network::{authority::CannotSign, enroll, map::NoMap, members, tokens},
+    network::{authority::CannotSign, enroll, map::NoMap, members, policies, tokens, trace},
     store::StoreError,
 };
 
@@ -90,6 +90,16 @@ pub(crate) enum Refused {
     Member(#[from] members::Refusal),
     #[error(transparent)]
     TokenRequest(#[from] tokens::Refusal),
+    /// What is wrong with a policy file, each thing with its place.
+    #[error("the policy is refused, and the one before stays in force:\n{0}")]
+    Policy(String),
+    /// What is wrong with an earlier one by now.
+    #[error("the policy of r{to} cannot come in force again, as the network has changed since:\n{problems}")]
+    Rollback { to: u64, problems: String },
+    #[error(transparent)]
+    PolicyRequest(#[from] policies::Refusal),
+    #[error(transparent)]
+    TraceRequest(trace::Refusal),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -142,6 +152,9 @@ impl Refused {
             Self::TokenRequest(tokens::Refusal::Unknown(_)) => (NotFound, Reason::TokenInvalid),
             Self::TokenRequest(tokens::Refusal::TooMany) => (ResourceExhausted, Reason::Busy),
             Self::TokenRequest(_) => (InvalidArgument, Reason::InvalidArgument),
+            Self::Policy(_) | Self::Rollback { .. } => (InvalidArgument, Reason::PolicyInvalid),
+            Self::PolicyRequest(refusal) => policy(refusal),
+            Self::TraceRequest(_) => (InvalidArgument, Reason::InvalidArgument),
             Self::Store(StoreError::Full) => (ResourceExhausted, Reason::Host),
             Self::Store(StoreError::Busy | StoreError::Failed(_) | StoreError::Compacted { .. }) => {
                 (Unavailable, Reason::Busy)
@@ -171,6 +184,30 @@ fn enrolling(refusal: &enroll::Refusal) -> (Code, Reason) {
         enroll::Refusal::KeyTaken => (Code::AlreadyExists, Reason::KeyTaken),
         enroll::Refusal::PoolExhausted(_) => (Code::ResourceExhausted, Reason::PoolExhausted),
         enroll::Refusal::CannotSign(_) => (Code::Internal, Reason::Unspecified),
+    }
+}
+
+fn policy(refusal: &policies::Refusal) -> (Code, Reason) {
+    match refusal {
+        policies::Refusal::Conflict { .. } => (Code::Aborted, Reason::Conflict),
+        policies::Refusal::Unknown(_) => (Code::NotFound, Reason::InvalidArgument),
+        policies::Refusal::NoEarlier | policies::Refusal::NotWritten(_) => {
+            (Code::FailedPrecondition, Reason::Conflict)
+        }
+        policies::Refusal::TooLarge { .. } | policies::Refusal::TooManyMembers { .. } => {
+            (Code::InvalidArgument, Reason::PolicyInvalid)
+        }
+        policies::Refusal::Comment => (Code::InvalidArgument, Reason::InvalidArgument),
+        policies::Refusal::CannotSign(_) => (Code::Internal, Reason::Unspecified),
+    }
+}
+
+impl From<trace::Refusal> for Refused {
+    fn from(refusal: trace::Refusal) -> Self {
+        match refusal {
+            trace::Refusal::Unknown(unknown) => Self::Member(unknown),
+            trace::Refusal::Question(_) => Self::TraceRequest(refusal),
+        }
     }
 }
 

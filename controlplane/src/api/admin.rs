@@ -5,8 +5,7 @@ use std::time::Duration;
 use ringmesh_proto::admin as proto;
 use ringmesh_proto::admin::{
     network_service_server::NetworkService, node_service_server::NodeService,
-    policy_service_server::PolicyService, relay_service_server::RelayService,
-    token_service_server::TokenService,
+    relay_service_server::RelayService, token_service_server::TokenService,
 };
 use ringmesh_tunnel::key::{NetworkId, TokenId};
 use tokio::time::Instant;
@@ -27,10 +26,10 @@ use crate::{
 /// All five services.
 #[derive(Debug, Clone)]
 pub(super) struct Admin {
-    coordinator: Coordinator,
+    pub(super) coordinator: Coordinator,
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 impl Admin {
     pub(super) const fn new(coordinator: Coordinator) -> Self {
@@ -38,7 +37,7 @@ impl Admin {
     }
 
     /// Finds a network by its name or id; empty: the only one.
-    fn network(&self, _by: &Authed<Operator>, name: &str) -> Result<NetworkId, Refused> {
+    pub(super) fn network(&self, _by: &Authed<Operator>, name: &str) -> Result<NetworkId, Refused> {
         self.coordinator.with_registry(|registry| {
             let mut all = registry.networks();
             if !name.is_empty() {
@@ -258,58 +257,5 @@ impl RelayService for Admin {
         let report = self.coordinator.relay_report(&operator, network).await?;
         let response = self.coordinator.with_network(network, |state| relay::clients(&report, state))?;
         Ok(Response::new(response))
-    }
-}
-
-#[tonic::async_trait]
-impl PolicyService for Admin {
-    async fn get_policy(
-        &self,
-        request: Request<proto::GetPolicyRequest>,
-    ) -> Answer<proto::GetPolicyResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
-        let network = self.network(&operator, &request.get_ref().network)?;
-        let response = self.coordinator.with_network(network, |state| {
-            let held = state.policy.as_ref().map(|policy| &policy.signed.record);
-            proto::GetPolicyResponse {
-                serial: held.map(|policy| policy.serial).unwrap_or_default(),
-                expires_ms: held.map(|policy| policy.not_after.as_millis()).unwrap_or_default(),
-                rules: convert::rules(state.rules().map(|(_, rule)| rule), state),
-                ..Default::default()
-            }
-        })?;
-        Ok(Response::new(response))
-    }
-
-    async fn plan_policy(
-        &self,
-        _request: Request<proto::PlanPolicyRequest>,
-    ) -> Answer<proto::PlanPolicyResponse> {
-        Err(Status::unimplemented("not yet"))
-    }
-
-    async fn apply_policy(
-        &self,
-        _request: Request<proto::ApplyPolicyRequest>,
-    ) -> Answer<proto::ApplyPolicyResponse> {
-        Err(Status::unimplemented("not yet"))
-    }
-
-    async fn list_policies(
-        &self,
-        _request: Request<proto::ListPoliciesRequest>,
-    ) -> Answer<proto::ListPoliciesResponse> {
-        Err(Status::unimplemented("not yet"))
-    }
-
-    async fn rollback_policy(
-        &self,
-        _request: Request<proto::RollbackPolicyRequest>,
-    ) -> Answer<proto::ApplyPolicyResponse> {
-        Err(Status::unimplemented("not yet"))
-    }
-
-    async fn trace(&self, _request: Request<proto::TraceRequest>) -> Answer<proto::TraceResponse> {
-        Err(Status::unimplemented("not yet"))
     }
 }

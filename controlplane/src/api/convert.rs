@@ -5,9 +5,7 @@
 use ringmesh_proto::{admin, control as proto};
 use ringmesh_tunnel::{
     key::TokenId,
-    netmap::{
-        Envelope, EnvelopeError, MapUpdate, MemberKind, PortRange, Position, ProvenRule, Rule, Selector,
-    },
+    netmap::{Envelope, EnvelopeError, MapUpdate, MemberKind, Position, ProvenRule, Rule, Selector},
 };
 
 use crate::{
@@ -15,9 +13,9 @@ use crate::{
     network::{
         NetworkState, Node,
         map::{Outgoing, SealedSecret},
-        policies::selector_text,
         row::TokenRow,
     },
+    policy::{ports_text, selectors_text},
 };
 
 /// An envelope as it travels.
@@ -198,21 +196,12 @@ pub(super) fn rules<'a>(
 }
 
 fn rule(number: u32, rule: &Rule, network: &NetworkState) -> admin::Rule {
-    let side = |selectors: &[Selector]| join(selectors.iter().map(|one| selector_text(one, network)));
+    let side = |selectors: &[Selector]| selectors_text(selectors, |id| network.name_of(id));
     admin::Rule {
         source: side(&rule.sources),
         destination: side(&rule.destinations),
         protocol: rule.protocol.to_string(),
-        ports: ports(&rule.ports),
+        ports: ports_text(&rule.ports),
         number,
     }
-}
-
-/// Ports as operators read them; `*`: all.
-pub(super) fn ports(ports: &[PortRange]) -> String {
-    if ports.is_empty() { "*".into() } else { join(ports.iter().map(ToString::to_string)) }
-}
-
-fn join(parts: impl Iterator<Item = String>) -> String {
-    parts.collect::<Vec<_>>().join(",")
 }

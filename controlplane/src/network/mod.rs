@@ -14,6 +14,8 @@ pub(crate) mod create;
 mod edges;
 pub(crate) mod enroll;
 pub(crate) mod key;
+#[cfg(test)]
+mod large;
 pub mod map;
 pub(crate) mod members;
 pub(crate) mod policies;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use ringmesh_tunnel::{
     UnixTime,
     key::NodeId,
-    netmap::{Leaf, Role, Rule, Selector},
+    netmap::{Leaf, Role},
 };
 
 use super::{
@@ -164,6 +164,11 @@ impl NetworkState {
         found.map(|(serial, version)| Some((*serial, version))).ok_or(Refusal::Unknown(revision))
     }
 
+    /// What a node is called, for rules as people read them.
+    pub(crate) fn name_of(&self, id: NodeId) -> Option<&str> {
+        self.member(id).map(|member| member.name.as_str())
+    }
+
     /// What to go back to: the policy of `revision`; 0: the one before the one in force.
     pub(crate) fn policy_before(&self, revision: Revision) -> Result<&PolicyVersion, Refusal> {
         if revision != 0 {
@@ -183,38 +188,4 @@ impl NetworkState {
 pub(crate) fn number_of(leaves: &[HeldLeaf], place: u64) -> usize {
     let upto = usize::try_from(place).map_or(leaves.len(), |place| place.saturating_add(1));
     leaves.iter().take(upto).filter(|held| held.rule().is_some()).count()
-}
-
-/// A selector as policy files have it.
-pub(crate) fn selector_text(selector: &Selector, state: &NetworkState) -> String {
-    match selector {
-        Selector::All => "*".into(),
-        Selector::Node(id) => state.member(*id).map_or_else(|| id.to_string(), |member| member.name.clone()),
-        Selector::Group(name) => format!("group:{name}"),
-        Selector::Tag(name) => format!("tag:{name}"),
-        Selector::Prefix(prefix) => prefix.to_string(),
-    }
-}
-
-/// A rule on one line, long sides shortened.
-pub(crate) fn rule_text(rule: &Rule, state: &NetworkState) -> String {
-    /// What is shown of a side.
-    const SHOWN: usize = 6;
-    let side = |selectors: &[Selector]| {
-        let mut shown: Vec<String> =
-            selectors.iter().take(SHOWN).map(|selector| selector_text(selector, state)).collect();
-        if selectors.len() > SHOWN {
-            shown.push(format!("and {} more", selectors.len() - SHOWN));
-        }
-        shown.join(", ")
-    };
-    let ports: Vec<String> = rule.ports.iter().map(ToString::to_string).collect();
-    let slash = if ports.is_empty() { "" } else { "/" };
-    format!(
-        "{} -> {} {}{slash}{}",
-        side(&rule.sources),
-        side(&rule.destinations),
-        rule.protocol,
-        ports.join(",")
-    )
 }

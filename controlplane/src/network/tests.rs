@@ -30,6 +30,8 @@ use super::{
 use crate::{config::NetworkConfig, store::Commit, vault::Vault};
 
 const TAGS: [&str; 3] = ["web", "db", "ops"];
+/// A range behind some members.
+const ROUTE: &str = "10.1.0.0/16";
 
 /// Something that happens.
 #[derive(Debug, Clone)]
@@ -37,7 +39,7 @@ enum Event {
     Join { tags: Vec<usize>, relay: bool },
     AddStock,
     Remove { node: usize },
-    Retag { node: usize, tags: Vec<usize> },
+    Retag { node: usize, tags: Vec<usize>, groups: Vec<usize>, routed: bool },
     Endpoints { node: usize, port: u16 },
     Policy { rules: Vec<(Pick, Pick)>, name: bool },
     Days { days: u64 },
@@ -51,8 +53,11 @@ enum Pick {
     All,
     Nobody,
     Tag(usize),
+    Group(usize),
     Node(usize),
     Address(usize),
+    /// A range within what is routed.
+    Range,
 }
 
 fn pick() -> impl Strategy<Value = Pick> {
@@ -60,6 +65,8 @@ fn pick() -> impl Strategy<Value = Pick> {
         3 => Just(Pick::All),
         1 => Just(Pick::Nobody),
         3 => (0..TAGS.len()).prop_map(Pick::Tag),
+        3 => (0..TAGS.len()).prop_map(Pick::Group),
+        1 => Just(Pick::Range),
         2 => any::<usize>().prop_map(Pick::Node),
         1 => any::<usize>().prop_map(Pick::Address),
     ]
@@ -74,7 +81,8 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (tags(), proptest::bool::weighted(0.2)).prop_map(|(tags, relay)| Event::Join { tags, relay }),
         1 => Just(Event::AddStock),
         2 => any::<usize>().prop_map(|node| Event::Remove { node }),
-        2 => (any::<usize>(), tags()).prop_map(|(node, tags)| Event::Retag { node, tags }),
+        2 => (any::<usize>(), tags(), tags(), any::<bool>())
+            .prop_map(|(node, tags, groups, routed)| Event::Retag { node, tags, groups, routed }),
         4 => (any::<usize>(), 1_u16..).prop_map(|(node, port)| Event::Endpoints { node, port }),
         2 => (proptest::collection::vec((pick(), pick()), 0..4), any::<bool>())
             .prop_map(|(rules, name)| Event::Policy { rules, name }),
@@ -168,7 +176,7 @@ impl World {
                 self.commit(plan);
                 self.followers.remove(&id);
             }
-            Event::Retag { node, tags } => self.retag(node, &tags),
+            Event::Retag { node, tags, groups, routed } => self.retag(node, &tags, &groups, routed),
             Event::Endpoints { node, port } => self.tell(node, port),
             Event::Policy { rules, name } => self.set_policy(&rules, name),
             Event::Days { days } => {
@@ -211,11 +219,13 @@ impl World {
         self.followers.insert(id, Follower { identity, map, epochs, peers, held: None });
     }
 
-    fn retag(&mut self, node: usize, tags: &[usize]) {
+    fn retag(&mut self, node: usize, tags: &[usize], groups: &[usize], routed: bool) {
         let Some(id) = self.nth(node) else { return };
         let node = &self.state().nodes[&id];
         let mut member = node.member.record.clone();
-        member.tags = tags.iter().map(|tag| TAGS[*tag].to_owned()).collect();
+        let words = |picked: &[usize]| picked.iter().map(|word| TAGS[*word].to_owned()).collect();
+        (member.tags, member.groups) = (words(tags), words(groups));
+        member.routes = if routed { vec![ROUTE.parse().unwrap()] } else { Vec::new() };
         member.serial += 1;
         let signed = self.state().authority.sign(Role::Admission, &member).unwrap();
         let row = NodeRow { member: Blob::from(&signed), ..node.row.clone() };
@@ -253,6 +263,8 @@ impl World {
             Pick::All => vec![Selector::All],
             Pick::Nobody => vec![],
             Pick::Tag(tag) => vec![Selector::Tag(TAGS[*tag].into())],
+            Pick::Group(group) => vec![Selector::Group(TAGS[*group].into())],
+            Pick::Range => vec![Selector::Prefix("10.1.2.0/24".parse().unwrap())],
             Pick::Node(node) => self.nth(*node).map(Selector::Node).into_iter().collect(),
             Pick::Address(node) => {
                 let member = self.nth(*node).and_then(|id| self.state().member(id));
@@ -394,6 +406,7 @@ fn is_in(side: &[Selector], member: &Member) -> bool {
             Selector::Prefix(prefix) => {
                 prefix.contains(member.ipv6.into())
                     || member.ipv4.is_some_and(|ipv4| prefix.contains(ipv4.into()))
+                    || member.routes.iter().any(|route| route.overlaps(prefix))
             }
         };
         if found {

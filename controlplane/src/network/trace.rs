@@ -13,14 +13,8 @@ use ringmesh_tunnel::{
     netmap::{Member, Rule},
 };
 
-use super::{
-    enroll::printable,
-    map::is_mesh,
-    members,
-    policies::{number_of, rule_text},
-    state::NetworkState,
-};
-use crate::store::Revision;
+use super::{enroll::printable, map::is_mesh, members, policies::number_of, state::NetworkState};
+use crate::{policy::describe, store::Revision};
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -280,7 +274,7 @@ impl NetworkState {
         match filter.decide(peer.member.id, direction, opening) {
             Decision::Allowed { rule } => {
                 let text = |(place, rule): (u64, &Rule)| {
-                    format!("rule {}: {}", number_of(leaves, place), rule_text(rule, self))
+                    format!("rule {}: {}", number_of(leaves, place), describe(rule, |id| self.name_of(id)))
                 };
                 let rule = rule.and_then(|place| Some((place, rule_at(place)?))).map(text);
                 let detail = format!("at {node}: {}", rule.as_deref().unwrap_or("everything passes"));

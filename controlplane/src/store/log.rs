@@ -13,11 +13,37 @@ use super::{Commit, Revision, StoreError, Watch};
 
 /// The most commits that are remembered.
 pub(super) const MAX_COMMITS: usize = 4096;
+/// The most bytes that are remembered of them: large ones, as of policies, are fewer.
+pub(super) const MAX_BYTES: usize = 64 << 20;
+/// Commits that are remembered however large they are, as many as may come at once: a watcher that keeps up must not be lost.
+pub(super) const MIN_COMMITS: usize = 64;
+
+/// The newest commits, and their size.
+#[derive(Debug, Default)]
+struct Tail {
+    commits: VecDeque<Arc<Commit>>,
+    bytes: usize,
+}
+
+impl Tail {
+    fn push(&mut self, commit: Commit) {
+        self.bytes += size(&commit);
+        self.commits.push_back(Arc::new(commit));
+        while self.commits.len() > MAX_COMMITS || (self.bytes > MAX_BYTES && self.commits.len() > MIN_COMMITS)
+        {
+            self.bytes -= self.commits.pop_front().map_or(0, |forgotten| size(&forgotten));
+        }
+    }
+}
+
+fn size(commit: &Commit) -> usize {
+    commit.changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
+}
 
 /// The remembered tail of commits, shared by the writer and the watchers.
 #[derive(Debug)]
 pub(super) struct Log {
-    tail: Mutex<VecDeque<Arc<Commit>>>,
+    tail: Mutex<Tail>,
     /// The newest revision, or why there will be no newer one.
     head: watch::Sender<Result<Revision, StoreError>>,
 }
@@ -33,10 +59,7 @@ impl Log {
         let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         for commit in commits {
             let revision = commit.revision;
-            tail.push_back(Arc::new(commit));
-            if tail.len() > MAX_COMMITS {
-                tail.pop_front();
-            }
+            tail.push(commit);
             drop(self.head.send_replace(Ok(revision)));
         }
     }
@@ -68,12 +91,12 @@ impl Log {
             return Ok(None);
         }
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = tail.front().map_or(newest + 1, |commit| commit.revision);
+        let oldest = tail.commits.front().map_or(newest + 1, |commit| commit.revision);
         if revision + 1 < oldest {
             return Err(StoreError::Compacted { oldest });
         }
         // Revisions are consecutive, so the distance to the oldest is the index.
-        Ok(tail.get((revision + 1 - oldest) as usize).cloned())
+        Ok(tail.commits.get((revision + 1 - oldest) as usize).cloned())
     }
 }
 
@@ -96,5 +119,30 @@ impl Cursor {
             let closed = StoreError::Failed("it was closed".into());
             self.head.changed().await.map_err(|_| closed)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_bounded_in_bytes_and_commits() {
+        let commit = |revision, bytes| Commit { revision, changes: vec![("k".into(), Some(vec![0; bytes]))] };
+        let mut tail = Tail::default();
+        for revision in 0..MAX_COMMITS as u64 + 10 {
+            tail.push(commit(revision, 1));
+        }
+        assert_eq!((tail.commits.len(), tail.bytes), (MAX_COMMITS, 2 * MAX_COMMITS));
+        for revision in 0..200 {
+            tail.push(commit(revision, MAX_BYTES / 100));
+        }
+        assert_eq!(tail.commits.len(), 99);
+        assert!(tail.bytes <= MAX_BYTES);
+        for revision in 0..MIN_COMMITS as u64 {
+            tail.push(commit(revision, MAX_BYTES / 10));
+        }
+        assert_eq!(tail.commits.len(), MIN_COMMITS, "however large");
+        assert_eq!(tail.bytes, tail.commits.iter().map(|commit| size(commit)).sum::<usize>());
     }
 }

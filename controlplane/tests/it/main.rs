@@ -11,12 +11,16 @@
 mod admin;
 mod client;
 mod crash;
+mod deltas;
 mod enrolment;
 mod flood;
 mod harness;
 mod hostile;
+mod installed;
+mod policy;
 mod relay;
 mod secrets;
 mod start;
 mod stream;
+mod trace;
 mod tunnel;

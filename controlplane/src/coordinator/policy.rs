@@ -1,0 +1,269 @@
+//! What operators do with policies: plan, apply, go back, look.
+//!
+//! Reading and compiling a file take as long as the file and the network are large, so they run on a thread of their own, on a copy of
+//! the members. What was compiled comes in force only if the members are still those.
+
+use std::sync::Arc;
+
+use ringmesh_tunnel::{
+    key::{NetworkId, NodeId},
+    netmap::{Member, Rule},
+};
+use tokio::time::Instant;
+
+use super::{Coordinator, MAX_TRIES};
+use crate::{
+    auth::{Authed, NodeOf, Operator},
+    error::Refused,
+    network::{
+        NetworkState, Plan, Registry,
+        policies::{self, Wish},
+        trace::{Question, Standing, Trace},
+    },
+    policy::{self, Allowances, Compiled, Problem, Roster, TEXT_MAX},
+    store::Revision,
+};
+
+/// What became of a policy that was to come in force.
+#[derive(Debug)]
+pub(crate) struct Applied {
+    /// The revision of the policy in force now.
+    pub(crate) revision: Revision,
+    pub(crate) serial: u64,
+    /// Whether another one was in force before.
+    pub(crate) changed: bool,
+    pub(crate) warnings: Vec<Problem>,
+    /// When it was committed; if it was in force already, when that was found.
+    pub(crate) at: Instant,
+}
+
+/// What a policy would change.
+#[derive(Debug)]
+pub(crate) struct Forecast {
+    /// What is wrong with the file, or worth knowing.
+    pub(crate) problems: Vec<Problem>,
+    /// `None`: it has an error.
+    pub(crate) changes: Option<policy::Plan>,
+    pub(crate) tests: u32,
+    pub(crate) rules: u32,
+    /// The revision of the policy that it was compared with.
+    pub(crate) base: Revision,
+    /// The members that it was compiled for.
+    pub(crate) members: Vec<Member>,
+}
+
+impl Coordinator {
+    /// Puts a policy in force; `base` is the revision of the one that must be in force, 0: any.
+    ///
+    /// # Errors
+    /// If anything is wrong with it, or another policy than that of `base` is in force.
+    pub(crate) async fn apply_policy(
+        &self,
+        by: &Authed<Operator>,
+        network: NetworkId,
+        text: String,
+        base: Revision,
+        comment: &str,
+    ) -> Result<Applied, Refused> {
+        let operator = *by.who();
+        let text: Arc<str> = text.into();
+        let user = blocking(move || operator.user_name()).await?;
+        for _ in 0..MAX_TRIES {
+            let (roster, at) = self.with_network(network, |state| (roster(state), state.roster))?;
+            let compiled = compile(text.clone(), roster).await?;
+            let wish = Wish {
+                leaves: &compiled.leaves,
+                groups: &compiled.groups,
+                rules: compiled.rules,
+                text: &text,
+                by: &user,
+                comment,
+                base,
+            };
+            let plan = |registry: &Registry, now| {
+                let state = registry.network(network).ok_or(Refused::NetworkUnknown)?;
+                if state.roster != at {
+                    // Its names may mean somebody else by now.
+                    return Ok((Planned::Stale, Plan::default()));
+                }
+                Ok::<_, Refused>(match policies::plan(state, &wish, now)? {
+                    Some(plan) => (Planned::New, plan),
+                    None => (Planned::InForce, Plan::default()),
+                })
+            };
+            let (planned, _, at) = self.transact_at(plan).await?;
+            if matches!(planned, Planned::Stale) {
+                continue;
+            }
+            let (revision, serial) = self.with_network(network, |state| {
+                let serial = state.policy.as_ref().map(|policy| policy.signed.record.serial);
+                (state.policy_revision(), serial.unwrap_or_default())
+            })?;
+            let changed = matches!(planned, Planned::New);
+            if changed {
+                tracing::info!(%network, revision, serial, rules = compiled.rules, by = user, "a policy came in force");
+            }
+            return Ok(Applied { revision, serial, changed, warnings: compiled.warnings, at });
+        }
+        Err(Refused::Contended)
+    }
+
+    /// Puts the text of an earlier policy in force again; 0: that of the one before.
+    ///
+    /// # Errors
+    /// If there is no such policy, or its text does not compile any more.
+    pub(crate) async fn rollback_policy(
+        &self,
+        by: &Authed<Operator>,
+        network: NetworkId,
+        revision: Revision,
+    ) -> Result<Applied, Refused> {
+        let (text, to) = self.with_network(network, |state| {
+            let version = state.policy_before(revision)?;
+            Ok::<_, Refused>((version.row.text.clone(), version.revision))
+        })??;
+        let applied = self.apply_policy(by, network, text, 0, &format!("back to r{to}")).await;
+        applied.map_err(|refused| match refused {
+            Refused::Policy(problems) => Refused::Rollback { to, problems },
+            other => other,
+        })
+    }
+
+    /// Says what is wrong with a policy file and what it would change, and changes nothing.
+    pub(crate) async fn plan_policy(
+        &self,
+        _by: &Authed<Operator>,
+        network: NetworkId,
+        text: String,
+        most: usize,
+    ) -> Result<Forecast, Refused> {
+        let (roster, rules, base) = self.with_network(network, |state| {
+            let rules: Vec<Rule> = state.rules().map(|(_, rule)| rule.clone()).collect();
+            (roster(state), rules, state.policy_revision())
+        })?;
+        blocking(move || {
+            let compiled = match check(&text, &roster) {
+                Ok(compiled) => compiled,
+                Err(problems) => {
+                    let members = roster.members;
+                    return Forecast { problems, changes: None, tests: 0, rules: 0, base, members };
+                }
+            };
+            let (members, after) = (compiled.members(&roster), compiled.rules().cloned().collect::<Vec<_>>());
+            let before = Allowances { members: &roster.members, rules: &rules };
+            let after = Allowances { members: &members, rules: &after };
+            let changes = Some(policy::compare(&before, &after, most));
+            let Compiled { warnings: problems, tests, rules, .. } = compiled;
+            Forecast { problems, changes, tests, rules, base, members }
+        })
+        .await
+    }
+
+    /// The rules of an earlier policy, as far as its text still compiles.
+    pub(crate) async fn rules_of(&self, network: NetworkId, text: String) -> Result<Vec<Rule>, Refused> {
+        let roster = self.with_network(network, roster)?;
+        let compiled = blocking(move || check(&text, &roster)).await?;
+        Ok(compiled.map(|compiled| compiled.rules().cloned().collect()).unwrap_or_default())
+    }
+
+    /// Follows a packet from one member to another.
+    pub(crate) fn trace(
+        &self,
+        _by: &Authed<Operator>,
+        network: NetworkId,
+        question: &Question,
+    ) -> Result<Trace, Refused> {
+        let now = self.now();
+        self.with_network(network, |state| {
+            let standing = |node: NodeId| match self.relay_standing(state, node) {
+                Some(installed) => Standing { online: true, installed },
+                None => self.0.presences.standing([NodeOf { network, node }]).pop().unwrap_or_default(),
+            };
+            Ok(state.trace(question, now, standing)?)
+        })?
+    }
+}
+
+enum Planned {
+    /// It comes in force if the plan is committed.
+    New,
+    /// It is in force.
+    InForce,
+    /// It was compiled for other members.
+    Stale,
+}
+
+fn roster(state: &NetworkState) -> Roster {
+    Roster { members: state.nodes.values().map(|node| node.member.record.clone()).collect() }
+}
+
+fn check(text: &str, roster: &Roster) -> Result<Compiled, Vec<Problem>> {
+    if text.len() > TEXT_MAX {
+        let message = format!("the file has {} bytes, and a policy at most {TEXT_MAX}", text.len());
+        return Err(vec![Problem { warning: false, line: 1, column: 1, message }]);
+    }
+    policy::check(text, roster)
+}
+
+async fn compile(text: Arc<str>, roster: Roster) -> Result<Compiled, Refused> {
+    let checked = blocking(move || check(&text, &roster)).await?;
+    checked.map_err(|problems| Refused::Policy(list(&problems)))
+}
+
+/// How much of a refusal is said: it travels in a header, twice.
+const LIST_MAX: usize = 4096;
+
+/// Problems as one text, each with its place; those that do not fit are counted.
+fn list(problems: &[Problem]) -> String {
+    let mut text = String::new();
+    let errors: Vec<String> =
+        problems.iter().filter(|problem| !problem.warning).map(ToString::to_string).collect();
+    for (told, error) in errors.iter().enumerate() {
+        if text.len() + error.len() > LIST_MAX && told > 0 {
+            text.push_str(&format!(
+                "\nand {} more: meshctl policy check tells them all",
+                errors.len() - told
+            ));
+            break;
+        }
+        if told > 0 {
+            text.push('\n');
+        }
+        text.push_str(error);
+    }
+    text
+}
+
+/// Runs what takes its time beside the tasks that serve.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Refused::ShuttingDown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_each_problem_with_its_place_and_fits_a_header() {
+        let problem = |line: u32, warning| Problem {
+            warning,
+            line,
+            column: 7,
+            message: format!("no member is called \"x{line}\""),
+        };
+        let few = list(&[problem(3, false), problem(4, true), problem(9, false)]);
+        let lines: Vec<&str> = few.lines().collect();
+        assert!(
+            lines[0].starts_with("line 3, column 7") && lines[1].starts_with("line 9, column 7"),
+            "{few}"
+        );
+        assert_eq!(lines.len(), 2, "a warning refuses nothing");
+        let many: Vec<Problem> = (1..=1000).map(|line| problem(line, false)).collect();
+        let text = list(&many);
+        assert!(text.len() < LIST_MAX + 100, "{}", text.len());
+        let told = text.lines().count() - 1;
+        assert!(text.ends_with(&format!("and {} more: meshctl policy check tells them all", 1000 - told)));
+        let long = Problem { message: "x".repeat(2 * LIST_MAX), ..problem(1, false) };
+        assert!(list(&[long]).contains("line 1, column 7"), "a single one is told, however long");
+    }
+}
