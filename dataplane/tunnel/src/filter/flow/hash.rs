@@ -26,7 +26,7 @@ impl FlowHash {
     }
 
     #[inline]
-    pub(super) fn of(&self, key: &Key) -> u32 {
+    pub(crate) fn of(&self, key: &Key) -> u32 {
         let products = self.coefficients.iter().zip(key.pieces());
         let sum =
             products.fold(self.begin, |sum, (a, piece)| sum.wrapping_add(a.wrapping_mul(u64::from(piece))));

@@ -389,6 +389,22 @@ impl Flows {
     }
 }
 
+#[cfg(test)]
+impl Flows {
+    /// For how many flows there is room, without growing.
+    pub(crate) const fn room(&self) -> usize {
+        self.heads.len() / 2
+    }
+
+    pub(crate) fn longest_chain(&self) -> usize {
+        let length = |&head: &Place| {
+            let next = |place: &Place| self.flows.get(usize::from(*place)).map(|flow| flow.chain);
+            std::iter::successors(Some(head), next).filter(|&place| place != NONE).count()
+        };
+        self.heads.iter().map(length).max().unwrap_or_default()
+    }
+}
+
 impl Flow {
     /// An entry before its first flow.
     const fn vacant() -> Self {
