@@ -135,6 +135,12 @@ fn another_user_may_look_but_not_touch() {
             assert!(refused.message().contains("sudo"), "{refused}");
             let join = ringmesh_proto::local::JoinRequest::default();
             assert_eq!(reason(&client.join(join).await.unwrap_err()), Reason::NotPermitted);
+            let deny = ringmesh_proto::local::AddDenialRequest::default();
+            assert_eq!(reason(&client.add_denial(deny).await.unwrap_err()), Reason::NotPermitted);
+            let allow = ringmesh_proto::local::RemoveDenialRequest { id: 1 };
+            assert_eq!(reason(&client.remove_denial(allow).await.unwrap_err()), Reason::NotPermitted);
+            let told = client.filter(ringmesh_proto::local::FilterRequest {}).await.unwrap().into_inner();
+            assert_eq!(told.denials.len(), 1, "it may look");
         });
         return;
     }
@@ -144,6 +150,7 @@ fn another_user_may_look_but_not_touch() {
             let place = Place::new();
             let mut node = place.start().await.unwrap();
             node.join(&coordinator.token(), "").await.unwrap();
+            node.deny(ringmesh_proto::local::AddDenialRequest::default()).await.unwrap();
             // As if that user were in the socket's group.
             fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
             fs::set_permissions(&place.config.socket, fs::Permissions::from_mode(0o666)).unwrap();
@@ -151,6 +158,7 @@ fn another_user_may_look_but_not_touch() {
             let (passed, text) = again_as_nobody(test, place.config.socket.to_str().unwrap());
             assert!(passed, "{text}");
             assert_eq!(node.status().await.state, "running");
+            assert_eq!(node.filter().await.denials.len(), 1);
         });
     });
 }

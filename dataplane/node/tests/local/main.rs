@@ -12,6 +12,7 @@
 mod support;
 
 mod canary;
+mod filter;
 mod host;
 mod joining;
 mod keeping;

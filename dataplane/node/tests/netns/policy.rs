@@ -130,7 +130,7 @@ fn an_error_about_an_allowed_flow_comes_back() {
         block_on(async {
             let world = World::new().await;
             let [mut alice, mut bob] = members(&world, ["alice", "bob"]).await;
-            world.apply(&rule("alice", "bob", "udp", "4000-4001")).await;
+            world.apply(&rule("alice", "bob", "udp", "\"4000-4001\"")).await;
             let _echo = Echo::start(&mut bob.machine, &[4000]).await;
             for to in [bob.ipv4, bob.ipv6] {
                 until_udp(&mut alice.machine, to, 4000, 8).await;
@@ -246,7 +246,10 @@ fn a_trace_follows_a_flow_through_both_nodes() {
             let arriving = bob.node.trace("alice", "bob.mesh", "tcp/22").await.unwrap();
             assert_eq!(arriving.stages[3].outcome, "unknown");
             assert_eq!(arriving.stages[5].outcome, "allowed");
-            assert!(arriving.allowed && arriving.stages[5].detail.contains("alice -> bob tcp/22"), "{arriving:#?}");
+            assert!(
+                arriving.allowed && arriving.stages[5].detail.contains("alice -> bob tcp/22"),
+                "{arriving:#?}"
+            );
 
             let denied = alice.node.trace(&alice.ipv6.to_string(), "bob", "tcp/23").await.unwrap();
             assert!(!denied.allowed && denied.by == "no rule", "{denied:#?}");

@@ -7,7 +7,10 @@ use std::{
 };
 
 use ringmesh_lab::in_sandbox;
-use tokio::{net::TcpStream, time::{sleep, timeout}};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 use crate::{
     policy::rule,
@@ -15,7 +18,11 @@ use crate::{
         Echo, SILENCE, SOON, ask_tcp, is_silence, keep_sending, members, round_trip, serve_tcp, until_tcp,
     },
     stock::{RIGHT, Stock},
-    support::{block_on, daemon::{Node, Place, connect}, process::Process},
+    support::{
+        block_on,
+        daemon::{Node, Place, connect},
+        process::Process,
+    },
     world::{Machine, Member, World},
 };
 
@@ -47,7 +54,8 @@ fn a_restarted_node_enforces_its_cached_policy_from_the_first_packet() {
             let at_bob = Echo::start(&mut bob.machine, &[1000, 1001]).await;
             let at_stock = Echo::start(&mut stock.machine, &[2000, 2001]).await;
             world.apply(&(rule("stock", "bob", "udp", "1001") + &rule("bob", "stock", "udp", "2001"))).await;
-            let to = |address: IpAddr, ports: [u16; 2]| ports.map(|port| SocketAddr::new(address, port)).to_vec();
+            let to =
+                |address: IpAddr, ports: [u16; 2]| ports.map(|port| SocketAddr::new(address, port)).to_vec();
             keep_sending(&mut stock.machine, to(bob.ipv4, [1000, 1001]), PAUSE).await;
             keep_sending(&mut bob.machine, to(stock.ipv4, [2000, 2001]), PAUSE).await;
             at_bob.more(stock.ipv4, 1001).await;
@@ -83,7 +91,8 @@ fn an_established_connection_ends_with_its_rule_and_goes_on_with_it() {
             world.apply(&both).await;
             until_tcp(&mut alice.machine, bob.ipv4, 22).await;
             let to = bob.ipv4;
-            let mut stream = alice.machine.run(async move { TcpStream::connect((to, 22)).await.unwrap() }).await;
+            let mut stream =
+                alice.machine.run(async move { TcpStream::connect((to, 22)).await.unwrap() }).await;
             round_trip(&mut stream, b"before").await.unwrap();
 
             world.apply(&ping).await;
@@ -124,7 +133,8 @@ fn at_no_instant_of_a_change_passes_what_neither_policy_allows() {
             keep_sending(&mut alice.machine, to.clone(), PAUSE).await;
             keep_sending(&mut stock.machine, to, PAUSE).await;
             for turn in 0..CHANGES {
-                let ((name, port, address), (_, other_port, other)) = (turns[turn % 2], turns[(turn + 1) % 2]);
+                let ((name, port, address), (_, other_port, other)) =
+                    (turns[turn % 2], turns[(turn + 1) % 2]);
                 world.apply(&policy(name, port)).await;
                 echo.more(address, port).await;
                 for always in [alice.ipv4, stock.ipv4] {
@@ -136,7 +146,9 @@ fn at_no_instant_of_a_change_passes_what_neither_policy_allows() {
                 echo.more(address, port).await;
                 assert_eq!(echo.count(other, other_port), stopped, "turn {turn}: {other} still gets through");
             }
-            for (from, port) in [(alice.ipv4, 1001), (alice.ipv4, 1003), (stock.ipv4, 1000), (stock.ipv4, 1003)] {
+            for (from, port) in
+                [(alice.ipv4, 1001), (alice.ipv4, 1003), (stock.ipv4, 1000), (stock.ipv4, 1003)]
+            {
                 assert_eq!(echo.count(from, port), 0, "{from} to {port}");
             }
             let sum = |from, port| echo.count(from, port);

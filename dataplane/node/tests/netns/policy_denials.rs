@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, time::timeout};
 use crate::{
     policy::rule,
     probes::{
-        SILENCE, ask_tcp, ask_udp, is_silence, members, round_trip, serve_tcp, until_tcp, until_udp, Echo,
+        Echo, SILENCE, ask_tcp, ask_udp, is_silence, members, round_trip, serve_tcp, until_tcp, until_udp,
     },
     support::block_on,
     world::{Member, World},
@@ -42,15 +42,26 @@ fn a_denial_cuts_a_live_flow_survives_a_restart_and_can_be_taken_back() {
             serve_tcp(&mut bob.machine, &[22, 80]).await;
             until_tcp(&mut alice.machine, bob.ipv4, 22).await;
             let to = bob.ipv4;
-            let mut stream = alice.machine.run(async move { TcpStream::connect((to, 22)).await.unwrap() }).await;
+            let mut stream =
+                alice.machine.run(async move { TcpStream::connect((to, 22)).await.unwrap() }).await;
             round_trip(&mut stream, b"before").await.unwrap();
 
             let added = bob.node.deny(denial("in", "alice", "tcp", "22")).await.unwrap();
             assert_eq!(
-                (added.id, &*added.direction, &*added.peer, &*added.protocol, &*added.ports, added.expires_ms),
+                (
+                    added.id,
+                    &*added.direction,
+                    &*added.peer,
+                    &*added.protocol,
+                    &*added.ports,
+                    added.expires_ms
+                ),
                 (1, "in", "alice", "tcp", "22", 0)
             );
-            assert!(timeout(SILENCE, round_trip(&mut stream, b"during")).await.is_err(), "a live flow is cut");
+            assert!(
+                timeout(SILENCE, round_trip(&mut stream, b"during")).await.is_err(),
+                "a live flow is cut"
+            );
             drop(stream);
             for to in [bob.ipv4, bob.ipv6] {
                 assert!(is_silence(ask_tcp(&mut alice.machine, to, 22).await), "{to}");
@@ -62,6 +73,8 @@ fn a_denial_cuts_a_live_flow_survives_a_restart_and_can_be_taken_back() {
             assert!(told.drops.values().sum::<u64>() >= shown.packets, "{told:?}");
 
             let mut bob = restart(bob).await;
+            // Its peer would wait for the old session's timeout before it began another.
+            bob.machine.ping(alice.ipv4);
             until_tcp(&mut alice.machine, bob.ipv4, 80).await;
             assert!(is_silence(ask_tcp(&mut alice.machine, bob.ipv4, 22).await), "it survives a restart");
 
@@ -97,7 +110,11 @@ fn a_denial_ends_when_its_time_is_over() {
 
             // One that ends while the daemon is stopped is not there at the next start; one that does not, is.
             alice.node.deny(AddDenialRequest { ttl_seconds: 1, ..denial("", "", "udp", "") }).await.unwrap();
-            alice.node.deny(AddDenialRequest { ttl_seconds: 3600, ..denial("", "", "icmp", "") }).await.unwrap();
+            alice
+                .node
+                .deny(AddDenialRequest { ttl_seconds: 3600, ..denial("", "", "icmp", "") })
+                .await
+                .unwrap();
             alice.node.stop().await.unwrap();
             tokio::time::sleep(Duration::from_secs(1)).await;
             let place = Arc::clone(&alice.place);

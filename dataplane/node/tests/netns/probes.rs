@@ -179,7 +179,8 @@ pub fn is_silence(result: io::Result<()>) -> bool {
 
 /// Datagrams to each of `to`, `pause` apart, until the task is aborted. What the machine refuses is only not sent.
 pub async fn keep_sending(machine: &mut Machine, to: Vec<SocketAddr>, pause: Duration) -> AbortHandle {
-    let socket = machine.run(async move { UdpSocket::bind(any(to[0].ip())).await.map(|socket| (socket, to)) }).await;
+    let socket =
+        machine.run(async move { UdpSocket::bind(any(to[0].ip())).await.map(|socket| (socket, to)) }).await;
     let (socket, to) = socket.unwrap();
     let send = async move {
         let mut ticks = interval(pause);

@@ -15,8 +15,9 @@ use ringmesh_proto::admin::{
     AddStockDeviceRequest, AddStockDeviceResponse, ApplyPolicyRequest, ApplyPolicyResponse,
     CreateTokenRequest, ListNodesRequest, ListNodesResponse, ListRelayClientsRequest,
     ListRelayClientsResponse, ListTokensRequest, RemoveNodeRequest, RevokeTokenRequest, WaitInstalledRequest,
-    WaitInstalledResponse, node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient,
-    relay_service_client::RelayServiceClient, token_service_client::TokenServiceClient,
+    WaitInstalledResponse, node_service_client::NodeServiceClient,
+    policy_service_client::PolicyServiceClient, relay_service_client::RelayServiceClient,
+    token_service_client::TokenServiceClient,
 };
 use ringmesh_tunnel::enroll::JoinToken;
 use sha2::{Digest as _, Sha256};

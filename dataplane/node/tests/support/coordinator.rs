@@ -206,6 +206,11 @@ impl TestCoordinator {
         self.shared.heard.borrow().clone()
     }
 
+    /// Follows what is heard.
+    pub fn watch_heard(&self) -> watch::Receiver<Vec<In>> {
+        self.shared.heard.subscribe()
+    }
+
     pub fn forget_heard(&self) {
         self.shared.heard.send_replace(Vec::new());
     }

@@ -108,7 +108,12 @@ impl Node {
     }
 
     /// Traces a flow given as `tcp/22` or `icmp`.
-    pub async fn trace(&mut self, source: &str, destination: &str, flow: &str) -> Result<TraceResponse, Status> {
+    pub async fn trace(
+        &mut self,
+        source: &str,
+        destination: &str,
+        flow: &str,
+    ) -> Result<TraceResponse, Status> {
         let (protocol, port) = flow.split_once('/').unwrap_or((flow, "0"));
         let request = TraceRequest {
             source: source.into(),
