@@ -47,6 +47,7 @@ impl Upstreams {
     }
 
     /// Nobody: other names are refused.
+    #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self(watch::channel(Vec::new()).1)
     }
@@ -254,10 +255,8 @@ async fn by_udp(to: SocketAddr, message: &[u8], question: &[u8], takes: u16) -> 
     for _ in 0..STRANGE_MAX {
         let (len, from) = socket.recv_from(&mut buffer).await?;
         // What came in before the socket was connected may be from anybody.
-        let is_from = from.ip() == to.ip() && from.port() == to.port();
-        let Some(answer) = buffer.get(..len).filter(|answer| is_from && answers(answer, id, question)) else {
-            continue;
-        };
+        let is_believed = |answer: &&[u8]| is_from(from, to) && answers(answer, id, question);
+        let Some(answer) = buffer.get(..len).filter(is_believed) else { continue };
         let mut answer = answer.to_vec();
         if len > usize::from(takes) {
             answer.truncate(HEADER.saturating_add(question.len()));
@@ -284,6 +283,11 @@ async fn by_tcp(to: SocketAddr, message: &[u8], question: &[u8]) -> io::Result<V
     Err(io::ErrorKind::InvalidData.into())
 }
 
+/// Whether a datagram from `from` is from whom was asked. The flow label of an IPv6 address says nothing of who it is.
+fn is_from(from: SocketAddr, asked: SocketAddr) -> bool {
+    from.ip() == asked.ip() && from.port() == asked.port()
+}
+
 /// Whether a message answers the query with this id and question.
 fn answers(message: &[u8], id: u16, question: &[u8]) -> bool {
     let Some(header) = Header::parse(message).filter(|header| header.is_response()) else { return false };
@@ -298,5 +302,19 @@ fn answers(message: &[u8], id: u16, question: &[u8]) -> bool {
         // Some do not repeat a question that they do not understand.
         0 => header.code() == ResponseCode::FormErr || header.code() == ResponseCode::NotImp,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_address_that_was_asked_answers() {
+        let asked: SocketAddr = "[fe80::1%3]:53".parse().unwrap();
+        assert!(is_from("[fe80::1%3]:53".parse().unwrap(), asked));
+        for other in ["[fe80::2%3]:53", "[fe80::1%3]:54", "192.0.2.1:53"] {
+            assert!(!is_from(other.parse().unwrap(), asked), "{other}");
+        }
     }
 }

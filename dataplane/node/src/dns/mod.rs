@@ -23,7 +23,6 @@ mod zone;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use answering::{Answer, AnswerRecord};
-pub(crate) use counters::Report;
+pub(crate) use answering::Answer;
 pub(crate) use server::Server;
 pub(crate) use zone::Zone;

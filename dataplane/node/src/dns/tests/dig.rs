@@ -51,7 +51,7 @@ async fn dig_is_content_with_every_answer() {
         ("version.bind CH TXT", vec!["status: REFUSED"]),
         ("www.example.com A", vec!["status: REFUSED"]),
         ("localhost AAAA", vec!["localhost. 10 IN AAAA ::1"]),
-        ("printer.local A", vec!["status: NXDOMAIN"]),
+        ("printer.onion A", vec!["status: NXDOMAIN"]),
     ] {
         for at in server.bound() {
             let said = dig(*at, words).await;

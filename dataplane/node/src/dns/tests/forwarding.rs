@@ -23,10 +23,13 @@ use crate::dns::{
 /// What a resolver does with a query: the messages it sends back, one after the other.
 type Behaviour = dyn Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync;
 
+/// A query, how it came, and from where.
+type Heard = (Transport, Vec<u8>, SocketAddr);
+
 /// A resolver on the loopback, by UDP and TCP, that keeps what it was asked.
 struct Resolver {
     at: SocketAddr,
-    heard: Arc<Mutex<Vec<(Transport, Vec<u8>, SocketAddr)>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
     _tasks: JoinSet<()>,
 }
 
@@ -153,10 +156,9 @@ fn question(name: &str) -> Vec<u8> {
 
 /// The last byte of the address that was answered.
 fn host_of(answer: &[u8]) -> u8 {
-    match Message::from_vec(answer).unwrap().answers[0].data {
-        RData::A(A(address)) => address.octets()[3],
-        ref other => panic!("{other}"),
-    }
+    let answers = Message::from_vec(answer).unwrap().answers;
+    let RData::A(A(address)) = answers[0].data else { panic!("{answers:?}") };
+    address.octets()[3]
 }
 
 fn code_of(answer: &[u8]) -> ResponseCode {

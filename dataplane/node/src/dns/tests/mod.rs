@@ -86,7 +86,7 @@ fn answer(message: &Message, transport: Transport) -> Message {
 fn answer_bytes(message: &[u8], transport: Transport) -> Vec<u8> {
     match decide(message, &zone(), transport) {
         Decision::Answer(bytes, _) => bytes,
-        other => panic!("{other:?}"),
+        other @ (Decision::Silence(_) | Decision::Forward(_)) => panic!("{other:?}"),
     }
 }
 
@@ -104,7 +104,7 @@ fn words(records: &[hickory_proto::rr::Record]) -> Vec<String> {
 fn silence(message: &[u8]) -> Refusal {
     match decide(message, &zone(), Transport::Udp) {
         Decision::Silence(why) => why,
-        other => panic!("{other:?}"),
+        other @ (Decision::Answer(..) | Decision::Forward(_)) => panic!("{other:?}"),
     }
 }
 
