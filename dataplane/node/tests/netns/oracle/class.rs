@@ -112,6 +112,19 @@ impl Class {
         }
     }
 
+    /// Whether packets of this class change what is known of a connection.
+    pub const fn is_tcp(self) -> bool {
+        matches!(self, Self::TcpSyn | Self::TcpAck | Self::TcpSynAck | Self::TcpRst | Self::TcpFin)
+    }
+
+    /// Whether packets of this class are about a flow rather than of one.
+    pub const fn is_error(self) -> bool {
+        matches!(
+            self,
+            Self::ErrorLive | Self::ErrorDead | Self::ErrorForeign | Self::ErrorMalformed | Self::ErrorOther
+        )
+    }
+
     /// Whether there are packets of this class that pass. If not, none may.
     pub const fn can_pass(self) -> bool {
         !matches!(
@@ -158,7 +171,7 @@ impl Why {
                 "a first fragment without the whole transport header (RFC 1858): we judge fragments, the router datagrams"
             }
             Self::RoutingHeader => {
-                "a routing header of type 0 (RFC 5095 forbids it; a router leaves that to the host)"
+                "a routing header of type 0 (RFC 5095 forbids it), or with segments left: a router leaves that to hosts"
             }
             Self::ManyExtensions => "more than 8 extension headers",
             Self::Authentication => {

@@ -20,19 +20,35 @@ pub struct Flow {
     pub protocol: u8,
     pub from: End,
     pub to: End,
+    /// Of ICMP over IPv4: asks for the time rather than for an echo.
+    pub stamp: bool,
     pub phase: Phase,
     pub answered: bool,
 }
 
 /// How far a TCP connection got; all else is open from the beginning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Asked,
     Answered,
     Open,
+    /// One FIN passed.
     HalfClosed,
-    Closed,
+    /// And a second.
+    LastAck,
+    /// And its ACK.
+    Over,
     Reset,
+}
+
+/// What becomes of a flow that something passed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    GoesOn,
+    /// It is not known any more.
+    Forgotten,
+    /// What conntrack makes of it hangs on numbers that we do not follow.
+    Unclear,
 }
 
 /// One direction of a flow: who sends, and to whom.
@@ -43,6 +59,7 @@ pub struct Leg {
     pub protocol: u8,
     pub source: End,
     pub destination: End,
+    pub stamp: bool,
     /// Whether the sender is who opened it.
     pub by_opener: bool,
 }
@@ -56,28 +73,40 @@ pub fn other(direction: Direction) -> Direction {
 
 impl Flow {
     pub fn leg(&self, by_opener: bool) -> Leg {
-        let Self { peer, opener, protocol, from, to, .. } = *self;
+        let Self { peer, opener, protocol, from, to, stamp, .. } = *self;
         if by_opener {
-            Leg { peer, direction: opener, protocol, source: from, destination: to, by_opener }
+            Leg { peer, direction: opener, protocol, source: from, destination: to, stamp, by_opener }
         } else {
-            Leg { peer, direction: other(opener), protocol, source: to, destination: from, by_opener }
+            Leg { peer, direction: other(opener), protocol, source: to, destination: from, stamp, by_opener }
         }
     }
 
-    /// Takes note of a segment that passed. Tells whether the flow is still worth keeping.
-    pub fn passed(&mut self, flags: u8, by_opener: bool) -> bool {
+    /// Takes note of a segment that passed; of anything else, with the flags of an ACK.
+    pub fn passed(&mut self, flags: u8, by_opener: bool) -> After {
         let unanswered = !self.answered;
         self.answered |= !by_opener;
+        if self.protocol != TCP {
+            return After::GoesOn;
+        }
+        let (syn, ack, fin) = (flags & SYN != 0, flags & ACK != 0, flags & FIN != 0);
         self.phase = match self.phase {
-            _ if flags & RST != 0 => return !unanswered,
-            Phase::Closed | Phase::Reset if flags & SYN != 0 && by_opener => Phase::Asked,
-            Phase::Asked if flags & SYN != 0 && !by_opener => Phase::Answered,
-            Phase::Answered if flags == ACK && by_opener => Phase::Open,
-            Phase::Open if flags & FIN != 0 => Phase::HalfClosed,
-            Phase::HalfClosed if flags & FIN != 0 => Phase::Closed,
+            _ if flags & RST != 0 && unanswered => return After::Forgotten,
+            _ if flags & RST != 0 => Phase::Reset,
+            // Another connection, or a word about the old one: that is told by the sequence number. And who was asked may ask.
+            Phase::Reset | Phase::LastAck if syn && !ack => return After::Unclear,
+            _ if syn && !ack && !by_opener => return After::Unclear,
+            Phase::Over if syn && !ack => {
+                self.answered = false;
+                Phase::Asked
+            }
+            Phase::Asked if syn && ack && !by_opener => Phase::Answered,
+            Phase::Answered | Phase::Open if fin => Phase::HalfClosed,
+            Phase::HalfClosed if fin => Phase::LastAck,
+            Phase::Answered if !syn && by_opener => Phase::Open,
+            Phase::LastAck if !syn && !fin => Phase::Over,
             same => same,
         };
-        true
+        After::GoesOn
     }
 }
 
@@ -110,12 +139,16 @@ impl Leg {
     pub fn transport(&self, flags: u8, data: &[u8]) -> Vec<u8> {
         let (from, to) = (self.source, self.destination);
         match self.protocol {
-            TCP => packet::tcp(from.0, to.0, (from.1, to.1), flags, (0x1000_0000, 0x2000_0000), data),
+            TCP => {
+                // Where each side begins, and what the other has of it: an RST must be exactly there to be believed.
+                let (own, others) = if self.by_opener { (1 << 28, 2 << 28) } else { (2 << 28, 1 << 28) };
+                packet::tcp(from.0, to.0, (from.1, to.1), flags, (own, others), data)
+            }
             UDP => packet::udp(from.0, to.0, (from.1, to.1), data),
             ICMP | ICMPV6 => {
                 let kind = match (from.0.is_ipv4(), self.by_opener) {
-                    (true, true) => 8,
-                    (true, false) => 0,
+                    (true, true) => 8 + 5 * u8::from(self.stamp),
+                    (true, false) => 14 * u8::from(self.stamp),
                     (false, true) => 128,
                     (false, false) => 129,
                 };

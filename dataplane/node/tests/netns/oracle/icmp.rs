@@ -25,6 +25,7 @@ impl Traffic<'_> {
         match class {
             Class::ErrorMalformed => quote = self.broken(&quoted, quote, &mut why),
             Class::ErrorOther => (kind, code) = (self.dice.pick(other_errors(quoted.is_v4())), 0),
+            Class::ErrorLive if self.dice.chance(20) => quote = self.in_disguise(&quoted, quote),
             _ if self.dice.chance(60) => quote.truncate(packet::header_len(&quote) + 8),
             _ => {}
         }
@@ -34,6 +35,7 @@ impl Traffic<'_> {
             protocol: packet::icmp_of(quoted.source.0),
             source: (quoted.destination.0, 0),
             destination: (quoted.source.0, 0),
+            stamp: false,
             by_opener: false,
         };
         match class {
@@ -65,6 +67,23 @@ impl Traffic<'_> {
             self.dice.pick(&[(3, 0), (3, 1), (3, 3), (3, 4), (3, 13), (11, 0), (11, 1), (12, 0)])
         } else {
             self.dice.pick(&[(1, 0), (1, 1), (1, 4), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1)])
+        }
+    }
+
+    /// The quoted packet as the first of some fragments, or with headers in front of its transport's.
+    fn in_disguise(&mut self, quoted: &Leg, quote: Vec<u8>) -> Vec<u8> {
+        let (from, to) = (quoted.source.0, quoted.destination.0);
+        let transport = &quote[packet::header_len(&quote)..];
+        match (quoted.is_v4(), self.dice.chance(50)) {
+            (_, true) => packet::fragment(&quote, self.id(), 0, &transport[..24], true),
+            (true, false) => packet::with_options(from, to, &[1, 1, 1, 1], quoted.protocol, 7, transport),
+            (false, false) => {
+                let chain = [
+                    packet::pad(packet::DESTINATION_OPTIONS, 8),
+                    packet::pad(packet::DESTINATION_OPTIONS, 16),
+                ];
+                packet::with_extensions(from, to, &chain, quoted.protocol, transport)
+            }
         }
     }
 

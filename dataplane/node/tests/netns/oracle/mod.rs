@@ -113,7 +113,7 @@ fn play(lab: &Lab, seed: u64, cases: usize, fault: Fault, tally: &mut Tally) {
         let it = router_accepts(&mut kernel, &scene, &case);
         if we && it {
             traffic.learn(&case);
-        } else if we != it {
+        } else if we != it || passed.iter().any(Result::is_ok) {
             traffic.shun(&case);
         }
         let reason = passed.into_iter().find_map(Result::err);

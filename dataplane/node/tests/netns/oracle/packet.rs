@@ -89,6 +89,15 @@ pub fn with_extensions(
     packet
 }
 
+/// An extension header of options, all of them padding.
+pub fn pad(kind: u8, len: usize) -> Extension {
+    let mut bytes = vec![0; len];
+    bytes[1] = (len / 8 - 1) as u8;
+    bytes[2] = 1;
+    bytes[3] = (len - 4) as u8;
+    (kind, bytes)
+}
+
 /// Writes the checksum of an IPv4 header anew.
 pub fn finish_v4(packet: &mut [u8]) {
     let header = usize::from(packet[0] & 15) * 4;
@@ -191,13 +200,18 @@ pub fn place(packet: &[u8]) -> (usize, usize, bool) {
     if packet[0] >> 4 == 4 {
         let offset = word(6);
         let length = usize::from(word(2)) - header_len(packet);
-        (usize::from(offset & 0x1fff) * 8, length, offset & 0x2000 != 0)
-    } else if packet[6] == FRAGMENT {
-        let offset = word(42);
-        (usize::from(offset & !7), usize::from(word(4)) - 8, offset & 1 != 0)
-    } else {
-        (0, word(4).into(), false)
+        return (usize::from(offset & 0x1fff) * 8, length, offset & 0x2000 != 0);
     }
+    let (mut next, mut at) = (packet[6], 40);
+    while matches!(next, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
+        (next, at) = (packet[at], at + (usize::from(packet[at + 1]) + 1) * 8);
+    }
+    let end = 40 + usize::from(word(4));
+    if next != FRAGMENT {
+        return (0, end - 40, false);
+    }
+    let offset = word(at + 2);
+    (usize::from(offset & !7), end - at - 8, offset & 1 != 0)
 }
 
 /// Makes the first `len` bytes of the transport all there is of it, and the IP header tell so.

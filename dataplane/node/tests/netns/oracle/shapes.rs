@@ -2,11 +2,8 @@
 
 use super::{
     class::{Class, Why},
-    flow::Leg,
-    packet::{
-        self, AUTHENTICATION, DESTINATION_OPTIONS, Extension, HOP_BY_HOP, NOTHING, ROUTING, RST, SYN, TCP,
-        UDP,
-    },
+    flow::{Flow, Leg},
+    packet::{self, AUTHENTICATION, DESTINATION_OPTIONS, HOP_BY_HOP, NOTHING, ROUTING, RST, SYN, TCP, UDP},
     traffic::{Case, Traffic},
 };
 
@@ -15,14 +12,22 @@ impl Traffic<'_> {
         let v4 = self.dice.chance(50);
         let (leg, opens) = self.harmless(v4);
         if class == Class::BadFragments {
-            return self.bad_fragments(leg);
+            return self.bad_fragments(leg, opens);
         }
         let length = self.dice.between(200, 1000);
-        let whole = leg.packet(SYN, &self.dice.bytes(length));
+        let data = self.dice.bytes(length);
+        let mut whole = leg.packet(SYN, &data);
+        if !v4 && self.dice.chance(20) {
+            // The fragmented part begins with one more header.
+            let chain = [packet::pad(DESTINATION_OPTIONS, 8)];
+            let transport = leg.transport(SYN, &data);
+            whole =
+                packet::with_extensions(leg.source.0, leg.destination.0, &chain, leg.protocol, &transport);
+        }
         let mut starts = vec![0];
-        while starts.last().is_some_and(|last| last + 24 < length) && starts.len() < 5 {
+        while starts.last().is_some_and(|last| last + 32 < length) && starts.len() < 5 {
             let last = *starts.last().unwrap();
-            starts.push((last + self.dice.between(24, length - last)).next_multiple_of(8));
+            starts.push((last + self.dice.between(32, length - last)).next_multiple_of(8));
         }
         starts.retain(|&start| start < length);
         if starts.len() < 2 {
@@ -59,7 +64,7 @@ impl Traffic<'_> {
         }
     }
 
-    fn bad_fragments(&mut self, mut leg: Leg) -> Case {
+    fn bad_fragments(&mut self, mut leg: Leg, mut opens: Option<Flow>) -> Case {
         let id = self.id();
         let data = self.dice.bytes(400);
         let whole = leg.packet(SYN, &data);
@@ -75,7 +80,8 @@ impl Traffic<'_> {
             1 => {
                 let v4 = leg.is_v4();
                 let port = self.fresh_port();
-                leg = self.stranger_by(TCP, port, v4).leg(true);
+                let flow = self.stranger_by(TCP, port, v4);
+                (leg, opens) = (flow.leg(true), Some(flow));
                 why = Some(Why::TinyFragment);
                 let start = self.dice.pick(&[8, 16]);
                 packet::fragments(&leg.packet(SYN, &data), id, &[0, start, 200])
@@ -92,7 +98,7 @@ impl Traffic<'_> {
             ],
         };
         let mut case = Case::of(Class::BadFragments, &leg, pieces);
-        case.why = why;
+        (case.why, case.opens) = (why, opens);
         case
     }
 
@@ -105,16 +111,20 @@ impl Traffic<'_> {
             0 => {
                 let mut route = vec![0, 2, 0, 1, 0, 0, 0, 0];
                 route.extend(self.dice.bytes(16));
+                if self.dice.chance(30) {
+                    // Another type, on its way to elsewhere.
+                    route[2] = 4;
+                }
                 chain.push((ROUTING, route));
                 case.why = Some(Why::RoutingHeader);
             }
             1 => {
                 let count = self.dice.between(9, 12);
-                chain = vec![pad(DESTINATION_OPTIONS, 8); count];
+                chain = vec![packet::pad(DESTINATION_OPTIONS, 8); count];
                 case.why = Some(Why::ManyExtensions);
             }
             2 => {
-                chain.push(pad(DESTINATION_OPTIONS, 8));
+                chain.push(packet::pad(DESTINATION_OPTIONS, 8));
                 (protocol, case.opens) = (NOTHING, None);
             }
             3 => {
@@ -128,7 +138,7 @@ impl Traffic<'_> {
         if chain.is_empty() {
             if self.dice.chance(40) {
                 // A router refuses more than 7 bytes of padding here.
-                chain.push(pad(HOP_BY_HOP, 8));
+                chain.push(packet::pad(HOP_BY_HOP, 8));
             }
             for _ in 0..self.dice.between(1, 4) {
                 let next = match self.dice.below(10) {
@@ -138,7 +148,7 @@ impl Traffic<'_> {
                         case.why = Some(Why::Authentication);
                         (AUTHENTICATION, [vec![0, 4], vec![0; 22]].concat())
                     }
-                    _ => pad(DESTINATION_OPTIONS, self.dice.pick(&[8, 16, 32])),
+                    _ => packet::pad(DESTINATION_OPTIONS, self.dice.pick(&[8, 16, 32])),
                 };
                 chain.push(next);
             }
@@ -186,7 +196,7 @@ impl Traffic<'_> {
         let (leg, _) = self.harmless(v4);
         let data = self.dice.bytes(16);
         let mut packet = leg.packet(SYN, &data);
-        if self.dice.chance(50) {
+        if self.dice.chance(50) || leg.protocol == 99 {
             packet.truncate(self.dice.between(1, packet.len() - 1));
         } else {
             let least = if leg.protocol == TCP { 20 } else { 8 };
@@ -213,6 +223,8 @@ impl Traffic<'_> {
                 packet::packet(leg.source.0, leg.destination.0, leg.protocol, 7, &message)
             }
             2..5 => self.lies_of_transport(&mut leg),
+            // Of a protocol that conntrack does not look into, it takes anything.
+            _ if !v4 && !matches!(leg.protocol, TCP | UDP) => self.lies_of_transport(&mut leg),
             _ if v4 => self.lies_v4(&leg),
             _ => self.lies_v6(&leg),
         };
@@ -268,18 +280,9 @@ impl Traffic<'_> {
             return packet;
         }
         // A header that ends beyond the packet.
-        let mut chain = vec![pad(DESTINATION_OPTIONS, 8)];
+        let mut chain = vec![packet::pad(DESTINATION_OPTIONS, 8)];
         chain[0].1[1] = self.dice.between(20, 255) as u8;
         let transport = leg.transport(SYN, b"a packet");
         packet::with_extensions(leg.source.0, leg.destination.0, &chain, leg.protocol, &transport)
     }
-}
-
-/// An extension header of options, all of them padding.
-fn pad(kind: u8, len: usize) -> Extension {
-    let mut bytes = vec![0; len];
-    bytes[1] = (len / 8 - 1) as u8;
-    bytes[2] = 1;
-    bytes[3] = (len - 4) as u8;
-    (kind, bytes)
 }

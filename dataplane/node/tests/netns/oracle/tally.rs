@@ -77,7 +77,7 @@ impl Tally {
             *count += 1;
             if *count <= TOLD {
                 let packets: Vec<_> = case.ours.iter().map(|packet| hex(packet)).collect();
-                told.push(format!("seed {seed}, peer {}, {:?}: {packets:?}", case.peer, case.continues));
+                told.push(format!("seed {seed}, peer {}, {:?}: {packets:?}", case.peer, case.opens));
             }
         }
     }

@@ -7,7 +7,7 @@ use ringmesh_tunnel::filter::{Direction, Opening};
 use super::{
     class::{Class, Why},
     dice::Dice,
-    flow::{Flow, Key, Leg, Phase},
+    flow::{After, Flow, Key, Leg, Phase},
     packet::{self, ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, UDP, URG},
     scene::{OTHERS, PEERS, PORTS, Scene},
 };
@@ -37,8 +37,9 @@ pub struct Case {
     pub opening: Opening,
     pub key: Key,
     pub opens: Option<Flow>,
-    /// The flow that it goes on with, and the flags of TCP.
-    pub continues: Option<(Flow, u8, bool)>,
+    /// What flags of TCP it has, and whether who sends it would open the flow.
+    pub flags: u8,
+    pub by_opener: bool,
     /// Why it may be that we deny what the router accepts.
     pub why: Option<Why>,
 }
@@ -56,7 +57,8 @@ impl Case {
             opening: leg.opening(),
             key: leg.key(),
             opens: None,
-            continues: None,
+            flags: ACK,
+            by_opener: leg.by_opener,
             why: None,
         }
     }
@@ -131,32 +133,45 @@ impl<'a> Traffic<'a> {
 
     /// Takes note of a case that both sides let pass.
     pub fn learn(&mut self, case: &Case) {
-        if let Some(flow) = case.opens {
-            if self.live.len() < LIVE {
-                self.live.push(flow);
-            } else {
-                let place = self.dice.below(LIVE);
-                self.live[place] = flow;
-            }
+        if case.class.is_error() {
+            return;
         }
-        if let Some((flow, flags, by_opener)) = case.continues {
-            let same =
-                |known: &Flow| (known.protocol, known.from, known.to) == (flow.protocol, flow.from, flow.to);
-            let Some(place) = self.live.iter().position(same) else { return };
-            let kept = self.live[place].passed(flags, by_opener);
-            if flags & RST != 0 && kept {
-                self.live[place].phase = Phase::Reset;
+        let known = self.live.iter().position(|flow| flow.leg(true).key() == case.key);
+        match (known, case.opens) {
+            (Some(place), _) => {
+                let after = self.live[place].passed(case.flags, case.by_opener);
+                match after {
+                    After::GoesOn => {}
+                    After::Forgotten => drop(self.live.swap_remove(place)),
+                    After::Unclear => self.retire(place),
+                }
+                // Connections that are over are less use than others.
+                if after == After::GoesOn && case.flags & RST != 0 && self.dice.chance(60) {
+                    self.retire(place);
+                }
             }
-            // Connections that are over are less use than others.
-            if !kept || flags & RST != 0 && self.dice.chance(60) {
-                self.live.swap_remove(place);
+            (None, Some(flow)) => {
+                if self.live.len() == LIVE {
+                    let place = self.dice.below(LIVE);
+                    self.retire(place);
+                }
+                self.live.push(flow);
             }
+            (None, None) => {}
         }
     }
 
-    /// Takes note of a case that one side lets pass: if it changes what is known of a flow, they part here.
+    /// Of a connection that is not followed any more, nothing is asked again.
+    fn retire(&mut self, place: usize) {
+        let flow = self.live.swap_remove(place);
+        if flow.protocol == TCP {
+            self.shunned.insert(flow.leg(true).key());
+        }
+    }
+
+    /// Takes note of a case that one side lets pass, or that passes in part: if it changes what is known of a flow, they part here.
     pub fn shun(&mut self, case: &Case) {
-        if case.opens.is_some() || case.continues.is_some() {
+        if case.opens.is_some() || case.class.is_tcp() {
             self.shunned.insert(case.key);
             self.live.retain(|flow| flow.leg(true).key() != case.key);
         }
@@ -181,7 +196,8 @@ impl<'a> Traffic<'a> {
         };
         let protocol = if matches!(protocol, 1 | 58) { packet::icmp_of(from) } else { protocol };
         let (from, to) = ((from, ports.0), (to, ports.1));
-        Flow { peer, opener, protocol, from, to, phase: Phase::Asked, answered: false }
+        let stamp = protocol == packet::ICMP && self.dice.chance(15);
+        Flow { peer, opener, protocol, from, to, stamp, phase: Phase::Asked, answered: false }
     }
 
     /// A port that a flow may have been opened from before, or hardly.
@@ -225,11 +241,9 @@ impl<'a> Traffic<'a> {
         if self.dice.chance(65) {
             // Mostly what would come next; else anything, by anyone.
             let fits = move |flow: &Flow| match class {
-                Class::TcpSyn => matches!(flow.phase, Phase::Asked | Phase::Closed | Phase::Reset),
+                Class::TcpSyn => matches!(flow.phase, Phase::Asked | Phase::Over | Phase::Reset),
                 Class::TcpSynAck => flow.phase == Phase::Asked,
-                Class::TcpAck => {
-                    matches!(flow.phase, Phase::Answered | Phase::Open | Phase::HalfClosed | Phase::Closed)
-                }
+                Class::TcpAck => !matches!(flow.phase, Phase::Asked | Phase::Reset),
                 Class::TcpFin => matches!(flow.phase, Phase::Open | Phase::HalfClosed),
                 _ => true,
             };
@@ -243,9 +257,9 @@ impl<'a> Traffic<'a> {
                 let data = if class == Class::TcpAck { self.data() } else { Vec::new() };
                 let leg = flow.leg(by_opener);
                 let mut case = Case::of(class, &leg, vec![leg.packet(flags, &data)]);
-                case.continues = Some((flow, flags & (SYN | ACK | FIN | RST), by_opener));
-                let asked = flow.phase == Phase::Asked && !by_opener && class == Class::TcpSyn;
-                case.why = asked.then_some(Why::SimultaneousOpen);
+                case.flags = flags;
+                let turned = !by_opener && class == Class::TcpSyn;
+                case.why = turned.then_some(Why::SimultaneousOpen);
                 return case;
             }
         }
@@ -258,7 +272,7 @@ impl<'a> Traffic<'a> {
             flow.phase = Phase::Open;
         }
         let mut case = Case::of(class, &leg, vec![leg.packet(flags, &[])]);
-        case.opens = opens.then_some(flow);
+        (case.flags, case.opens) = (flags, opens.then_some(flow));
         case
     }
 
@@ -299,7 +313,13 @@ impl<'a> Traffic<'a> {
             flow = live;
         }
         let (leg, data) = (flow.leg(true), self.data());
-        let mut case = Case::of(class, &leg, vec![leg.packet(0, &data)]);
+        let mut packet = leg.packet(0, &data);
+        if protocol == UDP && self.dice.chance(4) {
+            // More follows than the datagram is long.
+            let at = packet::header_len(&packet) + 4;
+            packet[at..at + 2].copy_from_slice(&8_u16.to_be_bytes());
+        }
+        let mut case = Case::of(class, &leg, vec![packet]);
         case.opens = Some(flow);
         case
     }
@@ -321,7 +341,17 @@ impl<'a> Traffic<'a> {
             leg.source.1 = leg.source.1.wrapping_add(3);
             leg.destination.1 = leg.destination.1.wrapping_add(3);
         }
-        Case::of(class, &leg, vec![leg.packet(0, &data)])
+        if leg.protocol == packet::ICMP && self.dice.chance(10) {
+            // An echo for who asked the time, and the other way round.
+            leg.stamp = !leg.stamp;
+        }
+        let mut transport = leg.transport(0, &data);
+        if class == Class::EchoReply && self.dice.chance(5) {
+            let [kind, _, _, _, word @ ..] = *transport.first_chunk::<8>().unwrap();
+            transport = packet::icmp(leg.source.0, leg.destination.0, kind, 1, word, &data);
+        }
+        let packet = packet::packet(leg.source.0, leg.destination.0, leg.protocol, 7, &transport);
+        Case::of(class, &leg, vec![packet])
     }
 
     fn other_protocol(&mut self) -> Case {
@@ -394,7 +424,7 @@ impl<'a> Traffic<'a> {
         {
             return (flow.leg(self.dice.chance(50)), None);
         }
-        let (protocol, port) = (self.dice.pick(&[TCP, UDP, UDP, packet::ICMP]), self.fresh_port());
+        let (protocol, port) = (self.dice.pick(&[TCP, TCP, UDP, UDP, packet::ICMP, 99]), self.fresh_port());
         let flow = self.stranger_by(protocol, port, v4);
         (flow.leg(true), Some(flow))
     }
