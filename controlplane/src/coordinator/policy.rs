@@ -123,9 +123,8 @@ impl Coordinator {
             Ok::<_, Refused>((version.row.text.clone(), version.revision))
         })??;
         let applied = self.apply_policy(by, network, text, 0, &format!("back to r{to}")).await;
-        applied.map_err(|refused| match refused {
-            Refused::Policy(problems) => Refused::Rollback { to, problems },
-            other => other,
+        applied.map_err(|refused| {
+            if let Refused::Policy(problems) = refused { Refused::Rollback { to, problems } } else { refused }
         })
     }
 

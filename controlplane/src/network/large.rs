@@ -138,11 +138,11 @@ impl Large {
     }
 }
 
-/// A thousand rules, each from one group to another; every tenth from everybody if `wide`.
-fn leaves(port: u16, wide: bool) -> Vec<Leaf> {
+/// A thousand rules, each from one group to another, but every `wide`th from everybody.
+fn leaves(port: u16, wide: u16) -> Vec<Leaf> {
     let rule = |number: u16| {
         let group = |number: u16| Selector::Group(format!("g{}", number % GROUPS));
-        let all = wide && number % 10 == 0;
+        let all = wide != 0 && number.is_multiple_of(wide);
         Leaf::Rule(Rule {
             sources: vec![if all { Selector::All } else { group(number) }],
             destinations: vec![group(number.wrapping_mul(7) + 1)],
@@ -158,8 +158,9 @@ fn leaves(port: u16, wide: bool) -> Vec<Leaf> {
 fn what_a_policy_of_a_thousand_rules_costs_a_thousand_nodes() {
     let mut large = Large::new();
     for (what, first, second) in [
-        ("groups to groups", leaves(1, false), leaves(2000, false)),
-        ("a tenth of the rules from everybody", leaves(1, true), leaves(2000, true)),
+        ("groups to groups", leaves(1, 0), leaves(2000, 0)),
+        ("a tenth of the rules from everybody", leaves(1, 10), leaves(2000, 10)),
+        ("all rules from everybody", leaves(1, 1), leaves(2000, 1)),
     ] {
         large.apply(&first, 0);
         let told = large.told();

@@ -326,20 +326,10 @@ impl NetworkState {
         let edges = &self.edges;
         let mine = edges.slot(me)?;
         let mut changed = Changed::default();
-        // Who came or went, one by one, unless anybody may have.
-        let mut visible = told.clone();
         let mut anybody = false;
         for item in self.changes.since(since) {
             match item {
-                Item::Member(id) => {
-                    let Some(slot) = edges.slot(id) else { continue };
-                    changed.members.insert(slot);
-                    if edges.sees(mine, slot) {
-                        visible.insert(slot);
-                    } else {
-                        visible.remove(slot);
-                    }
-                }
+                Item::Member(id) => drop(edges.slot(id).map(|slot| changed.members.insert(slot))),
                 Item::NodeRecord(id) => drop(edges.slot(id).map(|slot| changed.node_records.insert(slot))),
                 // The rules that touch it may be others now.
                 Item::Standing(id) if id == me => (anybody, changed.policy) = (true, true),
@@ -351,9 +341,14 @@ impl NetworkState {
                 Item::Secrets => changed.secrets = true,
             }
         }
-        if anybody {
-            visible = edges.visible(mine);
-        }
+        // Anybody may have come or gone, or nobody but who changed.
+        let visible = if anybody {
+            edges.visible(mine)
+        } else {
+            let (seen, unseen): (RoaringBitmap, RoaringBitmap) =
+                changed.members.iter().partition(|slot| edges.sees(mine, *slot));
+            (told - unseen) | seen
+        };
         changed.members |= &visible - told;
         changed.members &= &visible;
         changed.node_records &= &visible;

@@ -219,9 +219,16 @@ async fn networks_nodes_tokens_and_policy_can_be_looked_at_and_named() {
         (create("x", "10.8.0.0/31", ""), Reason::InvalidArgument),
         (create("x", "ten", ""), Reason::InvalidArgument),
         (create("x", "", "a b"), Reason::InvalidArgument),
+        (create("", "", ""), Reason::InvalidArgument),
+        (create("l_b", "", ""), Reason::InvalidArgument),
+        (create("lab\u{1b}[2J", "", ""), Reason::InvalidArgument),
+        (create("l\u{e4}b", "", ""), Reason::InvalidArgument),
+        (create("x", "", "a\u{1b}[2J"), Reason::InvalidArgument),
+        (create("x", "", "a_b.test"), Reason::InvalidArgument),
     ] {
         let refused = operator.networks.create_network(request.clone()).await.unwrap_err();
         assert_eq!(reason(&refused), expected, "{request:?}: {refused}");
+        assert!(!refused.message().contains(char::is_control), "{refused:?}");
     }
     // With two networks, requests have to say which.
     let refused = operator.tokens.create_token(admin::CreateTokenRequest::default()).await.unwrap_err();

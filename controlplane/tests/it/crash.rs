@@ -22,6 +22,7 @@ use tonic::Code;
 use crate::{
     client::{Lie, TestNode, connect, reason},
     harness::{Operator, Running, config},
+    policy::{apply, ssh_to_b},
 };
 
 /// As a test: a coordinator starts, says so, and stops. As a child of the others: it serves until it is killed.
@@ -185,6 +186,87 @@ async fn what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice() {
     check(&told, &Operator::connect(&socket).await.list().await, kills);
     assert!(told.len() >= 5 * kills);
     println!("{kills} kills, {} acknowledged enrolments, none lost, none twice", told.len());
+}
+
+/// What an operator was told of policies: the revision and text of each that came in force, and the one that was on its way.
+#[derive(Default)]
+struct Policies {
+    acknowledged: Vec<(u64, String)>,
+    on_its_way: String,
+}
+
+/// Applies one policy after the other until the coordinator is gone.
+async fn apply_for_ever(mut operator: Operator, policies: Arc<Mutex<Policies>>) {
+    for round in 0.. {
+        let admins: &[&str] = [&["a"][..], &["c"], &["a", "c"]][round % 3];
+        let text = format!("# {}\n{}", policies.lock().unwrap().acknowledged.len(), ssh_to_b(admins));
+        policies.lock().unwrap().on_its_way.clone_from(&text);
+        match apply(&mut operator, &text).await {
+            // The first after a restart may be in force already.
+            Ok(applied) if !applied.changed => {}
+            Ok(applied) => policies.lock().unwrap().acknowledged.push((applied.revision, text)),
+            Err(_) => return,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_survives_kill_9_whole_with_its_text_its_history_and_its_groups() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = config(directory.path()).admin_socket;
+    let (mut process, _) = start(directory.path(), "").await;
+    let request = admin::CreateTokenRequest { reusable: true, ..Default::default() };
+    let token = Operator::connect(&socket).await.token(request).await;
+    let mut nodes = Vec::new();
+    for name in ["a", "b", "c"] {
+        let mut node = TestNode::new(name);
+        node.join(&token).await.unwrap();
+        nodes.push(node);
+    }
+    let policies = Arc::new(Mutex::new(Policies::default()));
+    for kill in 0..6 {
+        let applying = tokio::spawn(apply_for_ever(Operator::connect(&socket).await, policies.clone()));
+        let before = policies.lock().unwrap().acknowledged.len();
+        while policies.lock().unwrap().acknowledged.len() < before + 3 + kill {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(process);
+        applying.await.unwrap();
+        let address;
+        (process, address) = start(directory.path(), "").await;
+        let mut operator = Operator::connect(&socket).await;
+        let in_force =
+            operator.policy.get_policy(admin::GetPolicyRequest::default()).await.unwrap().into_inner();
+        let told: Vec<u64> = {
+            let mut policies = policies.lock().unwrap();
+            let (revision, text) = policies.acknowledged.last().cloned().unwrap();
+            if in_force.revision != revision {
+                // The one that was on its way was committed, and nobody was told.
+                assert!(in_force.revision > revision && in_force.text == policies.on_its_way, "kill {kill}");
+                policies.acknowledged.push((in_force.revision, in_force.text.clone()));
+            } else {
+                assert_eq!(in_force.text, text, "kill {kill}");
+            }
+            policies.acknowledged.iter().rev().map(|(revision, _)| *revision).collect()
+        };
+        let list = admin::ListPoliciesRequest::default();
+        let kept = operator.policy.list_policies(list).await.unwrap().into_inner().policies;
+        let kept: Vec<u64> = kept.iter().map(|version| version.revision).collect();
+        assert_eq!(kept, told[..told.len().min(100)]);
+        // Rules and groups are of one policy, and the records verify.
+        for node in &mut nodes {
+            node.address = Some(address);
+            node.map = None;
+            let mut stream = node.sync().await.unwrap();
+            node.update(&mut stream).await;
+            let me = node.map.as_ref().unwrap().me().unwrap();
+            let is_admin = in_force
+                .text
+                .lines()
+                .any(|line| line.starts_with("admins") && line.contains(&format!("\"{}\"", me.name)));
+            assert_eq!(me.groups, if is_admin { vec!["admins".to_owned()] } else { vec![] }, "kill {kill}");
+        }
+    }
 }
 
 fn check(told: &BTreeMap<String, (String, String, IpAddr)>, nodes: &[admin::Node], kill: usize) {

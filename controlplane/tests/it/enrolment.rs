@@ -234,12 +234,26 @@ async fn names_are_unique_labels_and_made_from_the_host_when_nobody_asks() {
         "web-",
         "we b",
         "w\u{1b}[31m",
+        "we_b",
+        "w\0",
+        "web\n",
+        "w\u{202e}b",
+        "caf\u{e9}",
         "a.b",
+        "*",
         "localhost",
         "0123456789abcdef",
         &"a".repeat(64),
     ] {
-        assert_eq!(join(bad, "").await, Err(Reason::NameInvalid), "{bad}");
+        let refused = {
+            let mut node = TestNode::new(bad);
+            node.join(&token).await.unwrap_err()
+        };
+        assert_eq!(reason(&refused), Reason::NameInvalid, "{bad:?}");
+        // It says why, and does nothing to a terminal.
+        let message = refused.message();
+        assert!(message.contains("cannot be used: a name has") || message.contains("a meaning of its own"));
+        assert!(message.chars().all(|c| c.is_ascii_graphic() || c == ' '), "{message:?}");
     }
     assert_eq!(join("", "Web.example.org").await.unwrap(), "web-2");
     assert_eq!(join("", "web").await.unwrap(), "web-3");
@@ -526,12 +540,19 @@ async fn a_stock_device_gets_an_address_and_a_key_of_its_own() {
         ("phone", key(), Reason::NameTaken),
         ("Phone", key(), Reason::NameInvalid),
         ("", key(), Reason::NameInvalid),
+        ("pho_ne", key(), Reason::NameInvalid),
+        ("pho\u{1b}[2Jne", key(), Reason::NameInvalid),
+        ("ph\u{f6}ne", key(), Reason::NameInvalid),
+        ("-phone", key(), Reason::NameInvalid),
+        ("localhost", key(), Reason::NameInvalid),
         ("other", "nonsense".into(), Reason::InvalidArgument),
         // The neutral element: anybody could shake hands with it.
         ("other", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(), Reason::InvalidArgument),
         ("other", node.noise_key, Reason::KeyTaken),
     ] {
-        assert_eq!(reason(&add(&mut operator, name, key).await.unwrap_err()), expected, "{name}");
+        let refused = add(&mut operator, name, key).await.unwrap_err();
+        assert_eq!(reason(&refused), expected, "{name}");
+        assert!(!refused.message().contains(char::is_control), "{refused:?}");
     }
     coordinator.stop().await;
 }
