@@ -59,7 +59,7 @@ fn reordered_datagrams_are_all_delivered_once() {
 }
 
 /// Seals a packet that the sender's own routing would not let out to this peer.
-fn seal_anyway(pair: &mut Pair, packet: &[u8]) -> Datagram {
+pub(super) fn seal_anyway(pair: &mut Pair, packet: &[u8]) -> Datagram {
     let mut buffer = [0; 1500];
     let sealed = pair.near.tunnel.seal(0, packet, None, crate::outbound::Sent::Data, &mut buffer, pair.now);
     let (len, to) = sealed.unwrap().unwrap();
