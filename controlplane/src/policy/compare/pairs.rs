@@ -5,26 +5,25 @@ use std::{
     rc::Rc,
 };
 
-use ringmesh_tunnel::{ip::Prefix, netmap::Rule};
+use ringmesh_tunnel::ip::Prefix;
 
 use super::{
-    Change, Plan, Service,
+    Change, Plan,
     classes::{AFTER, BEFORE, Class, Classes, Part, Subject, ones},
     services::Services,
 };
 
 /// How many sets of rules are remembered with what they come to.
-const SUMS_MAX: usize = 65_536;
+const SUMS_MAX: usize = 16_384;
+/// Up to how many rules a set is summed up anew, which is less work than to look for it.
+const FEW_RULES: u32 = 8;
 
 /// What becomes allowed, and what stops.
 const ALLOWED: usize = 0;
 const STOPPED: usize = 1;
 
 /// What changes between two sets of addresses; none of a kind if nothing does.
-type Diff = [Option<Rc<Vec<Entry>>>; 2];
-
-/// A service, and what is to be left out of it.
-type Entry = (Service, Vec<Service>);
+type Diff = [Option<Rc<Services>>; 2];
 
 /// Parts of a member: all, or some.
 type Chosen = Option<Vec<usize>>;
@@ -34,7 +33,7 @@ type Chosen = Option<Vec<usize>>;
 struct Group {
     sources: Chosen,
     destinations: Chosen,
-    entries: Rc<Vec<Entry>>,
+    services: Rc<Services>,
 }
 
 /// What changes from a class to another one: what becomes allowed, and what stops.
@@ -45,7 +44,11 @@ pub(super) fn compare(classes: &Classes<'_>, most: usize) -> Plan {
     for (place, subject) in classes.subjects.iter().enumerate() {
         members[subject.class].push(place);
     }
-    let mut sums = Sums { rules: &classes.rules, known: HashMap::new(), key: Vec::new() };
+    let mut sums = Sums {
+        rules: classes.rules.iter().map(|rule| Services::of(rule)).collect(),
+        known: HashMap::new(),
+        key: Vec::new(),
+    };
     let mut plan = Plan::default();
     // The changes from each class, until nothing more is to be listed from its members.
     let mut rows: BTreeMap<usize, Vec<(usize, Cell)>> = BTreeMap::new();
@@ -70,7 +73,7 @@ pub(super) fn compare(classes: &Classes<'_>, most: usize) -> Plan {
 }
 
 /// What changes from one class to each of them.
-fn row(classes: &Classes<'_>, from: usize, sums: &mut Sums<'_>) -> Vec<(usize, Cell)> {
+fn row(classes: &Classes<'_>, from: usize, sums: &mut Sums) -> Vec<(usize, Cell)> {
     let source = &classes.classes[from];
     let as_before = source.sends_as_before();
     let mut row = Vec::new();
@@ -86,9 +89,14 @@ fn row(classes: &Classes<'_>, from: usize, sums: &mut Sums<'_>) -> Vec<(usize, C
     row
 }
 
-fn cell(source: &Class, destination: &Class, sums: &mut Sums<'_>) -> Cell {
+fn cell(source: &Class, destination: &Class, sums: &mut Sums) -> Cell {
     // Two devices without filters judge nothing, before or after.
     let judged = [BEFORE, AFTER].map(|policy| source.has_filter[policy] || destination.has_filter[policy]);
+    if let ([from], [to]) = (source.parts.as_slice(), destination.parts.as_slice()) {
+        let diff = if meet(from, to) { sums.diff(from, to, judged) } else { [None, None] };
+        let whole = |services| vec![Group { sources: None, destinations: None, services }];
+        return diff.map(|services| services.map(whole).unwrap_or_default());
+    }
     let mut differ = false;
     let grid: Vec<Vec<Option<Diff>>> = source
         .parts
@@ -115,22 +123,22 @@ fn meet(from: &Part, to: &Part) -> bool {
 
 /// Puts parts together between which the same changes. A part that never meets the others goes with any of them.
 fn groups(grid: &[Vec<Option<Diff>>], kind: usize) -> Vec<Group> {
-    let mut groups: Vec<(Vec<usize>, Chosen, Rc<Vec<Entry>>)> = Vec::new();
+    let mut groups: Vec<(Vec<usize>, Chosen, Rc<Services>)> = Vec::new();
     for (from, row) in grid.iter().enumerate() {
-        let mut of_row: Vec<(Vec<usize>, &Rc<Vec<Entry>>)> = Vec::new();
+        let mut of_row: Vec<(Vec<usize>, &Rc<Services>)> = Vec::new();
         for (to, diff) in row.iter().enumerate() {
-            let Some(entries) = diff.as_ref().and_then(|diff| diff[kind].as_ref()) else { continue };
-            match of_row.iter_mut().find(|(_, known)| *known == entries) {
+            let Some(services) = diff.as_ref().and_then(|diff| diff[kind].as_ref()) else { continue };
+            match of_row.iter_mut().find(|(_, known)| *known == services) {
                 Some((places, _)) => places.push(to),
-                None => of_row.push((vec![to], entries)),
+                None => of_row.push((vec![to], services)),
             }
         }
-        for (places, entries) in of_row {
+        for (places, services) in of_row {
             let all = (0..row.len()).all(|to| row[to].is_none() || places.contains(&to));
             let places = (!all).then_some(places);
-            match groups.iter_mut().find(|(_, to, known)| *to == places && known == entries) {
+            match groups.iter_mut().find(|(_, to, known)| *to == places && known == services) {
                 Some((sources, ..)) => sources.push(from),
-                None => groups.push((vec![from], places, Rc::clone(entries))),
+                None => groups.push((vec![from], places, Rc::clone(services))),
             }
         }
     }
@@ -141,26 +149,25 @@ fn groups(grid: &[Vec<Option<Diff>>], kind: usize) -> Vec<Group> {
         };
         (0..grid.len()).all(|from| sources.contains(&from) || never_meets(&grid[from]))
     };
-    let groups = groups.into_iter().map(|(sources, destinations, entries)| {
+    let groups = groups.into_iter().map(|(sources, destinations, services)| {
         let sources = (!whole(&sources, &destinations)).then_some(sources);
-        Group { sources, destinations, entries }
+        Group { sources, destinations, services }
     });
     groups.collect()
 }
 
-/// Counts the entries from all members of a class.
+/// Counts the services from all members of a class.
 fn count(classes: &Classes<'_>, members: &[Vec<usize>], from: usize, row: &[(usize, Cell)], plan: &mut Plan) {
     let number = |class: usize| members[class].len() as u64;
     for (to, cell) in row {
         let pairs = number(from) * if from == *to { number(*to) - 1 } else { number(*to) };
         let (source, destination) = (&classes.classes[from], &classes.classes[*to]);
-        let entries = |groups: &[Group]| {
-            let each =
-                groups.iter().map(|group| ranges(group, source, destination) * group.entries.len() as u64);
+        let services = |groups: &[Group]| {
+            let each = groups.iter().map(|group| ranges(group, source, destination) * group.services.count());
             each.sum::<u64>() * pairs
         };
-        plan.allowed_total += entries(&cell[ALLOWED]);
-        plan.stopped_total += entries(&cell[STOPPED]);
+        plan.allowed_total += services(&cell[ALLOWED]);
+        plan.stopped_total += services(&cell[STOPPED]);
     }
 }
 
@@ -239,10 +246,11 @@ fn list_group(
         (None, Some(to)) => has(source, family(to)),
         (Some(from), Some(to)) => family(from) == family(to),
     };
+    let services = group.services.listed();
     let destinations = chosen(destination, &group.destinations);
     for from in chosen(source, &group.sources) {
         for to in destinations.iter().filter(|to| meet(&from, to)) {
-            for (service, except) in group.entries.iter() {
+            for (service, except) in &services {
                 if listed.len() >= most {
                     return;
                 }
@@ -260,38 +268,44 @@ fn list_group(
 }
 
 /// What sets of rules come to, each summed up once.
-struct Sums<'r> {
-    rules: &'r [&'r Rule],
+struct Sums {
+    /// What each rule allows.
+    rules: Vec<Services>,
     known: HashMap<Vec<u64>, Diff>,
     /// The rules in question, before and then after.
     key: Vec<u64>,
 }
 
-impl Sums<'_> {
+impl Sums {
     /// What changes between two parts of members.
     fn diff(&mut self, from: &Part, to: &Part, judged: [bool; 2]) -> Diff {
-        self.key.clear();
-        for policy in [BEFORE, AFTER] {
-            let both = from.as_source[policy].iter().zip(&to.as_destination[policy]);
-            self.key.extend(
-                both.map(|(source, destination)| if judged[policy] { source & destination } else { 0 }),
-            );
-        }
-        let (before, after) = self.key.split_at(self.key.len() / 2);
-        if before == after {
+        let masks = judged.map(|judged| if judged { u64::MAX } else { 0 });
+        let both = |policy: usize| {
+            let bits = from.as_source[policy].iter().zip(&to.as_destination[policy]);
+            bits.map(move |(source, destination)| source & destination & masks[policy])
+        };
+        // Most pairs are as before: without a branch a word, so that the processor takes several at once.
+        if both(BEFORE).zip(both(AFTER)).fold(0, |differ, (before, after)| differ | (before ^ after)) == 0 {
             return [None, None];
         }
-        if let Some(known) = self.known.get(&self.key) {
+        self.key.clear();
+        self.key.extend(both(BEFORE).chain(both(AFTER)));
+        let few = self.key.iter().map(|bits| bits.count_ones()).sum::<u32>() <= FEW_RULES;
+        if let Some(known) = (!few).then(|| self.known.get(&self.key)).flatten() {
             return known.clone();
         }
         let sum = |bits: &[u64]| {
             let mut services = Services::default();
-            ones(bits).for_each(|rule| services.allow(self.rules[rule]));
+            ones(bits).for_each(|rule| services.add(&self.rules[rule]));
             services
         };
+        let (before, after) = self.key.split_at(self.key.len() / 2);
         let (before, after) = (sum(before), sum(after));
-        let listed = |services: Services| (!services.is_empty()).then(|| Rc::new(services.listed()));
-        let diff = [listed(after.minus(&before)), listed(before.minus(&after))];
+        let some = |services: Services| (!services.is_empty()).then(|| Rc::new(services));
+        let diff = [some(after.minus(&before)), some(before.minus(&after))];
+        if few {
+            return diff;
+        }
         if self.known.len() >= SUMS_MAX {
             self.known.clear();
         }

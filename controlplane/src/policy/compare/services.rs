@@ -32,8 +32,11 @@ impl Ports {
     }
 
     fn add(&mut self, other: &Self) {
+        let was_empty = self.0.is_empty();
         self.0.extend_from_slice(&other.0);
-        self.merge();
+        if !was_empty && !other.0.is_empty() {
+            self.merge();
+        }
     }
 
     fn merge(&mut self) {
@@ -89,15 +92,25 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// Adds what a rule allows.
-    pub(super) fn allow(&mut self, rule: &Rule) {
+    /// What a rule allows.
+    pub(super) fn of(rule: &Rule) -> Self {
+        let mut services = Self::default();
         match rule.protocol {
-            Protocol::Any => *self = Self::any(),
-            Protocol::Tcp => self.tcp.add(&Ports::of(&rule.ports)),
-            Protocol::Udp => self.udp.add(&Ports::of(&rule.ports)),
-            Protocol::Icmp => self.icmp = true,
-            Protocol::Number(number) => self.others[usize::from(number / 64)] |= 1 << (number % 64),
+            Protocol::Any => services = Self::any(),
+            Protocol::Tcp => services.tcp = Ports::of(&rule.ports),
+            Protocol::Udp => services.udp = Ports::of(&rule.ports),
+            Protocol::Icmp => services.icmp = true,
+            Protocol::Number(number) => services.others[usize::from(number / 64)] |= 1 << (number % 64),
         }
+        services
+    }
+
+    /// Adds others to them.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.tcp.add(&other.tcp);
+        self.udp.add(&other.udp);
+        self.icmp |= other.icmp;
+        self.others.iter_mut().zip(other.others).for_each(|(own, more)| *own |= more);
     }
 
     /// Everything.
@@ -128,8 +141,7 @@ impl Services {
     /// As people read it: each service, and what is to be left out of it. A set that a rule for any protocol left its mark on is one
     /// service, less what is missing.
     pub(super) fn listed(&self) -> Vec<(Service, Vec<Service>)> {
-        let whole = self.has(1) && self.has(58);
-        if whole {
+        if self.is_of_any() {
             let missing = Self::any().minus(self);
             let except = missing.listed().into_iter().map(|(service, _)| service).collect();
             return vec![(Service { protocol: Protocol::Any, ports: Vec::new() }, except)];
@@ -145,6 +157,21 @@ impl Services {
         services
             .extend(numbers.map(|number| Service { protocol: Protocol::Number(number), ports: Vec::new() }));
         services.into_iter().map(|service| (service, Vec::new())).collect()
+    }
+
+    /// How many services are listed.
+    pub(super) fn count(&self) -> u64 {
+        if self.is_of_any() {
+            return 1;
+        }
+        let named = [!self.tcp.0.is_empty(), !self.udp.0.is_empty(), self.icmp].map(u64::from);
+        let numbers: u32 = self.others.iter().map(|bits| bits.count_ones()).sum();
+        named.iter().sum::<u64>() + u64::from(numbers)
+    }
+
+    /// Whether it comes from a rule for any protocol.
+    const fn is_of_any(&self) -> bool {
+        self.has(1) && self.has(58)
     }
 
     const fn has(&self, number: u8) -> bool {
@@ -192,7 +219,8 @@ mod tests {
 
     fn services(rules: &[Rule]) -> Services {
         let mut services = Services::default();
-        rules.iter().for_each(|rule| services.allow(rule));
+        rules.iter().for_each(|rule| services.add(&Services::of(rule)));
+        assert_eq!(services.count(), services.listed().len() as u64);
         services
     }
 

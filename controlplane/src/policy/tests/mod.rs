@@ -3,6 +3,7 @@
 mod compare;
 mod compile;
 mod judge;
+mod manual;
 mod text;
 mod warn;
 
