@@ -82,9 +82,18 @@ fn expect_success(output: &Output, privilege: &str) {
     let steps: Vec<&str> =
         report["steps"].as_array().unwrap().iter().filter_map(|s| s["name"].as_str()).collect();
     assert_eq!(steps.last(), Some(&"torn down"), "{steps:?}");
-    for step in
-        ["pings", "TCP transfer", "coordinator killed", "node restarted", "coordinator back", "node removed"]
-    {
+    for step in [
+        "pings",
+        "TCP transfer",
+        "coordinator killed",
+        "node restarted",
+        "coordinator back",
+        "policy applied",
+        "rule bites",
+        "reply passes",
+        "name resolves",
+        "node removed",
+    ] {
         assert!(steps.contains(&step), "{step} is not in {steps:?}");
     }
 }

@@ -5,14 +5,13 @@ use std::{
     io::{self, Read},
 };
 
+use ringmesh_controlplane::policy::TEXT_MAX;
+
 use crate::{
     failure::{Exit, Failure},
     output::problems::Problem,
     rights,
 };
-
-/// What a coordinator takes, bytes.
-const TEXT_MAX: usize = 256 * 1024;
 
 /// What stands for standard input.
 const STDIN: &str = "-";
@@ -67,6 +66,13 @@ impl PolicyFile {
             return Err(NoText::Unusable(failure));
         }
         match String::from_utf8(bytes) {
+            Ok(text) if text.trim().is_empty() => {
+                // It would be a policy without rules: what is left of a pipe of which the first part failed.
+                let failure = Failure::new(Exit::Usage, format!("{name} is empty"))
+                    .cause("as a policy it would let nobody reach anybody")
+                    .attempt("if that is meant, say so in it: # nothing is allowed");
+                Err(NoText::Unusable(failure))
+            }
             Ok(text) => Ok(Self { name: name.to_owned(), text }),
             Err(error) => {
                 let valid = error.utf8_error().valid_up_to();
@@ -116,6 +122,16 @@ mod tests {
             panic!("it is text")
         };
         assert!(failure.exit() == Exit::Usage && failure.to_string().contains("256 KiB"), "{failure}");
+    }
+
+    #[test]
+    fn an_empty_file_is_taken_for_a_mishap_and_one_that_says_so_for_a_policy() {
+        for text in ["", "\n", " \n\t\n"] {
+            let failure = Failure::from(PolicyFile::of("p.toml", text.as_bytes()).unwrap_err());
+            assert_eq!(failure.exit(), Exit::Usage);
+            assert!(failure.to_string().contains("p.toml is empty"), "{failure}");
+        }
+        PolicyFile::of("p.toml", &b"# nothing is allowed\n"[..]).unwrap();
     }
 
     #[test]

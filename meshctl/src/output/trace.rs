@@ -67,7 +67,8 @@ impl Document for Trace {
             ]);
         }
         let mut text = table.text();
-        if !self.unseen.is_empty() {
+        // What is denied already is not asked of others.
+        if self.allowed && !self.unseen.is_empty() {
             let ends: Vec<&str> = self.unseen.iter().map(String::as_str).collect();
             text += &printable(&format!(
                 "\nNot seen from here: what the owner of {} denies on the machine itself (meshctl trace there tells)\n",
@@ -76,7 +77,11 @@ impl Document for Trace {
         }
         let verdict = if self.allowed { "ALLOWED" } else { "DENIED" };
         let by = printable(&self.by).replace('\n', " ");
-        let by = if by.is_empty() { String::new() } else { format!(" by {by}") };
+        let by = match by.split_once(": ") {
+            _ if by.is_empty() => String::new(),
+            Some((rule, text)) if rule.starts_with("rule ") => format!(" by {rule} ({text})"),
+            Some(_) | None => format!(" by {by}"),
+        };
         text + &format!("\nFinal disposition: {verdict}{by}\n")
     }
 }
@@ -103,7 +108,7 @@ mod tests {
             stage("coordinator", "in-filter", "allowed", "rule 3 (group:dev -> tag:web tcp/443)"),
             stage("coordinator", "installed", "ok", "both have r812"),
         ];
-        Told { stages, allowed: true, by: "rule 3 (group:dev -> tag:web tcp/443)".to_owned() }
+        Told { stages, allowed: true, by: "rule 3: group:dev -> tag:web tcp/443".to_owned() }
     }
 
     fn node(allowed: bool) -> Told {
@@ -129,6 +134,7 @@ mod tests {
     #[test]
     fn a_flow_that_the_nodes_owner_denies() {
         let trace = trace(vec![coordinator(), node(false)], &["web1"]);
+        assert!(!trace.text(0).contains("Not seen"), "{}", trace.text(0));
         conforms("trace", &trace);
         insta::assert_snapshot!(trace.text(0));
         insta::assert_snapshot!(json(&trace).unwrap());

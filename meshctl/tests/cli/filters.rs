@@ -156,13 +156,18 @@ fn a_trace_ends_with_what_decides_whoever_is_asked() {
         for (machine, arguments, code, word) in [
             (&coordinator, &["alice", "nobody", "icmp"][..], 2, "nobody"),
             (&alice, &["web", "nobody", "icmp"], 2, "neither of both"),
-            (&alice, &["alice", "nobody", "icmp"], 2, "nobody"),
             (&alice, &["alice", "web", "tcp"], 2, "which port"),
             (&alice, &["alice", "web", "icmp/8"], 2, "only tcp and udp"),
         ] {
             let message = machine.run(&[&["trace"], arguments].concat()).failed(code);
             assert!(message.contains(word), "{message}");
         }
+        // Whom no rule is about a node does not know, be there such a member or not.
+        let unknown = alice.run(&["trace", "alice", "nobody", "icmp"]);
+        assert!(
+            unknown.code == 7 && unknown.stdout.contains("no member that this node knows"),
+            "{unknown:?}"
+        );
         let stranger = site.machine("stranger");
         let message = stranger.run(&["trace", "alice", "web", "icmp"]).failed(3);
         assert!(message.contains("coordinator's machine"), "{message}");

@@ -169,11 +169,17 @@ fn what_is_no_policy_file_is_refused_before_anybody_is_asked() {
     fs::write(path("latin1.toml"), b"# f\xfcr alle\n").unwrap();
     fs::write(path("large.toml"), vec![b'#'; 256 * 1024 + 1]).unwrap();
     fs::write(path("good.toml"), WEB).unwrap();
+    fs::write(path("empty.toml"), "\n").unwrap();
     let missing = path("missing.toml");
     for arguments in [&["check", "--offline"][..], &["check"]] {
         let run = |name: &str| meshctl(&[&["policy"], arguments, &[&path(name)]].concat());
         let message = run("missing.toml").failed(2);
         assert!(message.contains(&missing) && message.contains("No such file"), "{message}");
+        let message = run("empty.toml").failed(2);
+        assert!(
+            message.contains("empty.toml is empty") && message.contains("nobody reach anybody"),
+            "{message}"
+        );
         let message = run("large.toml").failed(2);
         assert!(message.contains("256 KiB"), "{message}");
         let message = meshctl(&[&["policy"], arguments, &["/"]].concat()).failed(2);
@@ -362,6 +368,9 @@ fn an_offline_node_is_named_and_no_failure() {
         assert!(text.ends_with("; 1 behind: 1 offline (web)\n"), "{text}");
         // It comes back with it.
         web.run(&["node", "up"]).ok();
+        while coordinator.members().iter().any(|node| node["online"] == false) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let again = coordinator.apply(WEB);
         assert_eq!(names(&again["installation"]["behind"]), Vec::<&str>::new(), "{again:#}");
     });
@@ -412,6 +421,34 @@ fn a_node_that_is_online_and_does_not_acknowledge_is_named_and_a_failure() {
         assert_eq!(names(&removed.json("node-removed")["behind"]), ["web"]);
         web.signal(Signal::CONT);
         drop(alice);
+    });
+}
+
+#[test]
+fn who_sits_at_a_terminal_is_shown_the_changes_and_asked() {
+    in_sandbox(|| {
+        let (_site, coordinator, _alice, _web) = mesh();
+        coordinator.write("/run/web.toml", WEB.as_bytes());
+        // A terminal is what script(1) makes; it ends with its program's exit code.
+        let at_terminal = |arguments: &str, answer: &[u8]| {
+            let mut script = coordinator.host.command("script").unwrap();
+            let command = format!("{MESHCTL} policy apply /run/web.toml {arguments}");
+            script.args(["--quiet", "--return", "--flush", "--command", &command, "/dev/null"]);
+            run_with(script, answer)
+        };
+        let no = at_terminal("", b"n\n");
+        assert_eq!(no.code, 1, "{no:?}");
+        assert!(no.stdout.contains("- web -> alice ") && no.stdout.contains("apply this? [y/N]"), "{no:?}");
+        assert!(no.stdout.contains("nothing was applied"), "{no:?}");
+        assert_eq!(coordinator.json("policy", &["policy", "show"])["text"], "");
+        let yes = at_terminal("", b"y\n");
+        assert!(yes.code == 0 && yes.stdout.contains("installed on 2 of 2 nodes"), "{yes:?}");
+        let again = at_terminal("", b"");
+        assert!(
+            again.code == 0 && !again.stdout.contains("[y/N]"),
+            "what changes nothing is not asked about: {again:?}"
+        );
+        coordinator.run(&["policy", "apply", "/dev/null"]).failed(2);
     });
 }
 

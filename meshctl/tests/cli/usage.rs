@@ -115,9 +115,19 @@ fn a_token_in_the_wrong_place_is_not_repeated() {
 fn a_daemon_that_is_not_running_is_said_to_be_so() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock").display().to_string();
-    for arguments in
-        [&["status"][..], &["ping", "web1"], &["why", "web1"], &["peers"], &["leave"], &["node", "down"]]
-    {
+    for arguments in [
+        &["status"][..],
+        &["ping", "web1"],
+        &["why", "web1"],
+        &["peers"],
+        &["leave"],
+        &["node", "down"],
+        &["filter", "list"],
+        &["filter", "add"],
+        &["filter", "remove", "1"],
+        &["dns", "status"],
+        &["dns", "query", "web1"],
+    ] {
         let message = meshctl(&[arguments, &["--socket", &socket]].concat()).failed(3);
         assert!(message.contains("error: meshd is not running"), "{message}");
         assert!(message.contains(&socket) && message.contains("\ntry: "), "{message}");
@@ -127,6 +137,9 @@ fn a_daemon_that_is_not_running_is_said_to_be_so() {
         &["token", "list"],
         &["network", "list"],
         &["relay", "clients"],
+        &["policy", "show"],
+        &["policy", "history"],
+        &["policy", "rollback"],
         &["coordinator", "down"],
     ] {
         let message = meshctl(&[arguments, &["--socket", &socket]].concat()).failed(3);
@@ -310,7 +323,11 @@ fn a_log_filter_that_makes_no_sense_is_refused() {
 fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = meshctl(&["completion", shell]).ok();
-        assert!(script.contains("coordinator"), "{shell}");
+        for word in
+            ["coordinator", "policy", "rollback", "filter", "trace", "dns", "cleanup", "detailed-exitcode"]
+        {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
     }
 }
 

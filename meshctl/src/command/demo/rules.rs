@@ -98,7 +98,7 @@ impl Doors {
                 .try_for_each(|found| found.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
         let text = format!(
-            "tcp/{OPEN} from {} to {} and back; not tcp/{SHUT}, nor tcp/{OPEN} from {} to {}: no answer",
+            "tcp/{OPEN} from {} to {} passes; tcp/{SHUT}, which did before, does not, nor tcp/{OPEN} from {} to {}",
             from.name(),
             to.name(),
             to.name(),
