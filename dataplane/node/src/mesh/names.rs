@@ -276,6 +276,9 @@ impl Mesh {
             .filter(|address| there.contains(address))
             .map(|address| SocketAddr::new(address, self.config.dns.port))
             .collect();
+        if listen.is_empty() {
+            return Err(format!("{} has no address of this node", plan.interface));
+        }
         let upstreams = Upstreams::new(self.names.upstreams.subscribe());
         let server = Server::start(&listen, self.names.zone.subscribe(), upstreams)
             .map_err(|failure| failure.to_string())?;

@@ -69,9 +69,9 @@ printf '127.0.0.1\tlocalhost\n::1 localhost ip6-localhost\n# kept by hand' > etc
 chmod 0640 etc/hosts
 unpack() {
     for folder in sbin lib; do
-        [ ! -d "opt/$1/$folder" ] || cp -a "opt/$1/$folder/." "usr/$folder/"
+        [ ! -d "opt/$1/$folder" ] || cp -a --remove-destination "opt/$1/$folder/." "usr/$folder/"
     done
-    cp -a "opt/$1/usr/." usr/
+    cp -a --remove-destination "opt/$1/usr/." usr/
     cp -a "opt/$1/etc/." etc/
 }
 case "$KEEPER" in
@@ -88,7 +88,7 @@ case "$KEEPER" in
         unpack resolvconf
         ln -s /run/resolvconf etc/resolvconf/run
         ln -s ../run/resolvconf/resolv.conf etc/resolv.conf
-        chroot . resolvconf --create-runtime-directories
+        mkdir -p run/resolvconf/interface
         chroot . resolvconf --enable-updates
         printf 'nameserver %s\nsearch office.example\n' "$SERVER" | chroot . resolvconf -a eth0.dhclient
         ;;

@@ -24,7 +24,7 @@ use std::{
 
 use ringmesh_proto::control::Reason;
 use rustix::{
-    fs::{Gid, Mode, Uid},
+    fs::{AtFlags, Gid, Mode, StatxAttributes, StatxFlags, Uid},
     io::Errno,
 };
 use tracing::debug;
@@ -79,9 +79,24 @@ impl HostsBlock {
     /// # Errors
     /// As [`put`](Self::put).
     pub(crate) fn remove(&self) -> Result<bool, Failure> {
+        self.remove_what_a_kill_left();
         match self.edit(|text| remove(text, &self.interface)) {
             Err(_) if !self.path.exists() => Ok(false),
             result => result,
+        }
+    }
+
+    /// A new file that did not come to be put in the place of the old one.
+    fn remove_what_a_kill_left(&self) {
+        let Ok(path) = fs::canonicalize(&self.path) else { return };
+        let temporary = temporary_of(&path);
+        // Under the lock, for another daemon may just be writing it.
+        if temporary.exists()
+            && !is_mounted(&path)
+            && let Ok(_lock) = lock(&path)
+            && let Err(error) = fs::remove_file(&temporary)
+        {
+            debug!(file = %temporary.display(), %error, "cannot remove what an interrupted change left");
         }
     }
 
@@ -117,13 +132,6 @@ impl HostsBlock {
         let path = fs::canonicalize(&self.path)
             .map_err(|error| Failure::host(format!("looking for {shown}"), &error))?;
         let mut file = lock(&path).map_err(|error| Failure::host(format!("locking {shown}"), &error))?;
-        // What a kill may have left; nobody else uses it, for we have the lock.
-        match fs::remove_file(temporary_of(&path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                debug!(file = %shown, %error, "cannot remove what an interrupted change left");
-            }
-            _ => {}
-        }
         let before = read(&mut file).map_err(|error| Failure::host(format!("reading {shown}"), &error))?;
         let after = change(&before).map_err(|broken| self.broken(&broken))?;
         if after == before {
@@ -329,10 +337,10 @@ fn is_still(path: &Path, file: &File) -> bool {
 fn write(path: &Path, file: &File, before: &[u8], after: &[u8]) -> io::Result<()> {
     // Another name of the same file would keep the old content.
     let has_other_names = file.metadata()?.nlink() > 1;
-    if !has_other_names {
+    if !has_other_names && !is_mounted(path) {
         match replace(path, file, before, after) {
             Ok(()) => return Ok(()),
-            // A bind mount (every container's hosts file is one), or a directory that nobody may write to.
+            // A bind mount that the kernel did not tell of, or a directory that nobody may write to.
             Err(error) if cannot_be_replaced(&error) => {
                 debug!(file = %path.display(), %error, "cannot be replaced; writing in place");
             }
@@ -340,6 +348,12 @@ fn write(path: &Path, file: &File, before: &[u8], after: &[u8]) -> io::Result<()
         }
     }
     write_in_place(path, before, after)
+}
+
+/// Whether something is mounted just there, as every container's hosts file is: then it cannot be replaced.
+fn is_mounted(path: &Path) -> bool {
+    let told = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::empty());
+    told.is_ok_and(|told| told.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 fn cannot_be_replaced(error: &io::Error) -> bool {
@@ -360,6 +374,10 @@ fn temporary_of(path: &Path) -> PathBuf {
 fn replace(path: &Path, file: &File, before: &[u8], after: &[u8]) -> io::Result<()> {
     let temporary = temporary_of(path);
     let result = (|| {
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut new =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&temporary)?;
         // Locked before it can be found, so that another daemon waits until all is done.

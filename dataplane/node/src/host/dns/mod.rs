@@ -233,7 +233,7 @@ impl HostNames {
         let Some(server) = link.servers.first().copied() else { return Err("there is no server".to_owned()) };
         let search = link.search.then(|| link.zone.clone());
         let (candidates, interface) = (self.paths.resolvconf.clone(), link.interface.clone());
-        let state = Arc::clone(&self.state);
+        let (state, resolv_conf) = (Arc::clone(&self.state), self.paths.resolv_conf.clone());
         let put = move || {
             let found = Resolvconf::find(&candidates, &interface)?;
             let change = Change::Resolvconf {
@@ -242,7 +242,8 @@ impl HostNames {
                 record: found.record().to_owned(),
             };
             undo::note(&state, change).map_err(|failure| failure.to_string())?;
-            let done = found.put(server, search.as_deref()).map_err(|failure| failure.to_string());
+            let done =
+                found.put(server, search.as_deref(), &resolv_conf).map_err(|failure| failure.to_string());
             done.inspect_err(|_| take_back(&state))?;
             Ok(found)
         };

@@ -26,17 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(5);
 /// What is read of its output, bytes.
 const OUTPUT_MAX: u64 = 64 << 10;
-/// Where Debian's keeps the records.
-const DEBIAN_RECORDS: &str = "/run/resolvconf/interface";
 /// Where Debian's keeps what it runs after a change.
 const DEBIAN_SCRIPTS: &str = "/etc/resolvconf/update.d";
 
 /// Which program of that name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flavor {
-    /// openresolv: takes a metric, lists its records.
+    /// openresolv: takes out a record that is not there only when it is told to.
     Openresolv,
-    /// Debian's: goes by the record's name.
+    /// Debian's: knows no such flag.
     Debian,
 }
 
@@ -62,16 +60,15 @@ impl Resolvconf {
         if real.file_name().is_some_and(|name| name == "resolvectl" || name == "systemd-resolve") {
             return Err(format!("{shown} is systemd-resolved under another name"));
         }
-        // Debian's knows no such option, and says so.
         let version = run(program, &["--version"], "").map(|output| output.text).unwrap_or_default();
         let flavor = if version.contains("openresolv") {
             Flavor::Openresolv
-        } else if Path::new(DEBIAN_SCRIPTS).is_dir() {
+        } else if version.contains("Debian resolvconf") || Path::new(DEBIAN_SCRIPTS).is_dir() {
             Flavor::Debian
         } else {
             return Err(format!("{shown} is neither openresolv's nor Debian's"));
         };
-        Ok(Self { program: program.clone(), flavor, record: record_of(flavor, interface) })
+        Ok(Self { program: program.clone(), flavor, record: record_of(interface) })
     }
 
     /// The one that an earlier daemon used.
@@ -94,20 +91,34 @@ impl Resolvconf {
         &self.record
     }
 
-    /// Puts our record in the first place.
+    /// Gives our record, and sees that `resolv_conf` names our server first; else no one would be asked for mesh names.
     ///
     /// # Errors
-    /// The program does not run or refuses.
-    pub(crate) fn put(&self, server: IpAddr, search: Option<&str>) -> Result<(), Failure> {
+    /// The program does not run or refuses, or puts somebody else first: a resolver on this machine, say.
+    pub(crate) fn put(
+        &self,
+        server: IpAddr,
+        search: Option<&str>,
+        resolv_conf: &Path,
+    ) -> Result<(), Failure> {
         let mut text = format!("nameserver {server}\n");
         if let Some(zone) = search {
             text.push_str(&format!("search {zone}\n"));
         }
-        let first: &[&str] = match self.flavor {
-            Flavor::Openresolv => &["-m", "0"],
-            Flavor::Debian => &[],
-        };
-        self.run(&[&["-a", &self.record], first].concat(), &text).map(drop)
+        self.run(&["-a", &self.record], &text)?;
+        let servers = ResolvConf::read(resolv_conf).unwrap_or_default().servers;
+        if servers.first() == Some(&server) {
+            return Ok(());
+        }
+        let first = servers.first().map_or_else(|| "nobody".to_owned(), ToString::to_string);
+        Err(Failure::new(
+            Reason::Conflict,
+            format!(
+                "{} puts {first} first in {}, so that mesh names would be asked of it",
+                self.program.display(),
+                resolv_conf.display()
+            ),
+        ))
     }
 
     /// Takes our record out.
@@ -127,27 +138,14 @@ impl Resolvconf {
     ///
     /// None on this machine itself: a resolver here would get our record too, and ask us back.
     pub(crate) fn others(&self, resolv_conf: &Path, own: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        let records = match self.flavor {
-            // Each begins with a comment that names it, and ours is told by its address.
-            Flavor::Openresolv => {
-                run(&self.program, &["-l"], "").map(|output| output.text).unwrap_or_default()
-            }
-            Flavor::Debian => self.debian_records(Path::new(DEBIAN_RECORDS)),
-        };
+        // An older one knows no lists, and says so.
+        let records = run(&self.program, &["-l"], "").map(|output| output.text).unwrap_or_default();
         let mut servers = ResolvConf::parse(&records).servers;
         if servers.iter().all(|server| own.contains(server)) {
             servers = ResolvConf::read(resolv_conf).unwrap_or_default().servers;
         }
         servers.retain(|server| !own.contains(server) && !server.is_loopback());
         servers
-    }
-
-    fn debian_records(&self, folder: &Path) -> String {
-        let Ok(entries) = fs::read_dir(folder) else { return String::new() };
-        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.sort();
-        paths.retain(|path| path.file_name().is_some_and(|name| name != self.record.as_str()));
-        paths.iter().filter_map(|path| fs::read_to_string(path).ok()).collect::<Vec<_>>().join("\n")
     }
 
     fn run(&self, arguments: &[&str], input: &str) -> Result<Output, Failure> {
@@ -163,12 +161,9 @@ impl Resolvconf {
     }
 }
 
-/// What our record is called: Debian's program orders records by their names, and `tun*` comes before real interfaces.
-fn record_of(flavor: Flavor, interface: &str) -> String {
-    match flavor {
-        Flavor::Openresolv => format!("{interface}.mesh"),
-        Flavor::Debian => format!("tun-{interface}.mesh"),
-    }
+/// What our record is called: both programs put `tun0` and whatever begins like it before real interfaces.
+fn record_of(interface: &str) -> String {
+    format!("tun0.{interface}.mesh")
 }
 
 /// Whether the file was made by a resolvconf program; else a record of ours might destroy what somebody wrote by hand.
@@ -248,7 +243,7 @@ case "$1" in
     -a) cat > "DIR/$2" ;;
     -f) rm -f "DIR/$3" ;;
     -l) echo "# resolv.conf from eth0"; echo "nameserver 192.0.2.53"; echo "nameserver 127.0.0.1"
-        echo "# resolv.conf from mesh0.mesh"; echo "nameserver 100.64.0.1" ;;
+        echo "# resolv.conf from tun0.mesh0.mesh"; echo "nameserver 100.64.0.1" ;;
     *) echo "no $1 here" >&2; exit 3 ;;
 esac
 "##;
@@ -265,9 +260,11 @@ esac
         let folder = tempfile::tempdir().unwrap();
         let program = script(folder.path(), FAKE);
         let found = Resolvconf::find(&["/nowhere/resolvconf".into(), program], "mesh0").unwrap();
-        assert_eq!((found.flavor(), found.record()), (Flavor::Openresolv, "mesh0.mesh"));
-        found.put("100.64.0.1".parse().unwrap(), Some("mesh")).unwrap();
-        let record = folder.path().join("mesh0.mesh");
+        assert_eq!((found.flavor(), found.record()), (Flavor::Openresolv, "tun0.mesh0.mesh"));
+        let resolv_conf = folder.path().join("resolv.conf");
+        fs::write(&resolv_conf, "nameserver 100.64.0.1\nnameserver 192.0.2.53\n").unwrap();
+        found.put("100.64.0.1".parse().unwrap(), Some("mesh"), &resolv_conf).unwrap();
+        let record = folder.path().join("tun0.mesh0.mesh");
         assert_eq!(fs::read_to_string(&record).unwrap(), "nameserver 100.64.0.1\nsearch mesh\n");
         let own = BTreeSet::from(["100.64.0.1".parse().unwrap()]);
         let others = found.others(&folder.path().join("none"), &own);
@@ -275,7 +272,7 @@ esac
         found.remove().unwrap();
         assert!(!record.exists());
         let diary = fs::read_to_string(folder.path().join("diary")).unwrap();
-        assert_eq!(diary, "--version\n-a mesh0.mesh -m 0\n-l\n-f -d mesh0.mesh\n");
+        assert_eq!(diary, "--version\n-a tun0.mesh0.mesh\n-l\n-f -d tun0.mesh0.mesh\n");
     }
 
     #[test]
@@ -296,17 +293,20 @@ esac
         let found = Resolvconf::known(&program, Flavor::Openresolv, "mesh0.mesh");
         let words = found.remove().unwrap_err().to_string();
         assert!(words.contains("no room left") && words.contains("-d mesh0.mesh"), "{words}");
-        let gone = Resolvconf::known(&folder.path().join("gone"), Flavor::Debian, "tun-mesh0.mesh");
-        assert!(gone.put("100.64.0.1".parse().unwrap(), None).unwrap_err().to_string().contains("gone"));
+        let gone = Resolvconf::known(&folder.path().join("gone"), Flavor::Debian, "mesh0.mesh");
+        let words = gone.put("100.64.0.1".parse().unwrap(), None, folder.path()).unwrap_err().to_string();
+        assert!(words.contains("gone"), "{words}");
     }
 
     #[test]
-    fn debians_records_are_read_without_ours() {
+    fn a_server_that_does_not_come_first_is_no_use() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("eth0.dhclient"), "nameserver 192.0.2.1\n").unwrap();
-        fs::write(folder.path().join("tun-mesh0.mesh"), "nameserver 100.64.0.1\n").unwrap();
-        let ours = Resolvconf::known(Path::new("/sbin/resolvconf"), Flavor::Debian, "tun-mesh0.mesh");
-        assert_eq!(ours.debian_records(folder.path()), "nameserver 192.0.2.1\n");
+        let program = script(folder.path(), FAKE);
+        let found = Resolvconf::find(&[program], "mesh0").unwrap();
+        let resolv_conf = folder.path().join("resolv.conf");
+        fs::write(&resolv_conf, "nameserver 127.0.0.1\nnameserver 100.64.0.1\n").unwrap();
+        let words = found.put("100.64.0.1".parse().unwrap(), None, &resolv_conf).unwrap_err().to_string();
+        assert!(words.contains("puts 127.0.0.1 first"), "{words}");
     }
 
     #[test]
