@@ -197,7 +197,7 @@ impl Mesh {
         let stage = stage_of(direction, true);
         match held.filter.decide(peer.id, direction, opening) {
             Decision::Allowed { rule } => {
-                let by = rule.map_or_else(|| "no filter".to_owned(), |rule| rule_name(rule));
+                let by = rule.map_or_else(|| "no filter".to_owned(), rule_name);
                 told.say(stage, "allowed", rule.map_or_else(|| by.clone(), |rule| rule_shown(held, rule)));
                 told.allowed_by = Some(by);
             }

@@ -8,7 +8,7 @@ use super::flow::RuleSlot;
 use super::{Decision, Opening};
 use crate::ip::Prefix;
 use crate::key::NodeId;
-use crate::netmap::{Member, NetworkMap, PortRange, Protocol, Rule, Selector};
+use crate::netmap::{Member, NetworkMap, Rule, Selector};
 use crate::time::UnixTime;
 
 /// The rules of one node.
@@ -18,10 +18,11 @@ pub struct Filter {
     open: bool,
     /// What this node may send from and receive at.
     own: Vec<Prefix>,
-    peers: BTreeMap<NodeId, Clauses>,
     denials: Vec<Denial>,
-    /// The rules that concern this node, by their places among the policy's leaves, to count by.
-    rules: Vec<(u64, Rule)>,
+    /// The rules that concern this node, by their places among the policy's leaves.
+    rules: Vec<Mine>,
+    /// Last, because filters are compared in this order, and it is long.
+    peers: BTreeMap<NodeId, Clauses>,
 }
 
 /// What may be opened with one peer, in the order of the rules.
@@ -31,16 +32,24 @@ struct Clauses {
     outward: Vec<Clause>,
 }
 
-/// A rule as it concerns this node and one peer.
+/// A rule as it concerns this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mine {
+    /// Its place among the policy's leaves.
+    number: u64,
+    rule: Rule,
+    /// Which addresses of this node may open flows by it; none if it is not about the node as a source.
+    as_source: Option<Side>,
+    /// At which ones they may be opened.
+    as_destination: Option<Side>,
+}
+
+/// A rule as it concerns a peer as well. There may be as many as rules times peers, so it is small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Clause {
-    rule: u64,
-    /// This node's address.
-    near: Side,
-    /// The peer's.
+    rule: RuleSlot,
+    /// Which addresses of the peer it is about.
     far: Side,
-    protocol: Protocol,
-    ports: Box<[PortRange]>,
 }
 
 /// Which addresses of a member a rule is about.
@@ -81,43 +90,33 @@ impl Filter {
         rules: impl IntoIterator<Item = (u64, &'a Rule)>,
         denials: &[Denial],
     ) -> Self {
-        let rules: Vec<(u64, &Rule)> = rules.into_iter().collect();
-        // Most rules of a map concern this node on one side only, whoever the peer is.
-        let mine: Vec<(u64, &Rule, Option<Side>, Option<Side>)> = rules
-            .into_iter()
-            .map(|(number, rule)| {
-                (number, rule, Side::of(&rule.sources, me), Side::of(&rule.destinations, me))
-            })
-            .filter(|(_, _, source, destination)| source.is_some() || destination.is_some())
-            .collect();
-        let mut filter = Self {
+        let mine = |(number, rule): (u64, &Rule)| {
+            let (as_source, as_destination) = (Side::of(&rule.sources, me), Side::of(&rule.destinations, me));
+            let concerned = as_source.is_some() || as_destination.is_some();
+            concerned.then(|| Mine { number, rule: rule.clone(), as_source, as_destination })
+        };
+        let mut rules: Vec<Mine> = rules.into_iter().filter_map(mine).collect();
+        rules.sort_by_key(|mine| mine.number);
+        let clauses_with = |peer: &Member| {
+            let mut clauses = Clauses::default();
+            for (slot, mine) in (0..).zip(&rules) {
+                let side = |own: &Option<Side>, selectors| {
+                    let far = own.as_ref().and_then(|_| Side::of(selectors, peer));
+                    far.map(|far| Clause { rule: slot, far })
+                };
+                clauses.outward.extend(side(&mine.as_source, &mine.rule.destinations));
+                clauses.inward.extend(side(&mine.as_destination, &mine.rule.sources));
+            }
+            (peer.id, clauses)
+        };
+        let others = peers.into_iter().filter(|peer| peer.id != me.id);
+        Self {
             open: false,
             own: me.allowed_ips().collect(),
-            peers: BTreeMap::new(),
             denials: denials.to_vec(),
-            rules: mine.iter().map(|&(number, rule, ..)| (number, rule.clone())).collect(),
-        };
-        filter.rules.sort_by_key(|(number, _)| *number);
-        for peer in peers.into_iter().filter(|peer| peer.id != me.id) {
-            let mut clauses = Clauses::default();
-            for (number, rule, as_source, as_destination) in &mine {
-                let clause = |near: &Side, far: Side| Clause {
-                    rule: *number,
-                    near: near.clone(),
-                    far,
-                    protocol: rule.protocol,
-                    ports: rule.ports.clone().into(),
-                };
-                if let (Some(near), Some(far)) = (as_source, Side::of(&rule.destinations, peer)) {
-                    clauses.outward.push(clause(near, far));
-                }
-                if let (Some(near), Some(far)) = (as_destination, Side::of(&rule.sources, peer)) {
-                    clauses.inward.push(clause(near, far));
-                }
-            }
-            filter.peers.insert(peer.id, clauses);
+            peers: others.map(clauses_with).collect(),
+            rules,
         }
-        filter
     }
 
     /// Judges the opening of a flow with `peer`, to whom the address on its side belongs: that is for the caller to know.
@@ -139,13 +138,19 @@ impl Filter {
             Direction::In => &clauses.inward,
             Direction::Out => &clauses.outward,
         };
-        let allows = |clause: &&Clause| {
-            clause.near.contains(near)
+        let allows = |clause: &Clause| {
+            let mine = self.rules.get(clause.rule as usize)?;
+            let own = match direction {
+                Direction::In => mine.as_destination.as_ref()?,
+                Direction::Out => mine.as_source.as_ref()?,
+            };
+            let allowed = own.contains(near)
                 && clause.far.contains(far)
-                && matches(clause.protocol, &clause.ports, opening)
+                && matches(mine.rule.protocol, &mine.rule.ports, opening);
+            allowed.then_some(mine.number)
         };
-        match clauses.iter().find(allows) {
-            Some(clause) => Decision::Allowed { rule: Some(clause.rule) },
+        match clauses.iter().find_map(allows) {
+            Some(number) => Decision::Allowed { rule: Some(number) },
             None => Decision::Denied,
         }
     }
@@ -163,13 +168,18 @@ impl Filter {
     }
 
     /// The rules that concern this node, with their places among the policy's leaves, in that order.
-    pub(super) fn rules(&self) -> &[(u64, Rule)] {
-        &self.rules
+    pub(super) fn rules(&self) -> impl Iterator<Item = (u64, &Rule)> {
+        self.rules.iter().map(|mine| (mine.number, &mine.rule))
+    }
+
+    /// One of them.
+    pub(super) fn rule(&self, slot: RuleSlot) -> Option<&Rule> {
+        self.rules.get(slot as usize).map(|mine| &mine.rule)
     }
 
     /// Where the rule of a place among the policy's leaves is in [`rules`](Self::rules).
     pub(super) fn slot_of(&self, number: u64) -> Option<RuleSlot> {
-        let found = self.rules.binary_search_by_key(&number, |(number, _)| *number);
+        let found = self.rules.binary_search_by_key(&number, |mine| mine.number);
         found.ok().and_then(|slot| RuleSlot::try_from(slot).ok())
     }
 

@@ -56,7 +56,8 @@ impl Gate {
     /// Judges by another filter from now on. An equal one changes nothing.
     pub(crate) fn apply(&mut self, filter: Arc<Filter>, now: Instant) {
         self.ticks.at(now);
-        if *filter != *self.filter {
+        // By the pointer first: mostly it is the very same.
+        if filter != self.filter {
             self.counters = self.counters.carried_over(&self.filter, &filter);
             self.generation = self.generation.wrapping_add(1);
             self.filter = filter;
