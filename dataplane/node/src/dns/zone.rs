@@ -19,8 +19,9 @@ use super::reverse::{self, Reverse};
 
 /// How long an answer may be kept, seconds: names follow the map, which changes at any time.
 pub(super) const ANSWER_TTL: u32 = 10;
-/// How long it may be kept that there is no answer, seconds: a node that joins is asked for at once (RFC 2308).
-pub(super) const NEGATIVE_TTL: u32 = 1;
+/// How long it may be kept that there is no answer, seconds: not at all (RFC 2308 section 5). Asking again costs nothing on
+/// the same machine, and a node that joins is found at once, also by who has just asked in vain.
+pub(super) const NEGATIVE_TTL: u32 = 0;
 /// The most names that the reverse name of one address leads to.
 const REVERSE_NAMES_MAX: usize = 4;
 

@@ -343,6 +343,57 @@ fn a_bind_mounted_hosts_file_is_written_in_place_and_a_stopped_daemon_leaves_its
 }
 
 #[test]
+fn a_node_that_is_removed_or_leaves_tells_the_machine_no_names() {
+    in_sandbox(|| {
+        block_on(async {
+            let world = World::new().await;
+            let mut alpha = world.node("alpha", Choice::Auto).await;
+            let mut beta = world.node("beta", Choice::Auto).await;
+            let hosts = |member: &Member| member.machine.sh("cat /etc/hosts");
+            for member in [&mut alpha, &mut beta] {
+                until_told(&mut member.node, "hosts").await;
+            }
+            assert!(hosts(&alpha).contains("\tbeta.mesh beta\n"), "{}", hosts(&alpha));
+            beta.until_connected().await;
+            world.remove("beta").await;
+            until_told(&mut beta.node, "off").await;
+            assert!(!hosts(&beta).contains("ringmesh"), "{}", hosts(&beta));
+            within(FOUND, "nobody finds it any more", || !hosts(&alpha).contains("beta"));
+            alpha.node.leave().await.unwrap();
+            assert!(!hosts(&alpha).contains("ringmesh"), "{}", hosts(&alpha));
+            for member in [alpha, beta] {
+                member.node.stop().await.unwrap();
+            }
+        });
+    });
+}
+
+#[test]
+fn a_machine_that_cannot_be_told_is_gone_on_without_and_says_why() {
+    in_sandbox(|| {
+        block_on(async {
+            let world = World::new().await;
+            let machine = Machine::new(&world.switch, "alpha");
+            machine.sh("mount -o remount,bind,ro /etc/hosts");
+            let mut alpha = world.member(machine, Place::new(), "alpha").await;
+            let began = Instant::now();
+            while !dns_status(&mut alpha.node).await.reason.contains("Read-only file system") {
+                assert!(began.elapsed() < Duration::from_secs(5), "{:?}", dns_status(&mut alpha.node).await);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(dns_status(&mut alpha.node).await.mode, "off");
+            // It answers all the same.
+            assert_eq!(
+                dns_query(&mut alpha.node, "alpha", "AAAA").await.records[0].data,
+                alpha.ipv6.to_string()
+            );
+            assert!(!alpha.place.state("undo.json").exists(), "nothing is to be taken back");
+            alpha.node.stop().await.unwrap();
+        });
+    });
+}
+
+#[test]
 fn nobody_else_gets_an_answer_or_hears_that_there_is_a_server() {
     in_sandbox(|| {
         block_on(async {

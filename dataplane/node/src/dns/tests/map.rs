@@ -118,7 +118,7 @@ fn a_zone_has_the_members_and_names_in_force() {
     // The serial is the revision, as far as 32 bits go.
     assert_eq!(
         ask("mesh.", RecordType::SOA),
-        ["mesh. 10 SOA alice.mesh. hostmaster.mesh. 42 3600 600 86400 1"]
+        ["mesh. 10 SOA alice.mesh. hostmaster.mesh. 42 3600 600 86400 0"]
     );
 
     // Bob's membership ends, then the policy with its name, then our own membership with everything.

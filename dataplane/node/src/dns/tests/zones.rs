@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SOA: &str = "mesh. 1 SOA alice.mesh. hostmaster.mesh. 7 3600 600 86400 1";
+const SOA: &str = "mesh. 0 SOA alice.mesh. hostmaster.mesh. 7 3600 600 86400 0";
 
 fn soa_of(name: &str) -> String {
     SOA.replacen("mesh.", name, 1)
@@ -37,7 +37,7 @@ fn a_name_has_its_addresses_for_ten_seconds() {
         ("printer.mesh.", RecordType::A, vec!["printer.mesh. 10 A 10.1.0.9"]),
         ("db.eu.mesh.", RecordType::A, vec!["db.eu.mesh. 10 A 100.64.9.9"]),
         ("mesh.", RecordType::NS, vec!["mesh. 10 NS alice.mesh."]),
-        ("MESH.", RecordType::SOA, vec!["MESH. 10 SOA alice.mesh. hostmaster.mesh. 7 3600 600 86400 1"]),
+        ("MESH.", RecordType::SOA, vec!["MESH. 10 SOA alice.mesh. hostmaster.mesh. 7 3600 600 86400 0"]),
         ("2.0.64.100.in-addr.arpa.", RecordType::PTR, vec!["2.0.64.100.in-addr.arpa. 10 PTR bob.mesh."]),
         ("9.9.64.100.IN-ADDR.arpa.", RecordType::PTR, vec!["9.9.64.100.IN-ADDR.arpa. 10 PTR db.eu.mesh."]),
         ("64.100.in-addr.arpa.", RecordType::NS, vec!["64.100.in-addr.arpa. 10 NS alice.mesh."]),
@@ -191,7 +191,7 @@ fn names_of_others_are_passed_on() {
 
 #[test]
 fn special_names_are_not_passed_on() {
-    let soa = |name: &str| vec![format!("{name} 1 SOA {name} {name} 1 3600 600 86400 1")];
+    let soa = |name: &str| vec![format!("{name} 0 SOA {name} {name} 1 3600 600 86400 0")];
     for name in ["localhost.", "x.y.LocalHost."] {
         let last = name.rsplit('.').nth(1).unwrap();
         let ipv4 = vec![format!("{name} 10 A 127.0.0.1")];

@@ -208,6 +208,17 @@ fn many_daemons_at_once_lose_nobodys_block() {
 }
 
 #[test]
+fn somebody_who_keeps_the_lock_only_delays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts");
+    fs::write(&path, "127.0.0.1 localhost\n").unwrap();
+    let held = File::open(&path).unwrap();
+    held.lock().unwrap();
+    assert!(HostsBlock::new(&path, "mesh0").put(&some()).unwrap());
+    assert!(fs::read_to_string(&path).unwrap().ends_with(BLOCK));
+}
+
+#[test]
 fn a_file_that_is_missing_has_no_block_and_is_not_made() {
     let folder = tempfile::tempdir().unwrap();
     let block = HostsBlock::new(&folder.path().join("hosts"), "mesh0");

@@ -26,7 +26,11 @@ use tracing::{error, info, warn};
 
 pub(crate) use self::hosts::Entry;
 use self::{
-    hosts::HostsBlock, resolv_conf::ResolvConf, resolvconf::Resolvconf, resolved::Resolved, undo::Change,
+    hosts::{HostsBlock, Stamp},
+    resolv_conf::ResolvConf,
+    resolvconf::Resolvconf,
+    resolved::Resolved,
+    undo::Change,
 };
 use crate::{
     config::{Dns, DnsMode},
@@ -126,6 +130,8 @@ pub(crate) struct HostNames {
     /// resolved was there, and refused: asking it again would be refused again.
     resolved_refused: bool,
     resolv_conf: Option<Vec<u8>>,
+    /// The hosts file as it was when it was last right.
+    right: Option<Stamp>,
     looks: u32,
     told: Option<Link>,
 }
@@ -142,6 +148,7 @@ impl HostNames {
             keeper: Keeper::Other,
             resolved_refused: false,
             resolv_conf: None,
+            right: None,
             looks: 0,
             told: None,
         }
@@ -153,6 +160,7 @@ impl HostNames {
         self.resolv_conf = std::fs::read(&self.paths.resolv_conf).ok();
         self.keeper = self.keeper();
         self.resolved_refused = false;
+        self.right = None;
         let ways: &[DnsMode] = match self.config.mode {
             DnsMode::Auto => &[DnsMode::Resolved, DnsMode::Resolvconf, DnsMode::Hosts],
             DnsMode::Resolved => &[DnsMode::Resolved],
@@ -271,14 +279,23 @@ impl HostNames {
         if let Some(told) = &mut self.told {
             told.entries = entries;
         }
+        self.right = None;
         self.renew_block().await;
     }
 
     /// Puts the names into the hosts file if they are not there just so, and it is there that they are kept.
     async fn renew_block(&mut self) {
         let (Way::Hosts(block), Some(told)) = (&self.way, &self.told) else { return };
+        if self.right.is_some() && block.stamp() == self.right {
+            return;
+        }
         let (block, entries) = (block.clone(), told.entries.clone());
-        let renewed = blocking(move || block.put(&entries).map_err(|failure| failure.to_string())).await;
+        let renewed = blocking(move || {
+            block.put(&entries).map_err(|failure| failure.to_string())?;
+            Ok(block.stamp())
+        });
+        let renewed = renewed.await;
+        self.right = renewed.as_ref().ok().copied().flatten();
         let words = match renewed {
             Ok(_) => format!("names are kept in {}", self.paths.hosts.display()),
             Err(words) => words,
