@@ -16,6 +16,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::OnceLock,
 };
 
 use ringmesh_tunnel::{
@@ -43,6 +44,15 @@ enum Side {
 
 const SIDES: [Side; 2] = [Side::Source, Side::Destination];
 
+impl Side {
+    const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
 /// One thing for each side of a rule.
 #[derive(Debug, Clone, Default)]
 struct Both<T> {
@@ -58,6 +68,10 @@ impl<T> Both<T> {
         }
     }
 
+    fn of(of: impl Fn(Side) -> T) -> Self {
+        Self { source: of(Side::Source), destination: of(Side::Destination) }
+    }
+
     const fn at_mut(&mut self, side: Side) -> &mut T {
         match side {
             Side::Source => &mut self.source,
@@ -70,7 +84,9 @@ impl<T> Both<T> {
 #[derive(Debug)]
 struct RuleEdges {
     selectors: Both<Vec<Selector>>,
-    /// The members that each side selects.
+    /// Whether a side is everybody. Then nothing else of it is looked at, and it has no edges: they would be all there are.
+    all: Both<bool>,
+    /// The members that each other side selects.
     members: Both<RoaringBitmap>,
     /// Its places among the policy's leaves.
     places: Vec<u64>,
@@ -91,7 +107,7 @@ struct MemberEdges {
     /// What it is selected by, ranges aside.
     facts: BTreeSet<Selector>,
     allowed_ips: BTreeSet<Prefix>,
-    /// The rules whose sides select it.
+    /// The rules whose sides select it, but those that select everybody.
     rules: Both<RoaringBitmap>,
 }
 
@@ -116,6 +132,10 @@ pub(crate) struct Edges {
     rules: BTreeMap<RuleSlot, RuleEdges>,
     by_hash: BTreeMap<[u8; 32], RuleSlot>,
     next_rule: RuleSlot,
+    /// The rules one side of which is everybody.
+    for_all: Both<RoaringBitmap>,
+    /// Whom those rules have on their other side; empty after every change.
+    beyond_all: Both<OnceLock<RoaringBitmap>>,
     /// Places of what is no rule, and so for everybody.
     others: Vec<u64>,
     uniform: bool,
@@ -126,6 +146,7 @@ pub(crate) struct Edges {
 impl Edges {
     /// Takes a member as it is now, or that it is gone.
     pub(crate) fn put_member(&mut self, id: NodeId, member: Option<&Member>) {
+        self.beyond_all = Both::default();
         let slot = self.slot_or_new(id);
         let now = member.map(facts_of).unwrap_or_default();
         let before = self.members.remove(&slot);
@@ -157,6 +178,7 @@ impl Edges {
 
     /// Takes the leaves of the policy in their order, each with its hash; `None` for one that is no rule.
     pub(crate) fn put_policy<'a>(&mut self, leaves: impl Iterator<Item = (Option<&'a Rule>, [u8; 32])>) {
+        self.beyond_all = Both::default();
         for rule in self.rules.values_mut() {
             rule.places.clear();
         }
@@ -179,9 +201,8 @@ impl Edges {
         for slot in gone {
             self.drop_rule(slot);
         }
-        let all = |rule: &RuleEdges, side| rule.selectors.at(side).contains(&Selector::All);
-        let joins_all = |rule: &RuleEdges| SIDES.iter().all(|side| all(rule, *side));
-        let concerns_all = |rule: &RuleEdges| SIDES.iter().any(|side| all(rule, *side));
+        let joins_all = |rule: &RuleEdges| SIDES.iter().all(|side| *rule.all.at(*side));
+        let concerns_all = |rule: &RuleEdges| SIDES.iter().any(|side| *rule.all.at(*side));
         self.uniform = self.rules.values().any(joins_all) && self.rules.values().all(concerns_all);
     }
 
@@ -211,12 +232,13 @@ impl Edges {
         if self.relays.contains(me) {
             seen |= &self.mesh;
         }
-        for (mine, theirs) in [(Side::Source, Side::Destination), (Side::Destination, Side::Source)] {
-            for rule in edges.rules.at(mine).iter().filter_map(|rule| self.rules.get(&rule)) {
-                seen |= rule.members.at(theirs);
+        for side in SIDES {
+            seen |= self.beyond_all(side);
+            for rule in edges.rules.at(side).iter().filter_map(|rule| self.rules.get(&rule)) {
                 if seen.len() == self.everybody.len() {
                     return seen;
                 }
+                seen |= self.members(rule, side.other());
             }
         }
         seen
@@ -228,17 +250,23 @@ impl Edges {
             return false;
         };
         let relay = |one, other| self.relays.contains(one) && self.mesh.contains(other);
-        me == peer
-            || relay(me, peer)
-            || relay(peer, me)
-            || !mine.rules.source.is_disjoint(&theirs.rules.destination)
-            || !mine.rules.destination.is_disjoint(&theirs.rules.source)
+        // A rule has one of them on this side, and the other on the other.
+        let connected = |side: Side| {
+            let (here, there) = (mine.rules.at(side), theirs.rules.at(side.other()));
+            let (all_here, all_there) = (self.for_all.at(side), self.for_all.at(side.other()));
+            !here.is_disjoint(there)
+                || !here.is_disjoint(all_there)
+                || !all_here.is_disjoint(there)
+                || !all_here.is_disjoint(all_there)
+        };
+        me == peer || relay(me, peer) || relay(peer, me) || SIDES.into_iter().any(connected)
     }
 
     /// The places of the leaves that touch `me`, in the policy's order.
     pub(crate) fn places(&self, me: Slot) -> Vec<u64> {
         let Some(edges) = self.members.get(&me) else { return Vec::new() };
-        let touching = &edges.rules.source | &edges.rules.destination;
+        let touching = (&edges.rules.source | &edges.rules.destination)
+            | (&self.for_all.source | &self.for_all.destination);
         let rules = touching.iter().filter_map(|rule| self.rules.get(&rule));
         let mut places: Vec<u64> = rules.flat_map(|rule| &rule.places).chain(&self.others).copied().collect();
         places.sort_unstable();
@@ -249,6 +277,19 @@ impl Edges {
     #[cfg(test)]
     pub(crate) const fn evaluations(&self) -> u64 {
         self.evaluations
+    }
+
+    /// The members that one side of a rule selects.
+    fn members<'a>(&'a self, rule: &'a RuleEdges, side: Side) -> &'a RoaringBitmap {
+        if *rule.all.at(side) { &self.everybody } else { rule.members.at(side) }
+    }
+
+    /// Whom the rules for everybody on `side` have on their other side.
+    fn beyond_all(&self, side: Side) -> &RoaringBitmap {
+        self.beyond_all.at(side).get_or_init(|| {
+            let rules = self.for_all.at(side).iter().filter_map(|rule| self.rules.get(&rule));
+            rules.fold(RoaringBitmap::new(), |beyond, rule| beyond | self.members(rule, side.other()))
+        })
     }
 
     fn slot_or_new(&mut self, id: NodeId) -> Slot {
@@ -321,9 +362,14 @@ impl Edges {
         let slot = self.next_rule;
         self.next_rule = slot.checked_add(1).expect("invariant: fewer rules in a life than 32 bits number");
         let selectors = Both { source: rule.sources.clone(), destination: rule.destinations.clone() };
+        let all = Both::of(|side| selectors.at(side).contains(&Selector::All));
         let mut members = Both::<RoaringBitmap>::default();
         for side in SIDES {
             self.evaluations += 1;
+            if *all.at(side) {
+                self.for_all.at_mut(side).insert(slot);
+                continue;
+            }
             for selector in selectors.at(side) {
                 self.name(selector);
                 let Some(named) = self.selectors.get_mut(selector) else { continue };
@@ -336,7 +382,7 @@ impl Edges {
                 }
             }
         }
-        self.rules.insert(slot, RuleEdges { selectors, members, places: Vec::new(), hash });
+        self.rules.insert(slot, RuleEdges { selectors, all, members, places: Vec::new(), hash });
         self.by_hash.insert(hash, slot);
         slot
     }
@@ -345,6 +391,10 @@ impl Edges {
         let Some(rule) = self.rules.remove(&slot) else { return };
         self.by_hash.remove(&rule.hash);
         for side in SIDES {
+            if *rule.all.at(side) {
+                self.for_all.at_mut(side).remove(slot);
+                continue;
+            }
             for member in rule.members.at(side) {
                 if let Some(member) = self.members.get_mut(&member) {
                     member.rules.at_mut(side).remove(slot);
@@ -409,7 +459,7 @@ impl Named {
 fn facts_of(member: &Member) -> (BTreeSet<Selector>, BTreeSet<Prefix>) {
     let groups = member.groups.iter().cloned().map(Selector::Group);
     let tags = member.tags.iter().cloned().map(Selector::Tag);
-    let facts = [Selector::All, Selector::Node(member.id)].into_iter().chain(groups).chain(tags);
+    let facts = [Selector::Node(member.id)].into_iter().chain(groups).chain(tags);
     (facts.collect(), member.allowed_ips().collect())
 }
 

@@ -323,6 +323,9 @@ impl NetworkState {
 
     /// What changed after `since` and concerns `me`, who was told of `told`, and whom it sees now; `None` if nothing did.
     fn collect(&self, me: NodeId, since: u64, told: &RoaringBitmap) -> Option<(Changed, RoaringBitmap)> {
+        if self.newest_change() == since {
+            return None;
+        }
         let edges = &self.edges;
         let mine = edges.slot(me)?;
         let mut changed = Changed::default();

@@ -223,8 +223,9 @@ impl World {
             assert!(!self.edges.sees(slot, slot));
         }
         // Nothing is kept that neither a member nor a rule has.
+        let sides = rules.iter().flat_map(|rule| [&rule.sources, &rule.destinations]);
         let named: BTreeSet<&Selector> =
-            rules.iter().flat_map(|rule| rule.sources.iter().chain(&rule.destinations)).collect();
+            sides.filter(|side| !side.contains(&Selector::All)).flatten().collect();
         let facts: Vec<Selector> = self.members.values().flat_map(|member| facts_of(member).0).collect();
         let expected: BTreeSet<&Selector> = named.into_iter().chain(&facts).collect();
         assert_eq!(self.edges.selectors.keys().collect::<BTreeSet<_>>(), expected);
