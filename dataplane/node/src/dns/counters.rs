@@ -45,7 +45,7 @@ pub(crate) enum Refusal {
     Response,
     /// The asker does not take answers: the socket was full, or its connection is gone.
     Untaken,
-    /// A connection asked for more than a query may be long, or came one too many.
+    /// A connection announced a longer message than a query may be.
     TooLong,
     /// There is nobody to ask for other names: `REFUSED`.
     NoUpstream,

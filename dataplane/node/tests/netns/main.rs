@@ -17,6 +17,7 @@ mod apart;
 mod away;
 mod canary;
 mod debian;
+mod dns;
 mod fallback;
 mod hostile_roads;
 mod joining;
