@@ -59,14 +59,14 @@ pub(crate) struct Counters {
 impl Counters {
     /// Those of the filter `new`, which follows `old`.
     pub(crate) fn carried_over(&self, old: &Filter, new: &Filter) -> Self {
-        let of_old = |(number, rule): &(u64, _)| {
-            let slot = old.slot_of(*number)? as usize;
-            let same = old.rules().get(slot).is_some_and(|(_, old)| old == rule);
-            self.rules.get(slot).copied().filter(|_| same)
+        let of_old = |(number, rule)| {
+            let slot = old.slot_of(number)?;
+            let same = old.rule(slot).is_some_and(|old| old == rule);
+            self.rules.get(slot as usize).copied().filter(|_| same)
         };
         let denied = |id: u32| (id, self.denials.get(&id).copied().unwrap_or_default());
         Self {
-            rules: new.rules().iter().map(|rule| of_old(rule).unwrap_or_default()).collect(),
+            rules: new.rules().map(|rule| of_old(rule).unwrap_or_default()).collect(),
             denials: new.denials().iter().map(|denial| denied(denial.id)).collect(),
         }
     }
@@ -92,7 +92,7 @@ impl Counters {
 
     /// The report, without the flows.
     pub(crate) fn report(&self, filter: &Filter) -> FilterReport {
-        let numbers = filter.rules().iter().map(|(number, _)| *number);
+        let numbers = filter.rules().map(|(number, _)| number);
         FilterReport {
             rules: numbers.zip(self.rules.iter().copied()).collect(),
             denials: self.denials.clone(),

@@ -1,6 +1,7 @@
 //! The filter at work, without a tunnel around it: one node, its peers' flows, and packets in both directions.
 
 mod changes;
+mod decisions;
 mod floods;
 mod fragments;
 mod icmp;

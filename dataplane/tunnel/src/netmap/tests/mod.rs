@@ -5,6 +5,7 @@
 
 mod accept;
 mod codec;
+mod filter;
 mod record;
 mod refuse;
 mod sequence;
