@@ -138,8 +138,8 @@ impl Args {
     async fn ask_coordinator(&self, coordinator: &Connection) -> Result<Told, Failure> {
         let request = admin::TraceRequest {
             network: self.network.network.clone(),
-            source: self.source.clone(),
-            destination: self.destination.clone(),
+            source: self.source.trim_end_matches('.').to_owned(),
+            destination: self.destination.trim_end_matches('.').to_owned(),
             protocol: self.service.protocol.clone(),
             port: self.service.port.into(),
         };
@@ -157,8 +157,8 @@ impl Args {
 
     async fn ask_node(&self, node: &Connection, me: &Network) -> Result<Told, Failure> {
         let request = local::TraceRequest {
-            source: self.source.clone(),
-            destination: self.destination.clone(),
+            source: bare(&me.zone, &self.source).to_owned(),
+            destination: bare(&me.zone, &self.destination).to_owned(),
             protocol: self.service.protocol.clone(),
             port: self.service.port.into(),
         };
@@ -175,16 +175,24 @@ impl Args {
     }
 }
 
+/// A name without the zone that it may have been given with: `web1.mesh.` is `web1`.
+fn bare<'a>(zone: &str, name: &'a str) -> &'a str {
+    let name = name.trim_end_matches('.');
+    let bare = name.len().checked_sub(zone.len()).filter(|_| !zone.is_empty());
+    let bare =
+        bare.and_then(|at| name.split_at_checked(at)).filter(|(_, end)| end.eq_ignore_ascii_case(zone));
+    bare.and_then(|(bare, _)| bare.strip_suffix('.')).unwrap_or(name)
+}
+
 /// Whether `end` names the node of this machine: by name, full name, id or address.
 fn is_me(network: &Network, end: &str) -> bool {
     let Some(me) = &network.self_ else { return false };
-    let same_name = |name: &str| name.trim_end_matches('.').eq_ignore_ascii_case(end.trim_end_matches('.'));
+    let end = bare(&network.zone, end);
     let same_address = |address: &str| {
         let parsed: Option<std::net::IpAddr> = end.parse().ok();
         parsed.is_some_and(|end| address.parse() == Ok(end))
     };
-    same_name(&me.name)
-        || same_name(&format!("{}.{}", me.name, network.zone))
+    me.name.eq_ignore_ascii_case(end)
         || me.id.eq_ignore_ascii_case(end)
         || same_address(&me.ipv4)
         || same_address(&me.ipv6)
@@ -217,6 +225,24 @@ mod tests {
         }
         assert_eq!(service("tcp/443").unwrap().text(), "tcp/443");
         assert_eq!(service("icmp").unwrap().text(), "icmp");
+    }
+
+    #[test]
+    fn a_name_is_taken_out_of_its_zone() {
+        for (name, expected) in [
+            ("web1.mesh", "web1"),
+            ("web1.Mesh.", "web1"),
+            ("web1", "web1"),
+            ("mesh", "mesh"),
+            (".mesh", ""),
+            ("webmesh", "webmesh"),
+            ("\u{e9}mesh", "\u{e9}mesh"),
+            ("100.64.0.1", "100.64.0.1"),
+            ("", ""),
+        ] {
+            assert_eq!(bare("mesh", name), expected, "{name}");
+        }
+        assert_eq!(bare("", "web1."), "web1");
     }
 
     #[test]

@@ -142,6 +142,8 @@ fn a_trace_ends_with_what_decides_whoever_is_asked() {
         let here = alice.run(&["trace", "alice", "web", "tcp/8080"]).ok();
         assert!(disposition(&here).starts_with("Final disposition: ALLOWED by rule 1"), "{here}");
         assert!(here.contains("owner of web denies") && !here.contains("alice or web"), "{here}");
+        alice.run(&["trace", "alice.mesh", "web.mesh.", "tcp/8080"]).ok();
+        coordinator.run(&["trace", "alice.mesh", "web.mesh.", "tcp/8080"]).ok();
         web.run(&["filter", "add", "--in", "--protocol", "tcp"]).ok();
         let there = web.run(&["trace", "alice", &web.address().to_string(), "tcp/8080", "-o", "json"]);
         assert_eq!(there.code, 7, "{there:?}");

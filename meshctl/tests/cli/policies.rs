@@ -332,6 +332,47 @@ fn a_policy_is_applied_shown_applied_again_and_taken_back() {
 }
 
 #[test]
+fn a_policy_about_a_member_that_is_gone_cannot_be_taken_back() {
+    in_sandbox(|| {
+        let (site, coordinator, _alice, _web) = mesh();
+        let first = coordinator.apply(WEB);
+        let second = coordinator.apply("[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\n");
+        coordinator.run(&["nodes", "remove", "web"]).ok();
+        let message = coordinator.run(&["policy", "rollback"]).failed(2);
+        assert!(message.contains("web"), "{message}");
+        // One that has its name now is another, and the file that names it can be applied for it.
+        let other = site.machine("web");
+        other.join(&coordinator);
+        let shown = coordinator.json("policy", &["policy", "show"]);
+        assert_eq!(shown["revision"], second["revision"]);
+        let back =
+            coordinator.json("policy-applied", &["policy", "rollback", &format!("r{}", first["revision"])]);
+        assert_eq!(names(&back["installation"]["installed"]), ["alice", "web"]);
+        let history = coordinator.run(&["policy", "history"]).ok();
+        assert!(history.contains(&format!("back to r{}", first["revision"])), "{history}");
+    });
+}
+
+#[test]
+fn a_later_node_of_the_same_name_inherits_nothing() {
+    in_sandbox(|| {
+        let (site, coordinator, _alice, _web) = mesh();
+        coordinator.apply(WEB);
+        coordinator.run(&["trace", "alice", "web", "tcp/443"]).ok();
+        coordinator.run(&["nodes", "remove", "web"]).ok();
+        let other = site.machine("web");
+        other.join(&coordinator);
+        let denied = coordinator.run(&["trace", "alice", "web", "tcp/443"]);
+        assert_eq!(denied.code, 7, "{denied:?}");
+        // The plan says so too, and applying the same text binds the name anew.
+        let plan = coordinator.policy(&["plan", "-"], WEB).ok();
+        assert!(plan.starts_with("+ alice -> web tcp/443\n"), "{plan}");
+        assert_eq!(coordinator.apply(WEB)["changed"], true);
+        coordinator.run(&["trace", "alice", "web", "tcp/443"]).ok();
+    });
+}
+
+#[test]
 fn a_policy_that_somebody_else_applied_meanwhile_is_a_conflict() {
     in_sandbox(|| {
         let (_site, coordinator, _alice, _web) = mesh();
