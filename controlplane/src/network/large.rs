@@ -1,4 +1,4 @@
-//! What a policy costs in a large network: printed by a test that runs when it is asked for.
+//! Policies in large networks: what does not fit is refused; and what one costs, printed by a test that runs when it is asked for.
 //!
 //! ```text
 //! cargo test --release -p ringmesh-controlplane --lib network::large -- --ignored --nocapture
@@ -20,12 +20,12 @@ use super::{
     authority::Authority,
     create, enroll,
     map::{Delta, Place, Told},
-    policies::{self, Wish},
+    policies::{self, Refusal, Wish},
     row::{Blob, NodeRow},
 };
 use crate::{
     config::NetworkConfig,
-    store::{Commit, Op},
+    store::{Commit, MAX_OPS, MAX_VALUE, Op},
     vault::Vault,
 };
 
@@ -42,14 +42,15 @@ struct Large {
 }
 
 impl Large {
-    fn new() -> Self {
+    fn of(nodes: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let vault = Vault::open(directory.path(), true).unwrap();
         let (network, plan) =
             create::plan(&NetworkConfig::default(), &Authority::generate(), None, &vault, NOW).unwrap();
         let mut large = Self { registry: Registry::default(), vault, network, _directory: directory };
         large.commit(plan);
-        for number in 0..NODES {
+        let mut all = Plan::default();
+        for number in 0..nodes {
             let member = large.member(number);
             let row = NodeRow {
                 member: Blob::from(&large.state().authority.sign(Role::Admission, &member).unwrap()),
@@ -60,8 +61,9 @@ impl Large {
                 ephemeral: false,
                 psk: None,
             };
-            large.commit(enroll::admit(&member, &row, 0));
+            all.ops.extend(enroll::admit(&member, &row, 0).ops);
         }
+        large.commit(all);
         large
     }
 
@@ -154,9 +156,42 @@ fn leaves(port: u16, wide: u16) -> Vec<Leaf> {
 }
 
 #[test]
+fn a_policy_that_does_not_fit_a_transaction_is_refused_with_the_way_out() {
+    let most = u16::try_from(MAX_OPS - 2).unwrap();
+    let mut large = Large::of(most + 1);
+    let ids: Vec<NodeId> = large.state().node_ids().collect();
+    let groups = |count: u16| -> BTreeMap<NodeId, Vec<String>> {
+        ids.iter().take(count.into()).map(|id| (*id, vec!["staff".to_owned()])).collect()
+    };
+    let (all, some) = (groups(most + 1), groups(most));
+    let wish = |leaves, groups| Wish { leaves, groups, rules: 0, text: "", by: "root", comment: "", base: 0 };
+    let refused = policies::plan(large.state(), &wish(&[], &all), NOW).unwrap_err();
+    let expected = Refusal::TooManyMembers { members: usize::from(most) + 1, most: most.into() };
+    assert_eq!(refused, expected);
+    assert!(refused.to_string().contains("apply it in several steps"));
+    // In two steps it is possible.
+    for groups in [&some, &all] {
+        let plan = policies::plan(large.state(), &wish(&[], groups), NOW).unwrap().unwrap();
+        assert!(plan.ops.len() <= MAX_OPS && plan.compare.len() <= MAX_OPS);
+        large.commit(plan);
+    }
+    assert!(large.state().nodes.values().all(|node| node.member.record.groups == ["staff"]));
+
+    let wide = |number: u32| {
+        let prefix = |i: u32| format!("fd00:{number:x}:{i:x}::/48").parse().map(Selector::Prefix).unwrap();
+        let (sources, destinations) = ((0..256).map(prefix).collect(), (256..512).map(prefix).collect());
+        Leaf::Rule(Rule { sources, destinations, protocol: Protocol::Any, ports: Vec::new() })
+    };
+    let leaves: Vec<Leaf> = (0..100).map(wide).collect();
+    let refused = policies::plan(large.state(), &wish(&leaves, &all), NOW).unwrap_err();
+    assert!(matches!(refused, Refusal::TooLarge { size } if size > MAX_VALUE), "{refused}");
+    assert!(policies::plan(large.state(), &wish(&leaves[..10], &all), NOW).is_ok());
+}
+
+#[test]
 #[ignore = "a figure for a quiet machine, not a check"]
 fn what_a_policy_of_a_thousand_rules_costs_a_thousand_nodes() {
-    let mut large = Large::new();
+    let mut large = Large::of(NODES);
     for (what, first, second) in [
         ("groups to groups", leaves(1, 0), leaves(2000, 0)),
         ("a tenth of the rules from everybody", leaves(1, 10), leaves(2000, 10)),
