@@ -24,7 +24,10 @@ impl Ports {
 
     /// Tells whether all of `other` is in it.
     pub(in crate::policy) fn covers(&self, other: &Self) -> bool {
-        other.minus(self).0.is_empty()
+        let inside = |range: &PortRange| {
+            self.0.iter().any(|own| own.first() <= range.first() && range.last() <= own.last())
+        };
+        other.0.iter().all(inside)
     }
 
     fn is_all(&self) -> bool {
