@@ -162,7 +162,7 @@ impl Denials {
         let there = self.entries.iter().any(|entry| entry.denial.id == id && entry.in_force(now));
         if !there {
             return Err(Failure::invalid(format!(
-                "this node has no denial {id} (any more); `meshctl filter` lists those it has"
+                "this node has no denial {id} (any more); `meshctl filter list` shows those it has"
             )));
         }
         let keep = |entry: &&Entry| entry.denial.id != id && entry.in_force(now);

@@ -197,12 +197,17 @@ impl Mesh {
         let stage = stage_of(direction, true);
         match held.filter.decide(peer.id, direction, opening) {
             Decision::Allowed { rule } => {
-                let by = rule.map_or_else(|| "no filter".to_owned(), rule_name);
-                told.say(stage, "allowed", rule.map_or_else(|| by.clone(), |rule| rule_shown(held, rule)));
+                let shown = rule.map(|rule| (rule_name(rule), rule_of(held, rule)));
+                let (by, detail) = match shown {
+                    Some((name, Some(text))) => (format!("{name} ({text})"), format!("{name}: {text}")),
+                    Some((name, None)) => (name.clone(), name),
+                    None => ("no filter".to_owned(), "no filter".to_owned()),
+                };
+                told.say(stage, "allowed", detail);
                 told.allowed_by = Some(by);
             }
             Decision::DeniedLocally { denial } => {
-                let detail = format!("denial {denial} of this node's owner; see `meshctl filter`");
+                let detail = format!("denial {denial} of this node's owner; see `meshctl filter list`");
                 told.deny(stage, format!("denial {denial}"), detail);
             }
             Decision::Denied => told.deny(stage, "no rule", why_no_rule(held)),
@@ -270,11 +275,16 @@ fn rule_name(index: u64) -> String {
     format!("rule {}", rule_number(index))
 }
 
+/// A rule in words.
+fn rule_of(held: &Held, index: u64) -> Option<String> {
+    let mut rules = held.map.numbered_rules(clock::wall());
+    rules.find(|(at, _)| *at == index).map(|(_, rule)| rule_text(rule, Names(&held.map)))
+}
+
 /// A rule by its number and in words.
 fn rule_shown(held: &Held, index: u64) -> String {
     let name = rule_name(index);
-    let found = held.map.numbered_rules(clock::wall()).find(|(at, _)| *at == index);
-    found.map_or_else(|| name.clone(), |(_, rule)| format!("{name}: {}", rule_text(rule, Names(&held.map))))
+    rule_of(held, index).map_or_else(|| name.clone(), |text| format!("{name}: {text}"))
 }
 
 fn why_no_rule(held: &Held) -> &'static str {

@@ -168,6 +168,7 @@ fn an_applied_policy_is_enforced_by_all_live_nodes_when_the_answer_comes() {
             let mut took = Vec::new();
             let mut waited = Vec::new();
             for apply in 0..applies {
+                let [first, .., last] = crowd.members.as_mut_slice() else { panic!("at least two") };
                 let open = 1000 + (apply as u16 + 1) % 2;
                 let began = Instant::now();
                 let told = crowd.world.apply(&policy(open)).await;
@@ -175,11 +176,18 @@ fn an_applied_policy_is_enforced_by_all_live_nodes_when_the_answer_comes() {
                 let told = told.installation.unwrap();
                 assert_eq!(told.installed.len(), nodes, "{told:?}");
                 waited.push(told.waited_ms);
-                // The answer is here: from now on the new one holds, and the old one does not.
+                // The answer is here: from now on the new one holds, and the old one does not, wherever one looks.
                 let before = dropped(first).await;
                 ask_udp(&mut first.machine, last.ipv4, open, 8).await.unwrap();
                 assert!(is_silence(ask_udp(&mut first.machine, last.ipv4, 2001 - open, 8).await));
                 assert!(dropped(first).await > before);
+                for (at, member) in crowd.members.iter_mut().enumerate() {
+                    for (port, allowed) in [(open, true), (2001 - open, false)] {
+                        let flow = format!("udp/{port}");
+                        let told = member.node.trace(&format!("node{at}"), "held", &flow).await.unwrap();
+                        assert_eq!(told.allowed, allowed, "{told:#?}");
+                    }
+                }
             }
             took.sort_unstable();
             waited.sort_unstable();

@@ -242,7 +242,7 @@ fn a_trace_follows_a_flow_through_both_nodes() {
                 ("in-filter", "unknown"),
             ];
             assert_eq!(stages(&out), of(&expected), "{out:#?}");
-            assert!(out.allowed && out.by == "rule 1", "{out:#?}");
+            assert!(out.allowed && out.by == "rule 1 (alice -> bob tcp/22)", "{out:#?}");
             let arriving = bob.node.trace("alice", "bob.mesh", "tcp/22").await.unwrap();
             assert_eq!(arriving.stages[3].outcome, "unknown");
             assert_eq!(arriving.stages[5].outcome, "allowed");

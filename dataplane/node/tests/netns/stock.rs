@@ -90,17 +90,21 @@ impl Stock {
 
     /// Removes the node and adds it anew without an endpoint: no session is left, and nothing to begin one with.
     fn forget_sessions(&self, key: &str, node: &Member) {
-        let psk = self.directory.path().join("psk").display().to_string();
-        self.machine.sh(&format!(
-            "set -e; wg set wg0 peer {key} remove; wg set wg0 peer {key} preshared-key {psk} allowed-ips {}/32,{}/128",
-            node.ipv4, node.ipv6
-        ));
+        self.add_anew(key, node, "");
     }
 
     /// The same, and it knows where the node is: its next packet begins a session.
     pub fn begin_anew(&self, key: &str, node: &Member) {
-        self.forget_sessions(key, node);
-        self.machine.sh(&format!("wg set wg0 peer {key} endpoint {}:51820", node.machine.host.ipv4()));
+        self.add_anew(key, node, &format!("endpoint {}:51820", node.machine.host.ipv4()));
+    }
+
+    fn add_anew(&self, key: &str, node: &Member, endpoint: &str) {
+        let psk = self.directory.path().join("psk").display().to_string();
+        self.machine.sh(&format!(
+            "set -e; wg set wg0 peer {key} remove; \
+             wg set wg0 peer {key} preshared-key {psk} {endpoint} allowed-ips {}/32,{}/128",
+            node.ipv4, node.ipv6
+        ));
     }
 
     /// Whether there was a handshake, by its own account.
