@@ -1,5 +1,5 @@
-//! What single operations of the sans-IO core cost: a packet out, a datagram in, by each kind of path; a refusal, a look-up, a
-//! handshake.
+//! What single operations of the sans-IO core cost: a packet out, a datagram in, by each kind of path; what the filter adds; a
+//! refusal, a look-up, a handshake.
 //!
 //! Nothing here touches the kernel. One packet per call, a fresh counter each time, as the data path has it.
 
@@ -13,6 +13,7 @@ mod mesh;
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use mesh::{DATAGRAM, End, Mesh, Road, Side};
@@ -32,7 +33,7 @@ const ROADS: [(&str, Road); 4] = [
     ("through a relay", Road::Relay),
 ];
 
-criterion_group!(benches, packets, paths, refusals, lookups, handshakes);
+criterion_group!(benches, packets, filters, paths, refusals, lookups, handshakes);
 criterion_main!(benches);
 
 fn packets(criterion: &mut Criterion) {
@@ -43,6 +44,100 @@ fn packets(criterion: &mut Criterion) {
         group.bench_function(format!("open {length}"), |bencher| open(bencher, PLAIN, length));
     }
     group.finish();
+}
+
+/// What the filter adds to a packet: two ends without a filter and two with one take turns, packet after packet of flows from
+/// many addresses, so that what else the machine does concerns both. The time is the median difference of their turns.
+fn filters(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("filter adds");
+    for (name, rules, flows) in [("1 rule, 1 flow", 1, 1), ("1000 rules, 10000 flows", 1000, FLOWS)] {
+        for length in [20, 1408] {
+            let (mut bare, mut filtered) =
+                (Traffic::new(None, flows, length), Traffic::new(Some(rules), flows, length));
+            for (what, turn) in
+                [("seal", Traffic::seal_some as fn(&mut Traffic) -> Duration), ("open", Traffic::open_some)]
+            {
+                group.bench_function(format!("to {what} {length}, {name}"), |bencher| {
+                    bencher.iter_custom(|packets| {
+                        let turns = packets.div_ceil(TURN as u64).max(9);
+                        let mut added: Vec<f64> = (0..turns)
+                            .map(|_| {
+                                let bare = turn(&mut bare).as_secs_f64();
+                                turn(&mut filtered).as_secs_f64() - bare
+                            })
+                            .collect();
+                        added.sort_by(f64::total_cmp);
+                        let one = added[added.len() / 2].max(0.0) / TURN as f64;
+                        Duration::from_secs_f64(one * packets as f64)
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+/// Packets in one turn.
+const TURN: usize = 64;
+/// Flows of one peer, all at work.
+const FLOWS: u16 = 10_000;
+
+/// Packets of one length from the near end to the far one, of one flow after the other.
+struct Traffic {
+    mesh: Mesh,
+    packet: Vec<u8>,
+    datagram: [u8; DATAGRAM],
+    flows: u16,
+    next: u16,
+}
+
+impl Traffic {
+    fn new(rules: Option<u16>, flows: u16, length: usize) -> Self {
+        let mut mesh = Mesh::connected(PLAIN);
+        if let Some(rules) = rules {
+            mesh.police(rules);
+        }
+        let mut traffic =
+            Self { mesh, packet: End::Near.packet(length), datagram: [0; DATAGRAM], flows, next: 0 };
+        for _ in 0..flows {
+            let mut datagram = traffic.seal().to_vec();
+            traffic.mesh.open(End::Far, &mut datagram);
+        }
+        if rules.is_some() {
+            let report = traffic.mesh.far.tunnel.filter_report();
+            assert_eq!(report.flows.values().sum::<u64>(), u64::from(flows), "all are tracked");
+        }
+        traffic
+    }
+
+    /// Seals some packets; how long that took.
+    fn seal_some(&mut self) -> Duration {
+        let start = Instant::now();
+        for _ in 0..TURN {
+            black_box(self.seal());
+        }
+        start.elapsed()
+    }
+
+    /// Opens some packets, sealed before; how long that took.
+    fn open_some(&mut self) -> Duration {
+        let mut datagrams: Vec<Vec<u8>> = (0..TURN).map(|_| self.seal().to_vec()).collect();
+        let (from, now) = (self.mesh.last_hop_to(End::Far), self.mesh.now);
+        let start = Instant::now();
+        for datagram in &mut datagrams {
+            let opened = self.mesh.far.tunnel.inbound(datagram, from, now);
+            assert!(matches!(opened, Ok(Inbound::Packet { .. })));
+        }
+        start.elapsed()
+    }
+
+    fn seal(&mut self) -> &[u8] {
+        // A stride prime to the count, so that neither cache nor branch predictor knows what comes.
+        self.next = ((u32::from(self.next) + 7919) % u32::from(self.flows)) as u16;
+        self.packet[12..16].copy_from_slice(&End::Near.host(self.next).octets());
+        let (len, _) = self.mesh.seal(End::Near, &self.packet, &mut self.datagram);
+        &self.datagram[..len]
+    }
 }
 
 fn paths(criterion: &mut Criterion) {

@@ -1,5 +1,5 @@
 //! Nothing is allocated for a packet while the path engine is at work: neither on a direct path among several candidates nor
-//! on one through a relay, neither sealing nor opening, nor at the relay.
+//! on one through a relay, neither sealing nor opening, nor judging by a filter of many rules, nor at the relay.
 
 #[path = "../benches/mesh/mod.rs"]
 mod mesh;
@@ -49,6 +49,7 @@ const WARM_UP: Duration = Duration::from_secs(5);
 
 fn packets_allocate_nothing(road: Road) {
     let mut mesh = Mesh::connected(road);
+    mesh.police(100);
     let packets = [End::Near, End::Far].map(|end| (end, end.packet(1408)));
     let (mut sealing, mut relaying, mut opening, mut probing) = (0, 0, 0, 0);
     let until = mesh.now.monotonic + LASTING;
@@ -70,6 +71,8 @@ fn packets_allocate_nothing(road: Road) {
     }
     assert!(mesh.is_settled(), "packets took another path in the end");
     assert_eq!((sealing, relaying, opening), (0, 0, 0));
+    let judged = mesh.far.tunnel.filter_report();
+    assert!(judged.rules[&99].packets >= 2 * LASTING.as_secs(), "the filter was not at work: {judged:?}");
     if road != Road::Relay {
         // There, looking for a better path in vain allocates, now and then.
         assert_eq!(probing, 0, "nor is anything for a probe");
@@ -92,6 +95,26 @@ fn a_packet_on_a_path_through_a_relay_allocates_nothing() {
 #[test]
 fn a_packet_to_a_stock_device_allocates_nothing() {
     packets_allocate_nothing(Road::Stock);
+}
+
+#[test]
+fn flows_that_come_and_go_allocate_nothing_once_there_was_room_for_as_many() {
+    let mut mesh = Mesh::connected(Road::Direct { candidates: 1 });
+    mesh.police(10);
+    let mut packet = End::Near.packet(100);
+    let mut allocated = 0;
+    for number in 0..40_000_u16 {
+        packet[12..16].copy_from_slice(&End::Near.host(number).octets());
+        let (mut datagram, mut len) = ([0; DATAGRAM], 0);
+        let sealing = allocations(|| (len, _) = mesh.seal(End::Near, &packet, &mut datagram));
+        let opening = allocations(|| mesh.open(End::Far, &mut datagram[..len]));
+        if number >= 20_000 {
+            allocated += sealing + opening;
+        }
+    }
+    let flows: u64 = mesh.far.tunnel.filter_report().flows.values().sum();
+    assert_eq!(flows, 16_384, "the table is full, and flows make room for each other");
+    assert_eq!(allocated, 0);
 }
 
 #[test]

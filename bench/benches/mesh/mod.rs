@@ -3,12 +3,15 @@
 
 #![allow(dead_code, reason = "each of those who share it uses a part")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringmesh_relay::{Limiter, Rates, Relay, Verdict};
+use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::ip::Prefix;
-use ringmesh_tunnel::key::{NodeId, PresharedKey, SecretKey};
+use ringmesh_tunnel::key::{NetworkId, NodeId, PresharedKey, PublicKey, SecretKey};
+use ringmesh_tunnel::netmap::{Member, MemberKind, Protocol, Rule, Selector};
 use ringmesh_tunnel::{
     Handshaker, Hop, Inbound, Now, Outbound, Path, PeerConfig, PeerState, Psk, Random, Tunnel, UnixTime,
     relayed,
@@ -69,11 +72,45 @@ impl End {
         Ipv4Addr::new(100, 64, 0, self.number())
     }
 
+    /// What lies behind it.
+    fn behind(self) -> Prefix {
+        let address = Ipv4Addr::new(10, self.number(), 0, 0);
+        Prefix::new(address.into(), 16).expect("a range")
+    }
+
+    /// An address behind it.
+    pub(crate) fn host(self, number: u16) -> Ipv4Addr {
+        let [high, low] = number.to_be_bytes();
+        Ipv4Addr::new(10, self.number(), high, low)
+    }
+
+    /// The filter of this node, which knows the other: so many rules that concern both, of which the last allows everything.
+    pub(crate) fn filter(self, rules: u16) -> Filter {
+        let [me, peer] = [self, self.other()].map(member);
+        let rule = |number: u16| {
+            let last = number + 1 == rules;
+            Rule {
+                sources: vec![Selector::All],
+                destinations: vec![Selector::All],
+                protocol: if last { Protocol::Any } else { Protocol::Tcp },
+                ports: if last { Vec::new() } else { vec![number.into()] },
+            }
+        };
+        let rules: Vec<Rule> = (0..rules).map(rule).collect();
+        Filter::of(&me, [&peer], (0..).zip(&rules), &[])
+    }
+
     /// A packet from here to the other end.
     pub(crate) fn packet(self, length: usize) -> Vec<u8> {
         let mut packet = vec![0x5a; length];
         packet[0] = 0x45;
         packet[2..4].copy_from_slice(&u16::try_from(length).expect("a packet is short").to_be_bytes());
+        packet[6..8].fill(0);
+        // UDP, where it has room: what is shorter is of a protocol without a header.
+        packet[9] = if length < 28 { 253 } else { 17 };
+        if let Some(place) = packet.get_mut(24..26) {
+            place.copy_from_slice(&u16::try_from(length - 20).expect("a packet is short").to_be_bytes());
+        }
         packet[12..16].copy_from_slice(&self.inside().octets());
         packet[16..20].copy_from_slice(&self.other().inside().octets());
         packet
@@ -85,6 +122,26 @@ const RELAY: u8 = 3;
 
 fn outside(number: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, number)), 51820)
+}
+
+/// What the network's authority would say of a node.
+fn member(end: End) -> Member {
+    Member {
+        network: NetworkId::from_bytes([7; 16]),
+        id: id(end.number()),
+        name: format!("n{}", end.number()),
+        kind: MemberKind::Mesh,
+        relay: false,
+        noise_key: PublicKey::from_bytes([end.number(); 32]),
+        identity_key: None,
+        ipv4: Some(end.inside()),
+        ipv6: Ipv6Addr::from_bits(u128::from(end.number())),
+        tags: Vec::new(),
+        groups: Vec::new(),
+        routes: vec![end.behind()],
+        serial: 1,
+        not_after: UnixTime::from_secs(4_000_000_000),
+    }
 }
 
 fn id(number: u8) -> NodeId {
@@ -103,6 +160,7 @@ impl Side {
         handshaker.apply(peers);
         let mut tunnel = Tunnel::new(0, secret.public_key(), Random::system()).expect("randomness");
         tunnel.apply(peers, now);
+        tunnel.apply_filter(Arc::new(Filter::allow_all()), now);
         Self { tunnel, handshaker }
     }
 
@@ -173,8 +231,9 @@ impl Mesh {
             psk: Psk::Fixed(psk.clone()),
             mesh: road != Road::Stock,
             allowed_ips: match number {
-                RELAY => Vec::new(),
-                _ => vec![Prefix::host(Ipv4Addr::new(100, 64, 0, number).into())],
+                1 => vec![Prefix::host(End::Near.inside().into()), End::Near.behind()],
+                2 => vec![Prefix::host(End::Far.inside().into()), End::Far.behind()],
+                _ => Vec::new(),
             },
             candidates,
             links: Vec::new(),
@@ -211,6 +270,14 @@ impl Mesh {
             }
         }
         mesh
+    }
+
+    /// Gives both a filter with so many rules.
+    pub(crate) fn police(&mut self, rules: u16) {
+        let now = self.now;
+        for end in [End::Near, End::Far] {
+            self.side_mut(end).tunnel.apply_filter(Arc::new(end.filter(rules)), now);
+        }
     }
 
     /// A new session, whatever there was: both Diffie-Hellman halves and the first packet, which confirms it.

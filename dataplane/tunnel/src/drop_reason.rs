@@ -183,6 +183,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn reasons_of_the_filter_are_told_from_the_others() {
+        let of_filter: Vec<&str> = DropReason::ALL
+            .iter()
+            .filter(|reason| reason.is_of_filter())
+            .map(|reason| reason.as_str())
+            .collect();
+        let expected = [
+            "denied",
+            "denied_locally",
+            "not_for_us",
+            "not_from_us",
+            "unreadable_packet",
+            "source_routed",
+            "impossible_flags",
+            "unasked_segment",
+            "unasked_icmp",
+            "unasked_fragment",
+            "tiny_fragment",
+            "overlapping_fragment",
+            "flow_table_full",
+        ];
+        assert_eq!(of_filter, expected);
+    }
+
+    #[test]
     fn every_reason_has_its_own_counter_and_name() {
         let mut counters = DropCounters::default();
         for &reason in DropReason::ALL {

@@ -9,7 +9,7 @@ mod transport;
 #[cfg(test)]
 pub(crate) mod build;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::net::IpAddr;
 

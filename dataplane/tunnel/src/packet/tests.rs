@@ -360,7 +360,7 @@ fn quotations_are_read_as_far_as_they_go() {
 }
 
 /// Bytes that look like a packet more often than random ones do.
-fn almost_a_packet() -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn almost_a_packet() -> impl Strategy<Value = Vec<u8>> {
     let numbers = prop_oneof![
         4 => prop::sample::select(vec![0_u8, 1, 6, 17, 43, 44, 51, 58, 59, 60]),
         1 => any::<u8>()

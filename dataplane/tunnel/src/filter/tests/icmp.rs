@@ -99,7 +99,7 @@ fn errors_about_either_direction_of_a_flow_pass_and_back_to_the_sender_only() {
             assert_eq!(node.judge(opener, &about(&reply, opener)), Ok(()));
             let least = if ends == ENDS[0] { 28 } else { 48 };
             let shortest = &first[..least.min(first.len())];
-            assert_eq!(node.judge(opener.other(), &about(shortest, opener.other())).is_ok(), true);
+            assert_eq!(node.judge(opener.other(), &about(shortest, opener.other())), Ok(()));
 
             assert_eq!(
                 node.judge(opener, &about(&first, opener)),

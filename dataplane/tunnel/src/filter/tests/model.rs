@@ -6,6 +6,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::packet::build::{fragment, icmp, icmp_of};
+use crate::packet::tests::almost_a_packet;
 
 /// What a packet says, before it is bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Sent {
     fn opening(&self) -> Opening {
         let port = match self.body {
             Body::Tcp { ports, .. } | Body::Udp { ports } => Some(ports.1),
-            _ => None,
+            Body::Ask { .. } | Body::Answer { .. } | Body::Other(_) | Body::Error(_) | Body::Redirect => None,
         };
         let [source, destination] = self.addresses;
         Opening { source, destination, protocol: self.protocol(), port }
@@ -102,7 +103,7 @@ impl Sent {
             Body::Answer { id, time } => Body::Ask { id, time },
             // A question answers nothing.
             Body::Ask { .. } => Body::Redirect,
-            other => other,
+            other @ (Body::Other(_) | Body::Error(_) | Body::Redirect) => other,
         };
         Self { addresses: [destination, source], body, place: None }
     }
@@ -135,7 +136,7 @@ impl Flow {
                 }
             }
             Body::Ask { .. } => 30,
-            _ => 600,
+            Body::Answer { .. } | Body::Other(_) | Body::Error(_) | Body::Redirect => 600,
         })
     }
 }
@@ -212,7 +213,7 @@ impl Model {
             Body::Redirect => return Err(DropReason::UnaskedIcmp),
             Body::Error(_) if sent.place.is_some() => return Err(DropReason::UnaskedIcmp),
             Body::Error(ref quoted) => return self.error(direction, sent, quoted, now),
-            _ => None,
+            Body::Udp { .. } | Body::Ask { .. } | Body::Answer { .. } | Body::Other(_) => None,
         };
         let known = self.find(direction, sent, now);
         let at = match known {
@@ -461,6 +462,29 @@ proptest! {
     #[test]
     fn filter_judges_as_a_list_of_flows_would(steps in prop::collection::vec(step(), 1..150)) {
         compare(&steps)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_bytes_make_the_filter_panic_and_what_it_cannot_read_does_not_pass(
+        packets in prop::collection::vec((any::<bool>(), almost_a_packet()), 1..20),
+    ) {
+        let everything = [rule(Out, Protocol::Any, None), rule(In, Protocol::Any, None)];
+        let mut node = Node::new(&everything);
+        for (out, mut packet) in packets {
+            let direction = if out { Out } else { In };
+            // With the addresses of a real one, it gets further.
+            if packet[0] >> 4 == 4 && packet.len() >= 20 {
+                let (source, destination) = if out { (1, 2) } else { (2, 1) };
+                packet[12..20].copy_from_slice(&[100, 64, 0, source, 100, 64, 0, destination]);
+            }
+            let readable = Header::parse(&packet).is_ok_and(|header| header.content.is_ok());
+            let judged = node.judge(direction, &packet);
+            prop_assert!(readable || judged.is_err());
+        }
     }
 }
 
