@@ -191,7 +191,7 @@ impl Mesh {
             roads: Arc::default(),
             book: Arc::default(),
             ssh_members: Members::new(),
-            names: NameService::new(),
+            names: NameService::new()?,
             tasks: tokio::sync::Mutex::new(JoinSet::new()),
         })
     }

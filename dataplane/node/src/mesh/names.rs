@@ -20,7 +20,10 @@ use super::{Mesh, status::micros};
 use crate::{
     dns::{Answer, Server, Zone, forward::Upstreams},
     error::Failure,
-    host::dns::{Entry, HostNames, Link, Paths},
+    host::{
+        Netlink,
+        dns::{Entry, HostNames, Link, Paths},
+    },
 };
 
 /// How often is looked whether the machine still is as it was when it was told.
@@ -29,6 +32,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// The names of a network, and who answers for them.
 #[derive(Debug)]
 pub(super) struct NameService {
+    /// Of its own: one socket gives one list at a time, and others look around as soon as the interface is up.
+    netlink: Netlink,
     zone: watch::Sender<Arc<Zone>>,
     /// The map that the zone was made of.
     map: Mutex<Option<Arc<NetworkMap>>>,
@@ -49,8 +54,12 @@ struct Told {
 
 impl NameService {
     /// No names, and nobody who answers.
-    pub(super) fn new() -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// There is no netlink.
+    pub(super) fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            netlink: Netlink::open()?,
             zone: watch::Sender::new(Arc::new(Zone::default())),
             map: Mutex::new(None),
             server: Mutex::new(None),
@@ -58,7 +67,7 @@ impl NameService {
             told: Mutex::new(Told { mode: "off", reason: "the network is not up yet".to_owned() }),
             stop: watch::Sender::new(false),
             task: tokio::sync::Mutex::new(None),
-        }
+        })
     }
 
     /// Answers from now on for the names that `map` gives.
@@ -232,7 +241,8 @@ impl Mesh {
             .unwrap_or_default();
         let zone = Arc::clone(&names.zone.borrow());
         let interface = self.config.interface.clone();
-        let index = self.netlink.index_of(&interface).await.ok().flatten().unwrap_or(0);
+        // An index that nobody has: resolved will say so.
+        let index = names.netlink.index_of(&interface).await.ok().flatten().unwrap_or(0);
         let search = self.config.dns.search;
         host.tell(Link {
             interface,
@@ -266,9 +276,10 @@ impl Mesh {
     async fn start_server(&self) -> Result<(), String> {
         let plan = self.running.lock().await.as_ref().map(|running| running.plan.clone());
         let Some(plan) = plan else { return Err("the network is not up".to_owned()) };
-        let index = self.netlink.index_of(&plan.interface).await.ok().flatten();
+        let netlink = &self.names.netlink;
+        let index = netlink.index_of(&plan.interface).await.map_err(|failure| failure.to_string())?;
         // Without IPv6 on this machine, nobody could ask at that address.
-        let there = self.netlink.addresses().await.map_err(|failure| failure.to_string())?;
+        let there = netlink.addresses().await.map_err(|failure| failure.to_string())?;
         let there: BTreeSet<IpAddr> =
             there.iter().filter(|it| Some(it.interface) == index).map(|it| it.address).collect();
         let own = plan.ipv4.map(IpAddr::from).into_iter().chain([plan.ipv6.into()]);

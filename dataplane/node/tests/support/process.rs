@@ -28,6 +28,7 @@ impl Process {
                 "state_dir = {:?}\nsocket = {:?}\nio = \"{}\"\n",
                 place.config.state_dir, place.config.socket, place.config.io
             ) + &place.config.log.as_ref().map(|filter| format!("log = {filter:?}\n")).unwrap_or_default();
+        let text = text + &format!("[dns]\nport = {}\n", place.config.dns.port);
         fs::write(&config, text).unwrap();
         let mut child = command
             .args(["be_a_daemon", "--exact", "--nocapture"])

@@ -1,5 +1,8 @@
-use super::*;
 use std::os::unix::fs::PermissionsExt as _;
+
+use proptest::{collection, prelude::*, sample};
+
+use super::*;
 
 fn entry(address: &str, name: &str) -> Entry {
     let short = name.strip_suffix(".mesh").map(str::to_owned);
@@ -30,6 +33,53 @@ fn a_block_is_put_at_the_end_and_taking_it_out_gives_back_the_same_bytes() {
     }
     let with = put(b"127.0.0.1 localhost\n", "mesh0", &some()).unwrap();
     assert_eq!(text(&with), format!("127.0.0.1 localhost\n{BLOCK}"));
+}
+
+proptest! {
+    /// Whatever the file has, and whatever is wrong with it: outside our block no byte changes.
+    #[test]
+    fn nothing_outside_the_block_is_ever_changed(parts in collection::vec(part(), 0..8), cut in any::<bool>()) {
+        let mut before = parts.concat().into_bytes();
+        if cut {
+            before.pop();
+        }
+        match find(&before, "mesh0") {
+            Ok(None) => {
+                let with = put(&before, "mesh0", &some()).unwrap();
+                prop_assert!(with.starts_with(&before));
+                prop_assert_eq!(remove(&with, "mesh0").unwrap(), before);
+            }
+            Ok(Some(Found { range, .. })) => {
+                let with = put(&before, "mesh0", &some()).unwrap();
+                prop_assert!(with.starts_with(&before[..range.start]));
+                prop_assert!(with.ends_with(&before[range.end..]));
+                prop_assert_eq!(&put(&with, "mesh0", &some()).unwrap(), &with);
+                let without = remove(&with, "mesh0").unwrap();
+                prop_assert_eq!(find(&without, "mesh0"), Ok(None));
+            }
+            Err(broken) => {
+                prop_assert_eq!(put(&before, "mesh0", &some()), Err(broken.clone()));
+                prop_assert_eq!(remove(&before, "mesh0"), Err(broken));
+            }
+        }
+    }
+}
+
+/// Lines of which some mean something.
+fn part() -> impl Strategy<Value = String> {
+    let lines = [
+        "127.0.0.1 localhost\n",
+        "\n",
+        "# BEGIN ringmesh mesh0\n",
+        "# BEGIN ringmesh mesh0 after-open-line\n",
+        "# END ringmesh mesh0\n",
+        "# BEGIN ringmesh mesh1\n# END ringmesh mesh1\n",
+        "#BEGIN ringmesh mesh0\n",
+        "# BEGIN ringmesh\n",
+        "100.64.0.9\tomega.mesh\n",
+        "# BEGIN ringmesh mesh0\n100.64.0.9\tomega.mesh\n# END ringmesh mesh0\n",
+    ];
+    prop_oneof![8 => sample::select(lines.to_vec()).prop_map(str::to_owned), 1 => "[ -~\n]{0,12}"]
 }
 
 #[test]

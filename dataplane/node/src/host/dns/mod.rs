@@ -188,6 +188,8 @@ impl HostNames {
                     self.told = Some(link);
                     return;
                 }
+                // The same may stand in the way of several.
+                Err(words) if refused.contains(&words) => {}
                 Err(words) => refused.push(words),
             }
         }

@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(5);
 /// What is read of its output, bytes.
 const OUTPUT_MAX: u64 = 64 << 10;
+/// Where the programs that it runs are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where Debian's keeps what it runs after a change.
 const DEBIAN_SCRIPTS: &str = "/etc/resolvconf/update.d";
 
@@ -187,6 +189,9 @@ struct Output {
 fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<Output> {
     let mut child = Command::new(program)
         .args(arguments)
+        // openresolv takes variables for flags (`IF_EXCLUSIVE`), and ours may have anything.
+        .env_clear()
+        .env("PATH", PATH)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
