@@ -217,7 +217,7 @@ async fn an_idle_or_trickling_connection_ends_after_five_seconds() {
     };
     let (trickle, idle) = tokio::join!(trickle, idle);
     for took in [trickle, idle] {
-        assert!((Duration::from_secs(4)..Duration::from_secs(9)).contains(&took), "{took:?}");
+        assert!((Duration::from_secs(4)..Duration::from_secs(15)).contains(&took), "{took:?}");
     }
 }
 
