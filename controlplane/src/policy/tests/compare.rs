@@ -179,6 +179,14 @@ fn ranges_are_told_apart_from_the_rest() {
 }
 
 #[test]
+fn addresses_that_never_meet_are_not_told_apart() {
+    // A rule tells an IPv4 address behind the gateway apart, which is nothing to a member without IPv4.
+    let apart = allow("'alice'", "'10.1.0.9'", "") + &allow("'10.1.0.9'", "'alice'", "");
+    let after = format!("{apart}{}", allow("['six', 'gateway']", "['gateway', 'six']", "protocol=47"));
+    assert_eq!(plan(&apart, &after).0, ["gateway -> six 47", "six -> gateway 47"]);
+}
+
+#[test]
 fn relays_and_pairs_of_devices_are_left_out() {
     let (allowed, _) =
         plan("", &allow("['phone','printer','relay','alice']", "['printer','relay','phone']", "protocol=47"));

@@ -52,6 +52,23 @@ fn rules_come_first_and_in_their_order() {
 }
 
 #[test]
+fn every_name_that_a_file_may_have_fits_into_a_record() {
+    let long = "a".repeat(63);
+    for word in ["0", "a-_.@", long.as_str(), "9x@example.org"] {
+        let text = format!(
+            "tags=['{word}']\n[groups]\n'{word}'='alice'\n[hosts]\n'{word}'='::1'\n[[allow]]\nfrom=['group:{word}','tag:{word}']\nto='host:{word}'"
+        );
+        let compiled = good(&text);
+        assert!(compiled.leaves.iter().all(|leaf| leaf.emit().is_ok()), "{word}");
+        assert_eq!(compiled.groups[&id(1)], [word]);
+    }
+    let domain = [long.as_str(); 3].join(".") + "." + &"b".repeat(61);
+    assert_eq!(domain.len(), 253);
+    let compiled = good(&format!("[names]\n'{domain}'='alice'\n'0-0.x'='::1'"));
+    assert!(compiled.leaves.iter().all(|leaf| leaf.emit().is_ok()));
+}
+
+#[test]
 fn groups_are_those_of_members_through_groups_in_them() {
     let compiled = good(
         "[groups]\nadmins=['alice', 'bob']\ndev=['carol', 'group:admins']\nall=['group:dev', 'group:admins', 'six']\nnone=[]",

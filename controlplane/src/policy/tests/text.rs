@@ -380,7 +380,10 @@ proptest! {
             })
         };
         match check(&text, &roster()) {
-            Ok(compiled) => prop_assert!(places(compiled.warnings)),
+            Ok(compiled) => {
+                prop_assert!(compiled.leaves.iter().all(|leaf| leaf.emit().is_ok()));
+                prop_assert!(places(compiled.warnings));
+            }
             Err(problems) => {
                 prop_assert!(!problems.is_empty());
                 prop_assert!(places(problems));
