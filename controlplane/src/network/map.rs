@@ -167,10 +167,12 @@ impl NetworkState {
         node: &Node,
         full: bool,
         changed: &Changed,
-        visible: RoaringBitmap,
+        mut visible: RoaringBitmap,
         place: Place,
         now: UnixTime,
     ) -> Result<Outgoing, NoMap> {
+        // It is kept for each node, several times; in most networks members that are told are long runs of slots.
+        visible.optimize();
         let mine = &node.member.record;
         let (me, noise_key) = (mine.id, mine.noise_key);
         let members = || self.members_of(&changed.members);

@@ -1,6 +1,8 @@
 //! Random histories: whatever happens to a network, a node that follows by deltas holds what a full map would give it, and
 //! that is exactly what the rules let it see.
 
+mod routes;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use proptest::prelude::*;

@@ -147,3 +147,38 @@ async fn the_coordinators_own_relay_is_not_counted() {
     assert_eq!(sorted(applied.installation.as_ref().unwrap()), (vec!["a"], vec![]));
     coordinator.stop().await;
 }
+
+/// Prints how long it takes until fifty streams acknowledged a policy, in a process that serves and reads them all.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a figure for a quiet machine, not a check"]
+async fn how_long_fifty_nodes_take_to_acknowledge_a_policy() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    for number in 0..50 {
+        let mut node = coordinator.member(&format!("n{number}")).await;
+        let stream = node.sync().await.unwrap();
+        drop(acknowledging(node, stream));
+    }
+    let names: Vec<String> = (0..50).map(|number| format!("n{number}")).collect();
+    let mut waited = Vec::new();
+    for round in 0..100 {
+        let rules: String = (0..100)
+            .map(|rule| {
+                format!(
+                    "[[allow]]\nfrom = [\"group:g\"]\nto = [\"n{}\"]\nprotocol = \"tcp\"\nports = [{}]\n",
+                    rule % 50,
+                    rule + 1
+                )
+            })
+            .collect();
+        let text = format!("[groups]\ng = {:?}\n{rules}", &names[round % 2..]);
+        let request = admin::ApplyPolicyRequest { text, wait_ms: 8000, ..Default::default() };
+        let applied = apply_as(&mut operator, request).await.unwrap();
+        let installation = applied.installation.unwrap();
+        assert_eq!(installation.installed.len(), 50, "{:?}", installation.behind);
+        waited.push(installation.waited_ms);
+    }
+    waited.sort_unstable();
+    println!("50 nodes, 100 rules, 100 applies: median {} ms, p99 {} ms", waited[50], waited[98]);
+    coordinator.stop().await;
+}
