@@ -134,7 +134,7 @@ impl Traffic {
     fn seal(&mut self) -> &[u8] {
         // A stride prime to the count, so that neither cache nor branch predictor knows what comes.
         self.next = ((u32::from(self.next) + 7919) % u32::from(self.flows)) as u16;
-        self.packet[12..16].copy_from_slice(&End::Near.host(self.next).octets());
+        End::Near.send_from(self.next, &mut self.packet);
         let (len, _) = self.mesh.seal(End::Near, &self.packet, &mut self.datagram);
         &self.datagram[..len]
     }

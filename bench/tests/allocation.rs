@@ -104,7 +104,7 @@ fn flows_that_come_and_go_allocate_nothing_once_there_was_room_for_as_many() {
     let mut packet = End::Near.packet(100);
     let mut allocated = 0;
     for number in 0..40_000_u16 {
-        packet[12..16].copy_from_slice(&End::Near.host(number).octets());
+        End::Near.send_from(number, &mut packet);
         let (mut datagram, mut len) = ([0; DATAGRAM], 0);
         let sealing = allocations(|| (len, _) = mesh.seal(End::Near, &packet, &mut datagram));
         let opening = allocations(|| mesh.open(End::Far, &mut datagram[..len]));

@@ -79,7 +79,7 @@ impl End {
     }
 
     /// An address behind it.
-    pub(crate) fn host(self, number: u16) -> Ipv4Addr {
+    fn host(self, number: u16) -> Ipv4Addr {
         let [high, low] = number.to_be_bytes();
         Ipv4Addr::new(10, self.number(), high, low)
     }
@@ -113,7 +113,14 @@ impl End {
         }
         packet[12..16].copy_from_slice(&self.inside().octets());
         packet[16..20].copy_from_slice(&self.other().inside().octets());
+        add_up(&mut packet);
         packet
+    }
+
+    /// Makes one of its packets one from a host behind it.
+    pub(crate) fn send_from(self, host: u16, packet: &mut [u8]) {
+        packet[12..16].copy_from_slice(&self.host(host).octets());
+        add_up(packet);
     }
 }
 
@@ -122,6 +129,16 @@ const RELAY: u8 = 3;
 
 fn outside(number: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, number)), 51820)
+}
+
+/// Makes the checksum of an IPv4 header without options right.
+fn add_up(packet: &mut [u8]) {
+    packet[10..12].fill(0);
+    let words = packet[..20].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = !((sum >> 16) + sum) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// What the network's authority would say of a node.
