@@ -6,10 +6,10 @@ use futures_util::Stream;
 use ringmesh_proto::{
     control::Reason,
     local::{
-        AddDenialRequest, AddDenialResponse, DnsQueryRequest, DnsQueryResponse, DnsStatusRequest, DnsStatusResponse, FilterRequest, FilterResponse, JoinDone, JoinProgress,
-        JoinRequest, LeaveRequest, LeaveResponse, PingRequest, PingResponse, RemoveDenialRequest,
-        RemoveDenialResponse, StatusRequest, StatusResponse, TraceRequest, TraceResponse, WhyRequest,
-        WhyResponse, join_progress,
+        AddDenialRequest, AddDenialResponse, DnsQueryRequest, DnsQueryResponse, DnsStatusRequest,
+        DnsStatusResponse, FilterRequest, FilterResponse, JoinDone, JoinProgress, JoinRequest, LeaveRequest,
+        LeaveResponse, PingRequest, PingResponse, RemoveDenialRequest, RemoveDenialResponse, StatusRequest,
+        StatusResponse, TraceRequest, TraceResponse, WhyRequest, WhyResponse, join_progress,
         local_service_server::{LocalService, LocalServiceServer},
     },
 };
@@ -77,7 +77,8 @@ impl LocalService for Local {
         request: Request<AddDenialRequest>,
     ) -> Result<Response<AddDenialResponse>, Status> {
         require_owner(&request, "deny flows")?;
-        let denial = self.daemon.joined()?.add_denial(&request.into_inner()).await?;
+        let (mesh, request) = (self.daemon.joined()?, request.into_inner());
+        let denial = to_the_end(async move { mesh.add_denial(&request).await }).await?;
         Ok(Response::new(AddDenialResponse { denial: Some(denial) }))
     }
 
@@ -86,7 +87,8 @@ impl LocalService for Local {
         request: Request<RemoveDenialRequest>,
     ) -> Result<Response<RemoveDenialResponse>, Status> {
         require_owner(&request, "take a denial back")?;
-        self.daemon.joined()?.remove_denial(request.into_inner().id).await?;
+        let (mesh, id) = (self.daemon.joined()?, request.into_inner().id);
+        to_the_end(async move { mesh.remove_denial(id).await }).await?;
         Ok(Response::new(RemoveDenialResponse {}))
     }
 
@@ -101,7 +103,10 @@ impl LocalService for Local {
         Ok(Response::new(self.daemon.joined()?.dns_status()))
     }
 
-    async fn dns_query(&self, request: Request<DnsQueryRequest>) -> Result<Response<DnsQueryResponse>, Status> {
+    async fn dns_query(
+        &self,
+        request: Request<DnsQueryRequest>,
+    ) -> Result<Response<DnsQueryResponse>, Status> {
         Ok(Response::new(self.daemon.joined()?.dns_query(&request.into_inner()).await?))
     }
 
@@ -160,6 +165,14 @@ impl LocalService for Local {
         let coordinator_told = self.daemon.leave().await?;
         Ok(Response::new(LeaveResponse { coordinator_told }))
     }
+}
+
+/// Does something on its own: a caller who hangs up leaves it whole, not half done.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string())))
 }
 
 /// Lets root and the daemon's own user pass.

@@ -30,13 +30,13 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use self::{
-    names::NameService,
-    update::{check_secrets, refused},
-};
 pub(crate) use self::{
     link::{Link, Live},
     reach::Route,
+};
+use self::{
+    names::NameService,
+    update::{check_secrets, refused},
 };
 use crate::{
     candidates::OwnRecord,
