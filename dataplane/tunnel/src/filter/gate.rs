@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::flow::{FlowHash, Flows, Key, New, Passed, Piece, RuleSlot, Tick, Ticks};
+use super::flow::{FlowHash, Flows, Key, New, Passed, Piece, RuleSlot, Step, Tick, Ticks};
 use super::report::Counters;
 use super::{Decision, Direction, Filter, Opening};
 use crate::drop_reason::DropReason;
@@ -126,17 +126,19 @@ impl Gate {
         let Some(place) = flows.find(&key, &self.hash, now) else {
             return self.open(flows, passage, key, ends, segment);
         };
-        let opened = flows.get(place).opened();
-        let (rule, opened) = if segment == Some(Segment::Open) && opened != direction {
-            // Whoever asks for a connection opens it, whatever there was between the same ports.
-            let new = self.new_flow(passage, key, ends, segment)?;
-            flows.turn(place, &new, now);
-            (new.rule, direction)
-        } else {
-            let rule = self.still_allowed(flows, passage.peer, place)?;
-            flows.pass(place, direction, segment, now);
-            (rule, opened)
-        };
+        let rule = self.still_allowed(flows, passage.peer, place)?;
+        let flow = flows.get(place);
+        let opened = flow.opened();
+        match flow.step(opened == direction, segment) {
+            Step::Pass(stage) => flows.pass(place, direction, segment, stage, now),
+            Step::Last => flows.remove(place, &self.hash),
+            Step::Anew => {
+                // Whoever asks for a connection opens it, whatever there was between the same ports.
+                flows.remove(place, &self.hash);
+                return self.open(flows, passage, key, ends, segment);
+            }
+            Step::Unasked => return Err(DropReason::UnaskedSegment),
+        }
         if content.fragment.is_some() {
             self.first_fragment(flows, passage, &key, opened, rule);
         }

@@ -21,6 +21,7 @@ pub(crate) fn with(source: IpAddr, destination: IpAddr, protocol: u8, payload: &
             packet[12..16].copy_from_slice(&source.octets());
             packet[16..20].copy_from_slice(&destination.octets());
             packet.extend_from_slice(payload);
+            add_up(&mut packet);
             packet
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -35,6 +36,20 @@ pub(crate) fn with(source: IpAddr, destination: IpAddr, protocol: u8, payload: &
         }
         _ => panic!("one family, please"),
     }
+}
+
+/// Makes the checksum of an IPv4 header right, options included, if there is a whole one.
+pub(crate) fn add_up(packet: &mut [u8]) {
+    let header_len = usize::from(packet[0] & 0xf) * 4;
+    if packet[0] >> 4 != 4 || !(20..=packet.len()).contains(&header_len) {
+        return;
+    }
+    packet[10..12].fill(0);
+    let header = &packet[..header_len];
+    let sum: u32 = header.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = !((sum >> 16) + sum) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 pub(crate) const FIN: u8 = 1;
@@ -91,6 +106,7 @@ pub(crate) fn fragment(
         let mut packet = with(source, destination, protocol, part);
         packet[4..6].copy_from_slice(&id.to_be_bytes());
         packet[6..8].copy_from_slice(&((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
+        add_up(&mut packet);
         return packet;
     }
     let [high, low] = (offset | u16::from(more)).to_be_bytes();

@@ -26,12 +26,20 @@ pub(super) fn parse(packet: &[u8]) -> Option<Header> {
         source: [a, b, c, d].into(),
         destination: [e, f, g, h].into(),
         len,
-        content: content(header, options, payload),
+        content: content(packet.get(..header_len)?, header, options, payload),
     })
 }
 
 #[inline]
-fn content(header: &[u8; V4_HEADER_LEN], options: &[u8], payload: &[u8]) -> Result<Content, DropReason> {
+fn content(
+    whole: &[u8],
+    header: &[u8; V4_HEADER_LEN],
+    options: &[u8],
+    payload: &[u8],
+) -> Result<Content, DropReason> {
+    if !adds_up(whole) {
+        return Err(DropReason::UnreadablePacket);
+    }
     if !options.is_empty() {
         check_options(options)?;
     }
@@ -45,6 +53,16 @@ fn content(header: &[u8; V4_HEADER_LEN], options: &[u8], payload: &[u8]) -> Resu
         None
     };
     Content::read(Family::V4, protocol, payload, fragment)
+}
+
+/// Whether the checksum of a header is right: whoever passes packets on looks at it first (RFC 1812 §5.2.2).
+#[inline]
+fn adds_up(header: &[u8]) -> bool {
+    // At most 30 words of 16 bits, so nothing overflows, and two folds do.
+    let words = header.chunks_exact(2).filter_map(<[u8]>::first_chunk::<2>);
+    let sum = words.fold(0_u32, |sum, word| sum.wrapping_add(u16::from_be_bytes(*word).into()));
+    let sum = (sum >> 16).wrapping_add(sum & 0xffff);
+    (sum >> 16).wrapping_add(sum & 0xffff) == 0xffff
 }
 
 /// Refuses options that lead a packet elsewhere than its header says, and those whose lengths do not add up.

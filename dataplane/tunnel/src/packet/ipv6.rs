@@ -54,7 +54,9 @@ impl<'a> Chain<'a> {
         while is_extension(chain.protocol) {
             // Only where every router looks; and it says itself that nothing follows it.
             let misplaced = chain.protocol == HOP_BY_HOP && read > 0;
-            if misplaced || chain.protocol == NO_NEXT_HEADER || read >= MAX_EXTENSION_HEADERS {
+            // Behind an authentication header rules would have to see both what it is and what follows.
+            let opaque = matches!(chain.protocol, NO_NEXT_HEADER | AUTHENTICATION);
+            if misplaced || opaque || read >= MAX_EXTENSION_HEADERS {
                 return Err(DropReason::UnreadablePacket);
             }
             read = read.saturating_add(1);
@@ -80,12 +82,7 @@ impl<'a> Chain<'a> {
         if self.protocol == ROUTING && (first[2] == 0 || first[3] != 0) {
             return Err(DropReason::SourceRouted);
         }
-        let units = usize::from(first[1]);
-        let len = if self.protocol == AUTHENTICATION {
-            units.saturating_add(2).saturating_mul(4)
-        } else {
-            units.saturating_add(1).saturating_mul(8)
-        };
+        let len = usize::from(first[1]).saturating_add(1).saturating_mul(8);
         self.rest = self.rest.get(len..).ok_or_else(|| self.too_short())?;
         self.protocol = first[0];
         Ok(())

@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 
-use super::build::{ACK, FIN, PSH, RST, SYN, URG, fragment, icmp, packet, tcp, udp, with};
+use super::build::{ACK, FIN, PSH, RST, SYN, URG, add_up, fragment, icmp, packet, tcp, udp, with};
 use super::transport::Query;
 use super::*;
 
@@ -161,11 +161,23 @@ fn requests_answers_and_errors_of_icmp_are_told_apart() {
         };
         assert_eq!(transport(&of(V6, 58, &icmp(kind, 7, &[]))), Ok(expected), "ICMPv6 type {kind}");
     }
-    // Each ICMP belongs to its own family; in the other it is a protocol like any.
-    assert_eq!(
-        transport(&of(V4, 58, &icmp(1, 7, &[]))),
-        Ok(Transport::Flow { ends: Ends::Nothing, segment: None })
-    );
+    for kind in [0, 1, 3, 8, 128, 129] {
+        assert_eq!(
+            transport(&of(V4, 58, &icmp(kind, 7, &[]))),
+            Ok(Transport::Unasked),
+            "of the other family"
+        );
+        assert_eq!(transport(&of(V6, 1, &icmp(kind, 7, &[]))), Ok(Transport::Unasked), "of the other family");
+    }
+    for (addresses, protocol, kind) in [(V4, 1, 8), (V4, 1, 0), (V4, 1, 14), (V6, 58, 128), (V6, 58, 129)] {
+        let mut coded = icmp(kind, 7, &[]);
+        coded[1] = 1;
+        assert_eq!(
+            transport(&of(addresses, protocol, &coded)),
+            Ok(Transport::Unasked),
+            "type {kind}, code 1"
+        );
+    }
 }
 
 /// An IPv4 packet with options.
@@ -175,7 +187,26 @@ fn with_options(options: &[u8]) -> Vec<u8> {
     packet[0] = 0x45 + (options.len() / 4) as u8;
     packet[3] += options.len() as u8;
     packet.splice(20..20, options.iter().copied());
+    add_up(&mut packet);
     packet
+}
+
+#[test]
+fn headers_of_ipv4_must_add_up() {
+    let longest: Vec<u8> = (0..40).map(|place| if place < 39 { 1 } else { 0 }).collect();
+    for good in [of(V4, UDP, &udp(1, 2, b"data")), with_options(&longest), with_options(&[1; 4])] {
+        assert_eq!(transport(&good), Ok(flow(1, 2, None)));
+        let header_len = usize::from(good[0] & 0xf) * 4;
+        for (byte, bit) in (0..header_len).flat_map(|byte| (0..8).map(move |bit| (byte, bit))) {
+            let mut bad = good.clone();
+            bad[byte] ^= 1 << bit;
+            let read = Header::parse(&bad).map(|header| header.content);
+            assert!(!matches!(read, Ok(Ok(_))), "byte {byte}, bit {bit}");
+        }
+        let mut other = good;
+        other[header_len + 7] ^= 1;
+        assert!(transport(&other).is_ok(), "what is behind the header is for its receiver");
+    }
 }
 
 #[test]
@@ -215,22 +246,13 @@ fn with_extensions(extensions: &[(u8, Vec<u8>)]) -> Vec<u8> {
 fn extension_headers_are_walked_through() {
     let eight = vec![0; 8];
     let long: Vec<u8> = [vec![0, 2], vec![0; 22]].concat();
-    // AH counts in fours, and two less.
-    let authentication: Vec<u8> = [vec![0, 4], vec![0; 22]].concat();
     let routing: Vec<u8> = [vec![0, 2, 4, 0], vec![0; 20]].concat();
     for extensions in [
         vec![(0, eight.clone())],
         vec![(60, long.clone())],
-        vec![(51, authentication.clone())],
         vec![(43, routing.clone())],
         vec![(44, eight.clone())],
-        vec![
-            (0, long.clone()),
-            (60, eight.clone()),
-            (43, routing),
-            (44, eight.clone()),
-            (51, authentication),
-        ],
+        vec![(0, long.clone()), (60, eight.clone()), (43, routing), (44, eight.clone()), (60, long)],
         vec![(60, eight.clone()); 8],
     ] {
         let read = content(&with_extensions(&extensions)).unwrap();
@@ -252,6 +274,12 @@ fn extension_headers_that_are_too_many_short_or_misplaced_are_refused() {
     assert_eq!(content(&with_extensions(&[(0, eight.clone()), (0, eight.clone())])), unreadable, "twice");
     assert_eq!(content(&with_extensions(&[(44, eight.clone()), (44, eight.clone())])), unreadable);
     assert_eq!(content(&of(V6, 59, &[0; 16])), unreadable, "nothing follows");
+    let authentication = [vec![0, 4], vec![0; 22]].concat();
+    assert_eq!(
+        content(&with_extensions(&[(51, authentication)])),
+        unreadable,
+        "neither header nor transport"
+    );
     for number in [0, 43, 44, 51, 60] {
         for len in 0..8 {
             assert_eq!(content(&of(V6, number, &vec![UDP; len])), unreadable, "{number} of {len}");
@@ -379,6 +407,7 @@ pub(crate) fn almost_a_packet() -> impl Strategy<Value = Vec<u8>> {
                 packet[2..4].copy_from_slice(&len.to_be_bytes());
                 let place = [packet[6] & 0x20, packet[7] & 3, 64, number];
                 packet[6..10].copy_from_slice(&place);
+                add_up(&mut packet);
             }
         }
         packet

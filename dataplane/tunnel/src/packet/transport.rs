@@ -131,6 +131,8 @@ impl Transport {
                     None => Self::Unasked,
                 })
             }
+            // One family's ICMP in a packet of the other: nobody sends it, and nobody should have to read it.
+            (ICMP, Family::V6) | (ICMP_V6, Family::V4) => Ok(Self::Unasked),
             _ => Ok(Self::Flow { ends: Ends::Nothing, segment: None }),
         }
     }
@@ -142,6 +144,7 @@ impl Ends {
         match (protocol, family) {
             (TCP | UDP, _) => Some(Self::ports(payload.first_chunk::<8>()?)),
             (ICMP, Family::V4) | (ICMP_V6, Family::V6) => Self::query(family, payload.first_chunk()?),
+            (ICMP, Family::V6) | (ICMP_V6, Family::V4) => None,
             _ => Some(Self::Nothing),
         }
     }
@@ -157,6 +160,10 @@ impl Ends {
     }
 
     const fn query(family: Family, header: &[u8; 8]) -> Option<Self> {
+        // There is but one kind of each (RFC 792, RFC 4443 §4.1).
+        if header[1] != 0 {
+            return None;
+        }
         let (query, reply) = match (family, header[0]) {
             (Family::V4, 8) | (Family::V6, 128) => (Query::Echo, false),
             (Family::V4, 0) | (Family::V6, 129) => (Query::Echo, true),

@@ -5,6 +5,7 @@
 //! else: that an entry was used since it came into its queue is a mark in it, and whoever finds it at the head looks at the
 //! mark.
 
+mod connection;
 mod fragments;
 mod hash;
 mod key;
@@ -13,6 +14,7 @@ mod state;
 use crate::filter::Direction;
 use crate::packet::{Ends, Segment};
 
+pub(crate) use connection::{Stage, Step};
 pub(crate) use fragments::{Fragments, Passed, Piece};
 pub(crate) use hash::FlowHash;
 pub(crate) use key::Key;
@@ -62,10 +64,12 @@ impl Flow {
     const OUTWARD: u8 = 1;
     /// A packet passed since the flow came into its queue.
     const USED: u8 = 2;
-    /// Of TCP: who was asked has sent an ACK.
+    /// Of TCP: who was asked has sent something.
     const ANSWERED: u8 = 4;
     /// Of TCP: who opened it has sent an ACK.
     const CONFIRMED: u8 = 8;
+    /// Of TCP: where the number of the stage begins.
+    const STAGE: u32 = 4;
 
     /// Who opened it.
     pub(crate) const fn opened(&self) -> Direction {
@@ -80,27 +84,42 @@ impl Flow {
         now.saturating_sub(self.seen) >= self.class.lasts()
     }
 
-    /// What a packet makes of the flow; the class it belongs to then.
-    fn pass(&mut self, from_opener: bool, segment: Option<Segment>) -> Class {
-        match (self.class, segment) {
-            (Class::UdpOpening, _) if !from_opener => Class::UdpAnswered,
-            (Class::OtherOpening, _) if !from_opener => Class::OtherAnswered,
-            (_, Some(Segment::Finish | Segment::Reset)) => Class::TcpClosing,
-            (Class::TcpClosing, Some(Segment::Open)) if from_opener => {
-                // The same ports once more, for another connection.
-                self.marks &= !(Self::ANSWERED | Self::CONFIRMED);
-                Class::TcpOpening
-            }
-            (Class::TcpOpening, Some(Segment::Go | Segment::Agree)) => {
-                self.marks |= match (from_opener, segment) {
-                    (false, _) => Self::ANSWERED,
-                    (true, Some(Segment::Go)) => Self::CONFIRMED,
-                    (true, _) => 0,
-                };
-                let both = Self::ANSWERED | Self::CONFIRMED;
-                if self.marks & both == both { Class::TcpEstablished } else { Class::TcpOpening }
-            }
-            (class, _) => class,
+    const fn stage(&self) -> Stage {
+        Stage::from_number(self.marks >> Self::STAGE)
+    }
+
+    /// What a packet is to the flow; other than TCP's, all that belong to it pass.
+    #[inline]
+    pub(crate) const fn step(&self, from_opener: bool, segment: Option<Segment>) -> Step {
+        match segment {
+            Some(segment) => self.stage().step(from_opener, self.marks & Self::ANSWERED != 0, segment),
+            None => Step::Pass(self.stage()),
+        }
+    }
+
+    /// A packet passes, after which a connection is at `stage`; returns the class that the flow belongs to then.
+    #[inline]
+    fn pass(&mut self, from_opener: bool, segment: Option<Segment>, stage: Stage) -> Class {
+        let Some(segment) = segment else {
+            let class = self.class;
+            return match class {
+                Class::UdpOpening if !from_opener => Class::UdpAnswered,
+                Class::OtherOpening if !from_opener => Class::OtherAnswered,
+                Class::UdpOpening | Class::UdpAnswered | Class::OtherOpening | Class::OtherAnswered => class,
+                Class::TcpOpening | Class::TcpEstablished | Class::TcpClosing | Class::Icmp => class,
+            };
+        };
+        self.marks |= match (from_opener, segment) {
+            (false, _) => Self::ANSWERED,
+            (true, Segment::Go) => Self::CONFIRMED,
+            (true, _) => 0,
+        };
+        self.marks = self.marks & !(u8::MAX << Self::STAGE) | (stage as u8) << Self::STAGE;
+        let both = Self::ANSWERED | Self::CONFIRMED;
+        match stage.is_closing() {
+            true => Class::TcpClosing,
+            false if self.marks & both == both => Class::TcpEstablished,
+            false => Class::TcpOpening,
         }
     }
 }
@@ -190,25 +209,24 @@ impl Flows {
         (flow.rule, flow.generation) = (rule, generation);
     }
 
-    /// A packet of the flow passes.
+    /// A packet of the flow passes, after which a connection is at `stage`.
     #[inline]
-    pub(crate) fn pass(&mut self, place: Place, direction: Direction, segment: Option<Segment>, now: Tick) {
+    pub(crate) fn pass(
+        &mut self,
+        place: Place,
+        direction: Direction,
+        segment: Option<Segment>,
+        stage: Stage,
+        now: Tick,
+    ) {
         let flow = &mut self.flows[usize::from(place)];
         flow.seen = now;
         flow.marks |= Flow::USED;
         let from_opener = flow.opened() == direction;
-        let class = flow.pass(from_opener, segment);
+        let class = flow.pass(from_opener, segment, stage);
         if class != flow.class {
             self.requeue(place, class);
         }
-    }
-
-    /// The other side opens the flow anew, which it may.
-    pub(crate) fn turn(&mut self, place: Place, new: &New, now: Tick) {
-        self.requeue(place, new.class);
-        let flow = &mut self.flows[usize::from(place)];
-        (flow.seen, flow.rule, flow.generation) = (now, new.rule, new.generation);
-        flow.marks = new.marks();
     }
 
     /// Opens a flow that is not there. Nothing if there is no room, and all that there are must stay.
@@ -428,7 +446,9 @@ impl New {
             Direction::Out => Flow::OUTWARD,
             Direction::In => 0,
         };
-        opened | if self.confirmed { Flow::CONFIRMED } else { 0 }
+        let (confirmed, stage) =
+            if self.confirmed { (Flow::CONFIRMED, Stage::Open) } else { (0, Stage::Asked) };
+        opened | confirmed | (stage as u8) << Flow::STAGE
     }
 
     /// What a first packet opens, if it may open anything: a request of ICMP, a SYN or an ACK of TCP, everything else of others.

@@ -115,9 +115,8 @@ struct Flow {
     first: Sent,
     opened: Direction,
     answered: bool,
-    /// Of TCP: ACKs by who opened it, ACKs by the other, an end.
-    acks: [bool; 2],
-    ended: bool,
+    /// Of TCP: what passed, in its order, with whether the opener sent it.
+    passed: Vec<(bool, u8)>,
     last: Instant,
     filter: usize,
 }
@@ -125,8 +124,8 @@ struct Flow {
 impl Flow {
     fn lasts(&self) -> Duration {
         seconds(match self.first.body {
-            Body::Tcp { .. } if self.ended => 240,
-            Body::Tcp { .. } if self.acks == [true, true] => 7440,
+            Body::Tcp { .. } if self.fins() > 0 || self.is_broken() => 240,
+            Body::Tcp { .. } if self.answered && self.passed.contains(&(true, ACK)) => 7440,
             Body::Tcp { .. } => 240,
             Body::Udp { .. } => {
                 if self.answered {
@@ -138,6 +137,54 @@ impl Flow {
             Body::Ask { .. } => 30,
             Body::Answer { .. } | Body::Other(_) | Body::Error(_) | Body::Redirect => 600,
         })
+    }
+}
+
+/// What the story of a connection says.
+impl Flow {
+    fn fins(&self) -> usize {
+        self.passed.iter().filter(|(_, flags)| flags & FIN != 0).count()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.passed.iter().any(|(_, flags)| flags & RST != 0)
+    }
+
+    /// Whether both said that they had no more to say, and an ACK came after that.
+    fn is_over(&self) -> bool {
+        let fins = self.passed.iter().enumerate().filter(|(_, (_, flags))| flags & FIN != 0);
+        let Some((second, _)) = fins.clone().nth(1) else { return false };
+        self.passed[second..].iter().any(|&(_, flags)| flags == ACK)
+    }
+
+    /// Whether the other side agreed, or there was no need to.
+    fn is_agreed(&self) -> bool {
+        self.passed[0].1 == ACK || self.passed.contains(&(false, SYN | ACK))
+    }
+
+    /// Whether the opener's part of the handshake is still to come.
+    fn is_unconfirmed(&self) -> bool {
+        self.passed[0].1 == SYN
+            && !self.passed.contains(&(true, ACK))
+            && self.fins() == 0
+            && !self.is_broken()
+    }
+
+    /// Whether it ends so that who was asked may ask, or who asked may ask again.
+    fn makes_room(&self, by_opener: bool) -> bool {
+        (self.is_over() && !self.is_broken()) || (self.is_broken() && by_opener)
+    }
+
+    fn fits(&self, by_opener: bool, flags: u8) -> bool {
+        let agreed = self.is_agreed() || self.is_broken();
+        match flags {
+            SYN => by_opener,
+            RST => true,
+            ACK => !by_opener || agreed,
+            _ if flags & FIN != 0 => agreed,
+            // SYN and ACK
+            _ => !by_opener || (agreed && self.is_unconfirmed()),
+        }
     }
 }
 
@@ -215,13 +262,19 @@ impl Model {
             Body::Error(ref quoted) => return self.error(direction, sent, quoted, now),
             Body::Udp { .. } | Body::Ask { .. } | Body::Answer { .. } | Body::Other(_) => None,
         };
-        let known = self.find(direction, sent, now);
-        let at = match known {
-            Some(at) if flags == Some(SYN) && self.flows[at].opened != direction => {
-                self.decide(direction, sent)?;
+        let mut known = self.find(direction, sent, now);
+        if let (Some(at), Some(flags)) = (known, flags) {
+            self.still(at)?;
+            let flow = &self.flows[at];
+            let by_opener = flow.opened == direction;
+            if flags == SYN && flow.makes_room(by_opener) {
                 self.flows.remove(at);
-                self.open(direction, sent, now)
+                known = None;
+            } else if !flow.fits(by_opener, flags) {
+                return Err(DropReason::UnaskedSegment);
             }
+        }
+        let at = match known {
             Some(at) => {
                 self.still(at)?;
                 at
@@ -241,29 +294,25 @@ impl Model {
         let flow = &mut self.flows[at];
         flow.last = now;
         let by_opener = flow.opened == direction;
+        let was_answered = flow.answered;
         flow.answered |= !by_opener;
-        if let Some(flags) = flags {
-            if flags & (FIN | RST) != 0 {
-                flow.ended = true;
-            } else if flags == SYN && flow.ended {
-                (flow.ended, flow.acks) = (false, [false; 2]);
-            } else if flags & ACK != 0 && !flow.ended && !(by_opener && flags & SYN != 0) {
-                flow.acks[usize::from(!by_opener)] = true;
-            }
+        flow.passed.extend(flags.map(|flags| (by_opener, flags)));
+        let begun = flow.clone();
+        if flags == Some(RST) && !was_answered {
+            self.flows.remove(at);
         }
         if let Some((id, _)) = sent.place {
             self.begun.retain(|begun| {
                 (begun.direction, begun.addresses, begun.protocol, begun.id)
                     != (direction, sent.addresses, sent.protocol(), id)
             });
-            let flow = self.flows[at].clone();
             self.begun.push(Begun {
                 direction,
                 addresses: sent.addresses,
                 protocol: sent.protocol(),
                 id,
                 at: now,
-                flow,
+                flow: begun,
             });
         }
         Ok(())
@@ -274,8 +323,7 @@ impl Model {
             first: first.clone(),
             opened: direction,
             answered: false,
-            acks: [false; 2],
-            ended: false,
+            passed: Vec::new(),
             last: now,
             filter: self.filters.len(),
         });
@@ -480,6 +528,7 @@ proptest! {
             if packet[0] >> 4 == 4 && packet.len() >= 20 {
                 let (source, destination) = if out { (1, 2) } else { (2, 1) };
                 packet[12..20].copy_from_slice(&[100, 64, 0, source, 100, 64, 0, destination]);
+                build::add_up(&mut packet);
             }
             let readable = Header::parse(&packet).is_ok_and(|header| header.content.is_ok());
             let judged = node.judge(direction, &packet);

@@ -140,21 +140,80 @@ fn connection_is_opened_by_a_syn_or_picked_up_by_an_ack_and_by_nothing_else() {
 }
 
 #[test]
-fn who_was_asked_may_not_ask_back_over_the_same_ports() {
-    let mut node = Node::new(&[rule(Out, Protocol::Tcp, Some(22))]);
-    let ends = ENDS[0];
-    for (direction, flags) in [(Out, SYN), (In, SYN | ACK), (Out, ACK), (In, ACK)] {
-        assert_eq!(node.judge(direction, &segment(ends, Out, direction, flags)), Ok(()));
-        assert_eq!(node.judge(In, &segment(ends, Out, In, SYN)), Err(DropReason::Denied));
-    }
-    assert_eq!(node.judge(In, &segment(ends, Out, In, ACK)), Ok(()), "which ends nothing");
-
-    // If it may, it is who opened the flow from then on.
+fn who_was_asked_may_not_ask_back_over_the_same_ports_while_there_is_a_connection() {
+    // Not even if it might open one.
     let both = [rule(Out, Protocol::Tcp, Some(22)), rule(In, Protocol::Tcp, Some(50_000))];
-    node.apply(filter(&both, &[]));
+    let mut node = Node::new(&both);
+    let ends = ENDS[0];
+    for (direction, flags) in
+        [(Out, SYN), (In, SYN | ACK), (Out, ACK), (In, ACK), (In, FIN | ACK), (Out, FIN | ACK)]
+    {
+        assert_eq!(node.judge(direction, &segment(ends, Out, direction, flags)), Ok(()));
+        let asked = node.judge(In, &segment(ends, Out, In, SYN));
+        assert_eq!(asked, Err(DropReason::UnaskedSegment), "after {flags:#x}");
+    }
+    assert_eq!(node.judge(In, &segment(ends, Out, In, ACK)), Ok(()), "which ended it");
+    // Now it may, and is who opened the flow from then on.
     assert_eq!(node.judge(In, &segment(ends, Out, In, SYN)), Ok(()));
+    assert_eq!(node.judge(Out, &segment(ends, Out, Out, SYN | ACK)), Ok(()));
     node.apply(filter(&both[..1], &[]));
-    assert_eq!(node.judge(Out, &segment(ends, Out, Out, SYN | ACK)), Err(DropReason::Denied));
+    assert_eq!(node.judge(Out, &segment(ends, Out, Out, ACK)), Err(DropReason::Denied));
+}
+
+/// What passed in a connection, then what the opener may not send after it, and what the other may not.
+type Stage<'a> = (&'a [(Direction, u8)], &'a [u8], &'a [u8]);
+
+/// Brings a connection to a stage, from outside the filter.
+fn connection(before: &[(Direction, u8)]) -> Node {
+    let mut node = Node::new(&[rule(Out, Protocol::Tcp, Some(22))]);
+    for &(direction, flags) in before {
+        assert_eq!(node.judge(direction, &segment(ENDS[0], Out, direction, flags)), Ok(()), "{before:?}");
+    }
+    node
+}
+
+#[test]
+fn segments_that_cannot_come_now_do_not_pass() {
+    const OPEN: [(Direction, u8); 3] = [(Out, SYN), (In, SYN | ACK), (Out, ACK)];
+    let after = |more: &[(Direction, u8)]| [&OPEN[..], more].concat();
+    let (fin, agree) = (FIN | ACK, SYN | ACK);
+    let ended = after(&[(Out, fin), (In, fin)]);
+    let over = after(&[(Out, fin), (In, fin), (Out, ACK)]);
+    let broken = after(&[(In, RST)]);
+    let stages: [Stage<'_>; 7] = [
+        (&OPEN[..1], &[ACK, fin, agree], &[SYN, fin]),
+        (&OPEN[..2], &[], &[SYN]),
+        (&OPEN, &[agree], &[SYN]),
+        (&after(&[(In, fin)]), &[agree], &[SYN]),
+        (&ended, &[agree], &[SYN]),
+        // Another connection, which the rules do not let the other side open.
+        (&over, &[agree], &[SYN]),
+        (&broken, &[agree], &[SYN]),
+    ];
+    for (before, not_out, not_in) in stages {
+        for (direction, refused) in [(Out, not_out), (In, not_in)] {
+            for flags in [SYN, agree, ACK, fin, RST] {
+                let judged = connection(before).judge(direction, &segment(ENDS[0], Out, direction, flags));
+                assert_eq!(judged.is_err(), refused.contains(&flags), "{before:?}, {direction:?} {flags:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_of_a_connection_that_was_broken_off_before_it_was_answered() {
+    for (before, by) in [(vec![(Out, SYN)], In), (vec![(Out, SYN)], Out), (vec![(Out, ACK)], In)] {
+        let mut node = connection(&before);
+        assert_eq!(node.judge(by, &segment(ENDS[0], Out, by, RST)), Ok(()));
+        assert_eq!(node.count(PEER), 0);
+        assert_eq!(node.judge(In, &segment(ENDS[0], Out, In, ACK)), Err(DropReason::Denied));
+    }
+    // One that asked back after the end took the end with it.
+    let mut node =
+        connection(&[(Out, SYN), (In, SYN | ACK), (Out, ACK), (Out, FIN | ACK), (In, FIN | ACK), (Out, ACK)]);
+    assert_eq!(node.judge(In, &segment(ENDS[0], Out, In, SYN)), Err(DropReason::Denied));
+    assert_eq!(node.count(PEER), 0);
+    assert_eq!(node.judge(In, &segment(ENDS[0], Out, In, ACK)), Err(DropReason::Denied));
 }
 
 /// Packets of a flow, each from a side; then the time that it lasts.
@@ -182,7 +241,7 @@ fn each_kind_of_flow_lasts_its_time_and_no_longer() {
         ("TCP", &handshake, 7440),
         ("TCP picked up on one side", &[part(Out, ACK)], 240),
         ("TCP picked up on both", &[part(Out, ACK), part(In, ACK)], 7440),
-        ("TCP refused", &[part(Out, SYN), part(In, RST | ACK)], 240),
+        ("TCP agreed to and broken off", &[part(Out, SYN), part(In, SYN | ACK), part(In, RST)], 240),
         ("TCP ended by who opened it", &with(part(Out, FIN | ACK)), 240),
         ("TCP ended by the other", &with(part(In, FIN | ACK)), 240),
         ("TCP broken off", &with(part(In, RST)), 240),
