@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::SocketAddr,
     path::Path,
     process::Command,
 };
@@ -119,9 +120,13 @@ fn examples(manual: &str) -> Vec<Example<'_>> {
     examples
 }
 
-/// Text with what differs from run to run taken out: numbers, ids, IPv6 addresses, and the width of columns.
+/// Text with what differs from run to run taken out: numbers, ids, endpoints, IPv6 addresses, and the width of columns.
 fn gist(text: &str) -> String {
     let word = |word: &str| {
+        let endpoint = word.trim_end_matches([',', ';', ')']);
+        if endpoint.parse::<SocketAddr>().is_ok() {
+            return word.replace(endpoint, "ENDPOINT");
+        }
         let bare = word.trim_matches(|c: char| matches!(c, '(' | ')' | ',' | ';' | '[' | ']'));
         if bare.starts_with("fd") && bare.matches(':').count() > 1 {
             return word.replace(bare, "IPv6");
@@ -146,6 +151,7 @@ fn gist(text: &str) -> String {
 #[test]
 fn what_differs_from_run_to_run_is_all_that_examples_are_excused() {
     assert_eq!(gist("r12  in 640 ms (id 60b7173ca9f2feac)\n\n  fd12::1, x\n"), "rN in N ms (id ID)\nIPv6, x");
+    assert_eq!(gist("by 10.1.0.3:51820, heard"), gist("by [fd10::1]:51820, heard"));
     assert_ne!(gist("tcp/443 from bob"), gist("udp/443 from bob"));
     assert_ne!(gist("allowed"), gist("denied"));
 }

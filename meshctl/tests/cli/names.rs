@@ -1,6 +1,9 @@
 //! Mesh names, as their user meets them.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::{
+    net::{SocketAddr, ToSocketAddrs as _},
+    time::{Duration, Instant},
+};
 
 use ringmesh_lab::in_sandbox;
 use rustix::process::{Pid, Signal, kill_process};
@@ -75,13 +78,17 @@ fn what_a_killed_daemon_left_is_taken_back_by_cleanup() {
         let before = alice.read("/etc/hosts").unwrap();
         assert_eq!(alice.run(&["cleanup"]).ok(), "nothing was left on this machine\n");
         alice.run(&["join", "--token", &coordinator.token(), "--dns", "hosts"]).ok();
-        assert!(alice.resolves("alice.mesh").contains(&alice.mesh_ipv4()));
+        let (joined, address) = (Instant::now(), alice.mesh_ipv4());
+        while !alice.resolves("alice.mesh").contains(&address) {
+            assert!(joined.elapsed() < Duration::from_secs(1), "no name: {:?}", alice.read("/etc/hosts"));
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let message = alice.run(&["cleanup"]).failed(9);
         assert!(message.contains("cannot clean up"), "{message}");
         let [daemon] = &alice.processes()[..] else { panic!("one daemon") };
         kill_process(Pid::from_raw(daemon.id.cast_signed()).unwrap(), Signal::KILL).unwrap();
         while !alice.processes().is_empty() {
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         assert_ne!(alice.read("/etc/hosts").unwrap(), before, "it was killed");
         let cleaned = alice.json("cleanup", &["cleanup"]);
