@@ -3,6 +3,7 @@
 use hickory_proto::rr::DNSClass;
 
 use super::*;
+use crate::dns::message::{HEADER, same_question};
 
 /// A query whose bytes are changed before it is sent.
 fn changed(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -233,5 +234,28 @@ fn a_newer_edns_is_told_the_version_spoken_here() {
         assert_eq!(u16::from(answered.metadata.response_code), u16::from(ResponseCode::BADVERS));
         assert_eq!(answered.edns.unwrap().version(), 0);
         assert!(answered.answers.is_empty());
+    }
+}
+
+#[test]
+fn questions_are_one_in_any_case_of_the_name_and_of_nothing_else() {
+    let question = |name: &str, kind: u16, class: DNSClass| {
+        let mut message = query(name, kind.into());
+        message.queries[0].set_query_class(class);
+        message.to_vec().unwrap()[HEADER..].to_vec()
+    };
+    let asked = question("a.example.", 65, DNSClass::IN);
+    assert!(same_question(&asked, &question("A.eXample.", 65, DNSClass::IN)));
+    for other in [
+        // Numbers that would be one letter in two cases, were they letters.
+        question("a.example.", 97, DNSClass::IN),
+        question("a.example.", 65 + 256, DNSClass::IN),
+        question("a.example.", 65, DNSClass::CH),
+        question("b.example.", 65, DNSClass::IN),
+        question("a.example.org.", 65, DNSClass::IN),
+        asked[..3].to_vec(),
+        Vec::new(),
+    ] {
+        assert!(!same_question(&asked, &other) && !same_question(&other, &asked), "{other:?}");
     }
 }
