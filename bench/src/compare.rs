@@ -26,6 +26,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PATHS_REMARK: &str = "paths: the relay had no rate limits; daemon_cpu is of both nodes and the coordinator with its \
                             relay; the path was checked at both ends before and after each run";
 
+/// What a reader of figures about the filter must know.
+const RULES_REMARK: &str = "rules: 1,000 rules, of which the last allows what was measured, and 10,000 answered UDP flows that both \
+                            filters remembered before each run; uring: the policy that a network begins with";
+
 /// What to compare and how.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -35,6 +39,12 @@ pub(crate) struct Options {
     /// Compare our own paths with each other: direct, relay, websocket and ssh
     #[arg(long, conflicts_with = "only")]
     paths: bool,
+    /// Compare what the packet filter costs: the policy that a network begins with, and 1,000 rules with 10,000 flows
+    #[arg(long, conflicts_with_all = ["only", "paths"])]
+    filter: bool,
+    /// Another build of meshctl, to stand beside this one as `earlier`: with --filter, or with --only
+    #[arg(long, value_name = "PATH")]
+    earlier: Option<PathBuf>,
     /// Runs of each measurement of each subject
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     repetitions: u16,
@@ -63,16 +73,18 @@ pub(crate) struct Options {
 
 impl Options {
     fn kinds(&self) -> &[SubjectKind] {
-        match (self.paths, self.only.as_slice()) {
-            (true, _) => &SubjectKind::PATHS,
-            (false, []) => &SubjectKind::SYSTEMS,
-            (false, only) => only,
+        match self.only.as_slice() {
+            _ if self.paths => &SubjectKind::PATHS,
+            _ if self.filter && self.earlier.is_some() => &SubjectKind::FILTER_AND_EARLIER,
+            _ if self.filter => &SubjectKind::FILTER,
+            [] => &SubjectKind::SYSTEMS,
+            only => only,
         }
     }
 
     /// Whether a subject that cannot be had is a fault: it was asked for.
     fn insists(&self) -> bool {
-        self.paths || !self.only.is_empty()
+        self.paths || self.filter || !self.only.is_empty()
     }
 }
 
@@ -124,6 +136,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if subjects.iter().any(|subject| subject.kind().path().is_some()) {
         remarks.push(PATHS_REMARK.to_owned());
     }
+    if subjects.iter().any(|subject| subject.kind() == SubjectKind::Rules) {
+        remarks.push(RULES_REMARK.to_owned());
+    }
     let mut spoiled = Spoiled::default();
     let samples = comparison.measure(&subjects, &mut spoiled)?;
     remarks.extend(spoiled.remarks());
@@ -162,7 +177,7 @@ impl fmt::Display for Incomplete {
 
 /// Brings up every subject: those asked for must come up, of the others those that can.
 fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
-    let tools = Tools::find(options.meshctl.as_deref())?;
+    let tools = Tools::find(options.meshctl.as_deref(), options.earlier.as_deref())?;
     let (mut subjects, mut remarks) = (Vec::new(), Vec::new());
     for &kind in options.kinds() {
         if let Some(reason) = tools.missing_for(kind) {

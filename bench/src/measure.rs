@@ -175,6 +175,7 @@ pub(crate) fn wait_until_ready(subject: &Subject) -> Result<()> {
 /// # Errors
 /// When nothing passes, or a daemon does not say by which path.
 pub(crate) fn settle(subject: &Subject) -> Result<Option<Strayed>> {
+    subject.refresh_flows()?;
     let give_up = Instant::now() + PATH_WITHIN;
     let to = subject.second().address();
     loop {

@@ -4,6 +4,7 @@
 //! A cable (a veth pair) with nothing in between is the fastest link there is here, so that the daemons and not the link
 //! are the limit. It passes super-packets whole, which flatters everybody who makes them; see `docs/benchmarks.md`.
 
+mod flows;
 mod ours;
 mod star;
 mod wireguard_go;
@@ -19,6 +20,7 @@ use clap::ValueEnum;
 use nix::sys::socket::{getsockopt, sockopt::IpMtu};
 use ringmesh_lab::{Host, Lab};
 
+use self::flows::Flows;
 use crate::cpu::box_pid;
 use crate::report::Measured;
 
@@ -37,6 +39,10 @@ pub(crate) enum SubjectKind {
     Poll,
     /// The `wireguard-go` found in PATH.
     WireguardGo,
+    /// Our daemons on io_uring, with a thousand rules and ten thousand flows.
+    Rules,
+    /// Another build of our daemons on io_uring, named by `--earlier`.
+    Earlier,
     /// Our daemons around a router, straight over UDP.
     Direct,
     /// The same by way of the coordinator's relay, over UDP.
@@ -99,6 +105,10 @@ impl SubjectKind {
     pub(crate) const SYSTEMS: [Self; 4] = [Self::Raw, Self::Uring, Self::Poll, Self::WireguardGo];
     /// What is compared by `--paths`: our own ways to reach a peer.
     pub(crate) const PATHS: [Self; 4] = [Self::Direct, Self::Relay, Self::Websocket, Self::Ssh];
+    /// What is compared by `--filter`: the policy that a network begins with, and a large one.
+    pub(crate) const FILTER: [Self; 2] = [Self::Uring, Self::Rules];
+    /// The same beside another build.
+    pub(crate) const FILTER_AND_EARLIER: [Self; 3] = [Self::Uring, Self::Rules, Self::Earlier];
 
     /// Returns the name in the result and on the command line.
     pub(crate) fn name(self) -> &'static str {
@@ -107,6 +117,8 @@ impl SubjectKind {
             Self::Uring => "uring",
             Self::Poll => "poll",
             Self::WireguardGo => "wireguard-go",
+            Self::Rules => "rules",
+            Self::Earlier => "earlier",
             Self::Direct | Self::Relay | Self::Websocket | Self::Ssh => {
                 self.path().map_or("", PathKind::label)
             }
@@ -115,7 +127,12 @@ impl SubjectKind {
 
     /// Says whether our daemons are measured.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Uring | Self::Poll) || self.path().is_some()
+        matches!(self, Self::Uring | Self::Poll | Self::Rules | Self::Earlier) || self.path().is_some()
+    }
+
+    /// Returns the back end that our daemons use.
+    fn back_end(self) -> &'static str {
+        if self == Self::Poll { "poll" } else { "uring" }
     }
 
     /// Returns the path that all packets must take, if this is about one.
@@ -125,16 +142,18 @@ impl SubjectKind {
             Self::Relay => Some(PathKind::Relay),
             Self::Websocket => Some(PathKind::Websocket),
             Self::Ssh => Some(PathKind::Ssh),
-            Self::Raw | Self::Uring | Self::Poll | Self::WireguardGo => None,
+            Self::Raw | Self::Uring | Self::Poll | Self::WireguardGo | Self::Rules | Self::Earlier => None,
         }
     }
 
     /// Returns what its medians are divided by: only what stands on the same ground can be compared.
     pub(crate) fn references(self) -> &'static [Self] {
         match self {
-            Self::Uring | Self::Poll => &[Self::WireguardGo, Self::Raw],
+            Self::Uring => &[Self::WireguardGo, Self::Raw, Self::Earlier],
+            Self::Poll => &[Self::WireguardGo, Self::Raw],
+            Self::Rules => &[Self::Uring, Self::Earlier],
             Self::Relay | Self::Websocket | Self::Ssh => &[Self::Direct],
-            Self::Raw | Self::WireguardGo | Self::Direct => &[],
+            Self::Raw | Self::WireguardGo | Self::Direct | Self::Earlier => &[],
         }
     }
 }
@@ -143,21 +162,31 @@ impl SubjectKind {
 #[derive(Debug)]
 pub(crate) struct Tools {
     meshctl: Option<PathBuf>,
+    /// Another build.
+    earlier: Option<PathBuf>,
 }
 
 impl Tools {
     /// Takes the `meshctl` that was named, or the one beside this program.
     ///
     /// # Errors
-    /// When the one that was named does not exist.
-    pub(crate) fn find(meshctl: Option<&Path>) -> Result<Self> {
-        if let Some(named) = meshctl {
-            ensure!(named.is_file(), "there is no {}", named.display());
-            let absolute = named.canonicalize().with_context(|| format!("finding {}", named.display()))?;
-            return Ok(Self { meshctl: Some(absolute) });
+    /// When one that was named does not exist.
+    pub(crate) fn find(meshctl: Option<&Path>, earlier: Option<&Path>) -> Result<Self> {
+        let named = |path: &Path| {
+            ensure!(path.is_file(), "there is no {}", path.display());
+            path.canonicalize().with_context(|| format!("finding {}", path.display()))
+        };
+        let earlier = earlier.map(named).transpose()?;
+        if let Some(path) = meshctl {
+            return Ok(Self { meshctl: Some(named(path)?), earlier });
         }
         let own = std::env::current_exe().context("asking for this program's path")?;
-        Ok(Self { meshctl: Some(own.with_file_name("meshctl")).filter(|path| path.is_file()) })
+        Ok(Self { meshctl: Some(own.with_file_name("meshctl")).filter(|path| path.is_file()), earlier })
+    }
+
+    /// The program that a subject of ours is made of.
+    fn of(&self, kind: SubjectKind) -> Option<&Path> {
+        if kind == SubjectKind::Earlier { self.earlier.as_deref() } else { self.meshctl.as_deref() }
     }
 
     /// Says why a subject cannot be set up here, if it cannot.
@@ -169,10 +198,13 @@ impl Tools {
         };
         match kind {
             SubjectKind::Raw => None,
+            SubjectKind::Earlier => {
+                self.earlier.is_none().then_some("no other build was named; name one with --earlier")
+            }
             _ if kind.is_ours() && self.meshctl.is_none() => {
                 Some("there is no meshctl beside this program; cargo build it, or name one with --meshctl")
             }
-            SubjectKind::Uring | SubjectKind::Poll => None,
+            SubjectKind::Uring | SubjectKind::Poll | SubjectKind::Rules => None,
             SubjectKind::Direct | SubjectKind::Relay | SubjectKind::Websocket | SubjectKind::Ssh => {
                 (!star::can_block()).then_some("there is no nft (apt-get install nftables)")
             }
@@ -215,6 +247,8 @@ pub(crate) struct Subject {
     daemons: Daemons,
     /// What to ask about the path, where it matters which it is.
     meshctl: Option<PathBuf>,
+    /// What the filters are to remember while it is measured.
+    flows: Option<Flows>,
     // Last, so that everything in it has ended before it is taken down.
     _lab: Lab,
 }
@@ -227,7 +261,7 @@ impl Subject {
     pub(crate) fn set_up(kind: SubjectKind, tools: &Tools) -> Result<Self> {
         let lab = Lab::new()?;
         let mut daemons = Daemons::default();
-        let ours = || tools.meshctl.as_deref().context("there is no meshctl to measure");
+        let ours = || tools.of(kind).context("there is no meshctl to measure");
         let (hosts, Up { addresses, version }) = match kind.path() {
             Some(path) => star::set_up(&lab, path, ours()?, &mut daemons)?,
             None => {
@@ -237,12 +271,13 @@ impl Subject {
                 } else if kind.is_ours() {
                     let plan = ours::Plan {
                         meshctl: ours()?,
-                        back_end: kind.name(),
+                        back_end: kind.back_end(),
                         coordinator: &hosts[0],
                         coordinator_address: UNDERLAY[0],
                         coordinator_relays: false,
                         nodes: &hosts,
                         ssh: false,
+                        policy: (kind == SubjectKind::Rules).then(|| flows::policy(&hosts)),
                     };
                     plan.carry_out(&mut daemons)?
                 } else {
@@ -253,7 +288,24 @@ impl Subject {
         };
         let [first, second] = hosts;
         let ends = [End { host: first, address: addresses[0] }, End { host: second, address: addresses[1] }];
-        Ok(Self { kind, version, ends, daemons, meshctl: tools.meshctl.clone(), _lab: lab })
+        let flows = if kind == SubjectKind::Rules { Some(Flows::open(&ends)?) } else { None };
+        let meshctl = tools.of(kind).map(Path::to_owned);
+        Ok(Self { kind, version, ends, daemons, meshctl, flows, _lab: lab })
+    }
+
+    /// Makes sure that the filters of both ends remember all flows that they are to remember.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub(crate) fn refresh_flows(&self) -> Result<()> {
+        let Some((flows, meshctl)) = self.flows.as_ref().zip(self.meshctl.as_deref()) else { return Ok(()) };
+        flows.refresh()?;
+        for End { host, .. } in &self.ends {
+            let tracked = ours::flows(host, meshctl)?;
+            let least = flows::COUNT;
+            ensure!(tracked >= least, "{} remembers {tracked} flows and not {least}", host.name());
+        }
+        Ok(())
     }
 
     /// Tells of an end whose packets take another path than the one that is to be measured.

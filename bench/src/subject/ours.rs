@@ -36,6 +36,8 @@ pub(super) struct Plan<'a> {
     pub(super) nodes: &'a [Host; 2],
     /// Whether nodes take SSH streams from each other.
     pub(super) ssh: bool,
+    /// What to put in force when all have joined; none: what a network begins with.
+    pub(super) policy: Option<String>,
 }
 
 impl Plan<'_> {
@@ -46,6 +48,10 @@ impl Plan<'_> {
             // By default both would pin their worker to the same CPU, as they may on two machines.
             let cpu = (index % cpus()).to_string();
             self.start_node(host, &cpu, daemons)?;
+        }
+        if let Some(policy) = &self.policy {
+            let apply = ["policy", "apply", "-", "--wait", "10s", "--yes"];
+            output(run(self.coordinator, self.meshctl, &apply)?, policy)?;
         }
         let mut addresses = [Ipv4Addr::UNSPECIFIED; 2];
         for (host, address) in self.nodes.iter().zip(&mut addresses) {
@@ -93,6 +99,12 @@ pub(super) fn path(host: &Host, meshctl: &Path) -> Result<String> {
     let peers = answer.get("peers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let [peer] = peers else { bail!("{} has {} peers and not one", host.name(), peers.len()) };
     text(peer, &["path"]).map(str::to_owned)
+}
+
+/// Asks a node how many flows its filter remembers.
+pub(super) fn flows(host: &Host, meshctl: &Path) -> Result<u64> {
+    let answer = json(run(host, meshctl, &["filter", "list", "-o", "json"])?)?;
+    answer.get("flows").and_then(Value::as_u64).context("meshctl's output has no flows")
 }
 
 /// What daemons log to standard error: warnings, unless the caller wants to know more.

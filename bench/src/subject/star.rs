@@ -53,6 +53,7 @@ pub(super) fn set_up(
         coordinator_relays: true,
         nodes: &nodes,
         ssh: path == PathKind::Ssh,
+        policy: None,
     };
     let up = plan.carry_out(daemons)?;
     Ok((nodes, up))
