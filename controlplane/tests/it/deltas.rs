@@ -151,6 +151,10 @@ async fn history(seed: u64) {
                 let follower = followers.values_mut().nth(number).unwrap();
                 follower.catch_up(&coordinator).await;
                 follower.stream = None;
+                let name = follower.node.name.clone();
+                while coordinator.operator.node(&name).await.online {
+                    tokio::task::yield_now().await;
+                }
             }
             _ if !followers.is_empty() => {
                 let number = random.below(followers.len());
