@@ -110,10 +110,12 @@ fn play(lab: &Lab, seed: u64, cases: usize, fault: Fault, tally: &mut Tally) {
         let right =
             if case.any { passed.iter().any(Result::is_ok) } else { passed.iter().all(Result::is_ok) };
         let we = right || fault.accepts(&case, &filter, &scene);
-        let it = router_accepts(&mut kernel, &scene, &case);
+        let out = ask_router(&mut kernel, &scene, &case);
+        // However it is cut now, a datagram comes out whole or not at all; lone pieces that conntrack would not take are nothing.
+        let it = packet::is_whole(&out);
         if we && it {
             traffic.learn(&case);
-        } else if we != it || passed.iter().any(Result::is_ok) {
+        } else if we != it || !out.is_empty() || passed.iter().any(Result::is_ok) {
             traffic.shun(&case);
         }
         let reason = passed.into_iter().find_map(Result::err);
@@ -123,7 +125,8 @@ fn play(lab: &Lab, seed: u64, cases: usize, fault: Fault, tally: &mut Tally) {
     assert!(rest.is_empty(), "seed {seed}: the router sent what nobody asked for: {rest:02x?}");
 }
 
-fn router_accepts(kernel: &mut Kernel, scene: &Scene, case: &Case) -> bool {
+/// What comes out of the router for a case.
+fn ask_router(kernel: &mut Kernel, scene: &Scene, case: &Case) -> Vec<Vec<u8>> {
     let from = match case.direction {
         Direction::In => case.peer + 1,
         Direction::Out => 0,
@@ -134,9 +137,7 @@ fn router_accepts(kernel: &mut Kernel, scene: &Scene, case: &Case) -> bool {
         // By some device for what has no way at all; it will not come out there.
         scene.owner(case.destination).map_or((from + 1) % (PEERS + 1), |peer| peer + 1)
     };
-    let out = kernel.judge(from, to, &case.kernel);
-    // However it is cut now, a datagram comes out whole or not at all; lone pieces that conntrack would not take are nothing.
-    packet::is_whole(&out)
+    kernel.judge(from, to, &case.kernel)
 }
 
 fn number(variable: &str) -> Option<u64> {
