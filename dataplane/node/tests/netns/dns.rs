@@ -54,8 +54,8 @@ fn what_the_network_and_its_policy_name_is_answered() {
             let (v4, v6) = (beta.ipv4.to_string(), beta.ipv6.to_string());
             for at in [alpha.ipv4, alpha.ipv6] {
                 for transport in ["+notcp", "+tcp"] {
-                    assert_eq!(dig(&alpha, at, &format!("{transport} beta.mesh A")), [v4.clone()]);
-                    assert_eq!(dig(&alpha, at, &format!("{transport} BETA.mesh AAAA")), [v6.clone()]);
+                    assert_eq!(dig(&alpha, at, &format!("{transport} beta.mesh A")), [v4.as_str()]);
+                    assert_eq!(dig(&alpha, at, &format!("{transport} BETA.mesh AAAA")), [v6.as_str()]);
                     assert_eq!(dig(&alpha, at, &format!("{transport} -x {v4}")), ["beta.mesh."]);
                     assert_eq!(dig(&alpha, at, &format!("{transport} -x {v6}")), ["beta.mesh."]);
                     assert_eq!(dig(&alpha, at, &format!("{transport} git.mesh A")), [""; 0]);
