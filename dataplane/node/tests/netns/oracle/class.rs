@@ -175,7 +175,7 @@ impl Why {
             }
             Self::ManyExtensions => "more than 8 extension headers",
             Self::Authentication => {
-                "an authentication header over IPv6: what is behind it has been judged by rules that do not see it"
+                "an authentication header over IPv6: rules would have to see both it and what is behind it"
             }
             Self::QuotedVersion => {
                 "a quote that says to be of the other version of IP: the router does not look"
@@ -190,7 +190,7 @@ impl Why {
                 "an error of one peer that quotes a flow with another: conntrack does not know peers apart"
             }
             Self::SimultaneousOpen => {
-                "an opening SYN of who was asked to connect (RFC 9293, 3.5), which we judge by the rules as any other"
+                "a SYN in answer to a SYN (RFC 9293, 3.5): nobody connects like that, and rules are about who asks first"
             }
         }
     }
