@@ -505,7 +505,7 @@ fn compare(steps: &[Step]) -> Result<Vec<Result<(), DropReason>>, TestCaseError>
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn filter_judges_as_a_list_of_flows_would(steps in prop::collection::vec(step(), 1..150)) {
@@ -514,7 +514,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn no_bytes_make_the_filter_panic_and_what_it_cannot_read_does_not_pass(
