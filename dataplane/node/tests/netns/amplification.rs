@@ -109,8 +109,19 @@ fn nobody_gets_more_bytes_from_a_node_than_it_sent() {
 
             // Everything that Alice says to Bob while a session comes about, and in it.
             let interface = alice.machine.host.interfaces()[0].name().to_owned();
-            // The network must know where Bob is before he is cut off, or nothing is sent at all.
-            alice.machine.ping(bob.machine.host.ipv4());
+            // The machines must know where Bob's is before he is cut off, or what is sent waits there until he is back.
+            for machine in [&alice.machine, &world.head] {
+                machine.ping(bob.machine.host.ipv4());
+                machine.ping(bob.machine.host.ipv6());
+            }
+            // And Alice must know both of Bob's addresses: by one that she hears of later she would send the same initiation again.
+            let mut known = 0;
+            while known < 2 {
+                let why = ringmesh_proto::local::WhyRequest { node: "bob".to_owned() };
+                let paths = alice.node.client.why(why).await.unwrap().into_inner().paths;
+                known = paths.iter().filter(|path| path.kind == "udp").count();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             let capture = Capture::start(&alice.machine.host, &interface).unwrap();
             let cable = &bob.machine.host.interfaces()[0];
             cable.unplug().unwrap();
@@ -118,6 +129,7 @@ fn nobody_gets_more_bytes_from_a_node_than_it_sent() {
             let authentic = capture.stop().unwrap();
             cable.plug().unwrap();
             drop(unheard);
+            machine.ping(bob.machine.host.ipv4());
             let capture = Capture::start(&alice.machine.host, &interface).unwrap();
             let said = |frame: &&[u8]| {
                 let to_bob = frame.get(30..34) == Some(&bob.machine.host.ipv4().octets()[..]);
