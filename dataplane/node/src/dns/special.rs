@@ -14,7 +14,8 @@ use hickory_proto::rr::{
 pub(super) enum Special {
     /// `localhost` and names below it (RFC 6761 §6.3): loopback addresses, and nothing else.
     Loopback(Option<RData>),
-    /// Names that DNS has no say in: `local` (RFC 6762 §22.1), `onion` (RFC 7686 §2), `invalid` (RFC 6761 §6.4).
+    /// Names that DNS has no say in: `onion` (RFC 7686 §2), `invalid` (RFC 6761 §6.4). Not `local`, whatever RFC 6762 says: many a
+    /// network has its own names there, and the resolver in place knows them.
     Nowhere,
 }
 
@@ -27,6 +28,6 @@ pub(super) fn special(name: &Name, kind: RecordType) -> Option<Special> {
         let ipv6 = (kind == RecordType::AAAA).then(ipv6);
         return Some(Special::Loopback((kind == RecordType::A).then(ipv4).or(ipv6)));
     }
-    let nowhere: [&[u8]; 3] = [b"local", b"onion", b"invalid"];
+    let nowhere: [&[u8]; 2] = [b"onion", b"invalid"];
     nowhere.iter().any(|end| last.eq_ignore_ascii_case(end)).then_some(Special::Nowhere)
 }

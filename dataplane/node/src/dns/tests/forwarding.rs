@@ -220,7 +220,6 @@ async fn our_own_names_never_leave_the_machine() {
         "1.2.3.64.100.in-addr.arpa.",
         "1.0.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa.",
         "localhost.",
-        "x.local.",
         "x.onion.",
         "x.invalid.",
     ] {
@@ -233,6 +232,13 @@ async fn our_own_names_never_leave_the_machine() {
         ask_by_tcp(&server, &question(name)).await;
     }
     assert_eq!(resolver.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_a_network_that_uses_local_are_asked_for_as_before() {
+    let resolver = Resolver::good(1).await;
+    let server = serve(&[resolver.at]);
+    assert_eq!(host_of(&ask(&server, &question("intranet.corp.local.")).await), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
