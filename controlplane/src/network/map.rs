@@ -3,7 +3,7 @@
 //! A node sees itself and every member that a rule connects with it, in either direction. Besides, relays and the other mesh nodes
 //! see each other, whatever the rules: there is no session without the other's key. It gets their records, what they
 //! say of themselves, the leaves that touch it with their proofs, and the certificates that signed all this; the head names
-//! the digest of exactly that. Who sees whom is in [`edges`](super::edges).
+//! the digest of exactly that. Who sees whom is in the module `edges`.
 
 use std::sync::Arc;
 
