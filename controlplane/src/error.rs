@@ -191,9 +191,7 @@ fn policy(refusal: &policies::Refusal) -> (Code, Reason) {
     match refusal {
         policies::Refusal::Conflict { .. } => (Code::Aborted, Reason::Conflict),
         policies::Refusal::Unknown(_) => (Code::NotFound, Reason::InvalidArgument),
-        policies::Refusal::NoEarlier | policies::Refusal::NotWritten(_) => {
-            (Code::FailedPrecondition, Reason::Conflict)
-        }
+        policies::Refusal::NoEarlier => (Code::FailedPrecondition, Reason::Conflict),
         policies::Refusal::TooLarge { .. } | policies::Refusal::TooManyMembers { .. } => {
             (Code::InvalidArgument, Reason::PolicyInvalid)
         }

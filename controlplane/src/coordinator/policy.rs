@@ -119,8 +119,8 @@ impl Coordinator {
         revision: Revision,
     ) -> Result<Applied, Refused> {
         let (text, to) = self.with_network(network, |state| {
-            let version = state.policy_before(revision)?;
-            Ok::<_, Refused>((version.row.text.clone(), version.revision))
+            let (text, to) = state.policy_before(revision)?;
+            Ok::<_, Refused>((text.to_owned(), to))
         })??;
         let applied = self.apply_policy(by, network, text, 0, &format!("back to r{to}")).await;
         applied.map_err(|refused| {

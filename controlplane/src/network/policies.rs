@@ -26,6 +26,10 @@ pub(crate) const KEPT: usize = 100;
 /// The longest comment, in bytes.
 pub(crate) const COMMENT_MAX: usize = 200;
 
+/// What the policy that a network is made with says: nobody wrote it, so this is what there is to go back to.
+const FIRST: &str =
+    "# What a network begins with: all members reach each other.\n[[allow]]\nfrom = \"*\"\nto = \"*\"\n";
+
 /// A compiled policy that shall come in force.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish<'a> {
@@ -53,11 +57,6 @@ pub(crate) enum Refusal {
     Unknown(Revision),
     #[error("there is no earlier policy to go back to; see: meshctl policy history")]
     NoEarlier,
-    #[error(
-        "r{0} is the policy that the network was made with, which has no text; to let all members reach each other again, apply a \
-         file with: [[allow]] from = [\"*\"] to = [\"*\"]"
-    )]
-    NotWritten(Revision),
     #[error(
         "compiled, the policy has {size} bytes, and at most {MAX_VALUE} can be stored; name groups and ranges instead of many single \
          members and addresses"
@@ -169,18 +168,21 @@ impl NetworkState {
         self.member(id).map(|member| member.name.as_str())
     }
 
-    /// What to go back to: the policy of `revision`; 0: the one before the one in force.
-    pub(crate) fn policy_before(&self, revision: Revision) -> Result<&PolicyVersion, Refusal> {
-        if revision != 0 {
-            let found = self.policy_at(revision)?;
-            return found.map(|(_, version)| version).ok_or(Refusal::NotWritten(revision));
-        }
-        let in_force = self.policy.as_ref().and_then(|policy| policy.version).ok_or(Refusal::NoEarlier)?;
-        let earlier = self.policies.range(..in_force).next_back();
-        // Nothing older was forgotten: there was only the first.
-        let none =
-            if self.policies.len() < KEPT { Refusal::NotWritten(self.made) } else { Refusal::NoEarlier };
-        earlier.map(|(_, version)| version).ok_or(none)
+    /// What to go back to: the text and revision of the policy of `revision`; 0: of the one before the one in force.
+    pub(crate) fn policy_before(&self, revision: Revision) -> Result<(&str, Revision), Refusal> {
+        let found = if revision == 0 {
+            let in_force =
+                self.policy.as_ref().and_then(|policy| policy.version).ok_or(Refusal::NoEarlier)?;
+            let earlier = self.policies.range(..in_force).next_back().map(|(_, version)| version);
+            if earlier.is_none() && self.policies.len() >= KEPT {
+                // Older ones were forgotten; it was not the first.
+                return Err(Refusal::NoEarlier);
+            }
+            earlier
+        } else {
+            self.policy_at(revision)?.map(|(_, version)| version)
+        };
+        Ok(found.map_or((FIRST, self.made), |version| (&version.row.text, version.revision)))
     }
 }
 

@@ -13,7 +13,8 @@ use ringmesh_tunnel::{
     ip::Prefix,
     key::{IdentityKey, IdentitySecret, NetworkId, NetworkSecret, NodeId, PresharedKey, PublicKey, TokenId},
     netmap::{
-        Certificate, Envelope, Leaf, Member, MerkleTree, NodeRecord, Policy, Record, Role, Rule, leaf_hash,
+        Certificate, Envelope, Leaf, Member, MerkleTree, NameRecord, NodeRecord, Policy, Record, Role, Rule,
+        leaf_hash,
     },
 };
 
@@ -87,6 +88,14 @@ impl HeldLeaf {
         match &self.leaf {
             Leaf::Rule(rule) => Some(rule),
             Leaf::Name(_) => None,
+        }
+    }
+
+    /// The name record, if it is one.
+    pub(crate) const fn name(&self) -> Option<&NameRecord> {
+        match &self.leaf {
+            Leaf::Name(record) => Some(record),
+            Leaf::Rule(_) => None,
         }
     }
 }

@@ -13,13 +13,19 @@ use ringmesh_tunnel::{
     netmap::{Member, Rule},
 };
 
-use super::{enroll::printable, map::is_mesh, members, policies::number_of, state::NetworkState};
+use super::{
+    enroll::printable,
+    map::is_mesh,
+    members,
+    policies::number_of,
+    state::{HeldLeaf, NetworkState},
+};
 use crate::{policy::describe, store::Revision};
 
 /// What is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
-    /// A name, an id, an address, or an address behind a member.
+    /// A name of a member or of the policy, an id, an address, or an address behind a member.
     pub(crate) source: String,
     pub(crate) destination: String,
     pub(crate) transport: Transport,
@@ -208,8 +214,16 @@ impl NetworkState {
         }
         let name =
             text.strip_suffix(self.zone.as_str()).and_then(|text| text.strip_suffix('.')).unwrap_or(text);
-        let found = self.find(name).ok_or_else(|| members::Refusal::Unknown(printable(text)))?;
-        Ok(Named::Member(&found.member.record))
+        if let Some(found) = self.find(name) {
+            return Ok(Named::Member(&found.member.record));
+        }
+        let leaves = self.policy.iter().flat_map(|policy| &policy.leaves);
+        let record = leaves.filter_map(HeldLeaf::name).find(|record| record.name == name);
+        let address = record.and_then(|record| record.addresses.first());
+        match address {
+            Some(address) => self.named(&address.to_string()),
+            None => Err(members::Refusal::Unknown(printable(text)).into()),
+        }
     }
 
     fn membership(&self, source: &End<'_>, destination: &End<'_>, now: UnixTime) -> Stage {

@@ -38,9 +38,12 @@ pub(crate) enum Command {
     },
 }
 
-/// What is denied; all of it together, and what is not said is any.
+/// What is denied; all of it together, and what is not said is any. To say nothing would cut the node off.
 #[derive(Debug, clap::Args)]
 pub(crate) struct What {
+    /// Everything: nobody reaches this node, and it reaches nobody
+    #[arg(long, env = "MESH_FILTER_ALL", conflicts_with_all = ["inward", "outward", "peer", "protocol", "ports"])]
+    all: bool,
     /// Flows that others begin
     #[arg(long = "in", env = "MESH_FILTER_IN", conflicts_with = "outward")]
     inward: bool,
@@ -93,6 +96,11 @@ impl What {
         if !self.ports.is_empty() && !self.protocol.as_deref().is_some_and(has_ports) {
             return Err(Failure::new(Exit::Usage, "only tcp and udp have ports")
                 .attempt("--protocol tcp or --protocol udp with --port"));
+        }
+        let nothing = !self.inward && !self.outward && self.peer.is_none() && self.protocol.is_none();
+        if nothing && !self.all {
+            return Err(Failure::new(Exit::Usage, "nothing says what to deny")
+                .attempt("one or more of --in, --out, --peer, --protocol and --port; or --all, which cuts this node off"));
         }
         let direction = match (self.inward, self.outward) {
             (true, _) => "in",
@@ -151,7 +159,7 @@ mod tests {
     #[test]
     fn what_is_not_said_is_any() {
         let any = AddDenialRequest { direction: "both".to_owned(), ..AddDenialRequest::default() };
-        assert_eq!(request(""), Ok(any.clone()));
+        assert_eq!(request("--all"), Ok(any.clone()));
         let narrow = AddDenialRequest {
             direction: "in".to_owned(),
             peer: "bob".to_owned(),
@@ -167,6 +175,9 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         for (words, word) in [
+            ("", "nothing says what to deny"),
+            ("--ttl 1h", "nothing says what to deny"),
+            ("--all --in", "--all"),
             ("--in --out", "--out"),
             ("--port 22", "only tcp and udp"),
             ("--protocol icmp --port 22", "only tcp and udp"),

@@ -351,10 +351,16 @@ impl Mesh {
             ttl: record.ttl,
             data: record.data,
         });
+        let source = match answer.upstream {
+            Some(upstream) => upstream.to_string(),
+            // A name of others, for which no resolver was found or none answered.
+            None if matches!(answer.code.as_str(), "SERVFAIL" | "REFUSED") => String::new(),
+            None => "zone".to_owned(),
+        };
         Ok(local::DnsQueryResponse {
             code: answer.code,
             records: records.collect(),
-            source: answer.upstream.map_or_else(|| "zone".to_owned(), |upstream| upstream.to_string()),
+            source,
             took_us: micros(answer.took),
         })
     }
