@@ -421,6 +421,11 @@ impl NetworkState {
         self.policies.get(&self.policy.as_ref()?.version?)
     }
 
+    /// The names of the policy.
+    pub(crate) fn names_of_policy(&self) -> impl Iterator<Item = &NameRecord> {
+        self.policy.iter().flat_map(|policy| &policy.leaves).filter_map(HeldLeaf::name)
+    }
+
     /// The rules of the policy, each with its place among the leaves.
     pub(crate) fn rules(&self) -> impl Iterator<Item = (u64, &Rule)> {
         let leaves = (0_u64..).zip(self.policy.iter().flat_map(|policy| &policy.leaves));

@@ -13,13 +13,7 @@ use ringmesh_tunnel::{
     netmap::{Member, Rule},
 };
 
-use super::{
-    enroll::printable,
-    map::is_mesh,
-    members,
-    policies::number_of,
-    state::{HeldLeaf, NetworkState},
-};
+use super::{enroll::printable, map::is_mesh, members, policies::number_of, state::NetworkState};
 use crate::{policy::describe, store::Revision};
 
 /// What is asked.
@@ -41,14 +35,14 @@ pub(crate) enum Transport {
     Number(u8),
 }
 
-/// What can be said of a stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What can be said of a stage; what weighs more comes later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Ok,
     Allowed,
-    Denied,
     /// It cannot be seen from here.
     Unknown,
+    Denied,
 }
 
 /// One thing that a packet must get past.
@@ -127,7 +121,8 @@ impl Transport {
     }
 }
 
-/// One end of the flow.
+/// One end of the flow, over one family.
+#[derive(Clone, Copy)]
 struct End<'a> {
     member: &'a Member,
     address: IpAddr,
@@ -135,54 +130,73 @@ struct End<'a> {
     route: Option<Prefix>,
 }
 
-/// What somebody called an end.
-enum Named<'a> {
-    Member(&'a Member),
-    Address(IpAddr, Option<(&'a Member, Prefix)>),
+/// What somebody called an end: at most one address of each family, and who has it, if anybody.
+#[derive(Clone, Copy, Default)]
+struct Named<'a> {
+    ipv4: Option<(IpAddr, Option<End<'a>>)>,
+    ipv6: Option<(IpAddr, Option<End<'a>>)>,
 }
 
 impl NetworkState {
-    /// Follows a packet from one member to another. `standing` says how a node stands with the coordinator.
+    /// Follows a packet from one member to another, over every address family that both ends have: whoever connects by name may take
+    /// either. `standing` says how a node stands with the coordinator.
     pub(crate) fn trace(
         &self,
         question: &Question,
         now: UnixTime,
         standing: impl Fn(NodeId) -> Standing,
     ) -> Result<Trace, Refusal> {
-        let mut trace = Trace::default();
         let (source, destination) = (self.named(&question.source)?, self.named(&question.destination)?);
-        let (from, to) = pair(&source, &destination)?;
-        let ends =
-            [("source", &source, from), ("destination", &destination, to)].map(|(name, named, address)| {
-                let end = end(named, address);
-                trace.stages.push(match &end {
-                    Some(end) => stage(name, Outcome::Ok, end.to_string()),
-                    None => stage(
-                        name,
-                        Outcome::Denied,
-                        format!("{address}: no member has it, and none a route to it"),
-                    ),
-                });
-                end
+        let follow =
+            |(source, destination)| self.follow([source, destination], question.transport, now, &standing);
+        let ipv4 = source.ipv4.zip(destination.ipv4).map(follow);
+        let ipv6 = source.ipv6.zip(destination.ipv6).map(follow);
+        match (ipv4, ipv6) {
+            (Some(ipv4), Some(ipv6)) => Ok(both(ipv4, ipv6)),
+            (Some(one), None) | (None, Some(one)) => Ok(one),
+            (None, None) => Err(Refusal::Question(
+                "one end has IPv4 and the other IPv6 only: name addresses of one family".into(),
+            )),
+        }
+    }
+
+    /// Follows a packet from one address to another of the same family.
+    fn follow(
+        &self,
+        ends: [(IpAddr, Option<End<'_>>); 2],
+        transport: Transport,
+        now: UnixTime,
+        standing: &impl Fn(NodeId) -> Standing,
+    ) -> Trace {
+        let mut trace = Trace::default();
+        for (name, (address, end)) in ["source", "destination"].into_iter().zip(ends) {
+            trace.stages.push(match end {
+                Some(end) => stage(name, Outcome::Ok, end.to_string()),
+                None => stage(
+                    name,
+                    Outcome::Denied,
+                    format!("{address}: no member has it, and none a route to it"),
+                ),
             });
-        let [Some(source), Some(destination)] = ends else {
+        }
+        let [(_, Some(source)), (_, Some(destination))] = ends else {
             trace.by = trace
                 .stages
                 .iter()
                 .find(|stage| stage.outcome == Outcome::Denied)
                 .map_or_else(String::new, |stage| format!("{} ({})", stage.name, stage.detail));
-            return Ok(trace);
+            return trace;
         };
         if source.member.id == destination.member.id {
             let detail =
                 "both addresses are of the same node: the mesh is not in between, and no rule is asked";
             trace.stages.push(stage("map", Outcome::Ok, detail.into()));
             (trace.allowed, trace.by) = (true, "the node itself".into());
-            return Ok(trace);
+            return trace;
         }
         trace.stages.push(self.membership(&source, &destination, now));
         trace.stages.push(self.maps(&source, &destination));
-        let opening = question.transport.opening(source.address, destination.address);
+        let opening = transport.opening(source.address, destination.address);
         let (out, rule) = self.filtered(&source, &destination, Direction::Out, &opening);
         let (inward, in_rule) = self.filtered(&destination, &source, Direction::In, &opening);
         trace.stages.extend([out, inward]);
@@ -202,28 +216,48 @@ impl NetworkState {
         };
         trace.allowed =
             denied.is_none() && trace.stages.iter().any(|stage| stage.outcome == Outcome::Allowed);
-        Ok(trace)
+        trace
     }
 
     fn named(&self, text: &str) -> Result<Named<'_>, Refusal> {
         if let Ok(address) = text.parse::<IpAddr>() {
-            let members = self.nodes.values().map(|node| &node.member.record);
-            let holders = members.flat_map(|member| member.allowed_ips().map(move |own| (member, own)));
-            let holder = holders.filter(|(_, own)| own.contains(address)).max_by_key(|(_, own)| own.len());
-            return Ok(Named::Address(address, holder));
+            return Ok(self.at([address]));
         }
         let name =
             text.strip_suffix(self.zone.as_str()).and_then(|text| text.strip_suffix('.')).unwrap_or(text);
         if let Some(found) = self.find(name) {
-            return Ok(Named::Member(&found.member.record));
+            let member = &found.member.record;
+            let own = |address| (address, Some(End { member, address, route: None }));
+            return Ok(Named {
+                ipv4: member.ipv4.map(|ipv4| own(ipv4.into())),
+                ipv6: Some(own(member.ipv6.into())),
+            });
         }
-        let leaves = self.policy.iter().flat_map(|policy| &policy.leaves);
-        let record = leaves.filter_map(HeldLeaf::name).find(|record| record.name == name);
-        let address = record.and_then(|record| record.addresses.first());
-        match address {
-            Some(address) => self.named(&address.to_string()),
+        match self.names_of_policy().find(|record| record.name == name) {
+            Some(record) => Ok(self.at(record.addresses.iter().copied())),
             None => Err(members::Refusal::Unknown(printable(text)).into()),
         }
+    }
+
+    /// The first address of each family, with who has it.
+    fn at(&self, addresses: impl IntoIterator<Item = IpAddr>) -> Named<'_> {
+        let mut named = Named::default();
+        for address in addresses {
+            let of_family = if address.is_ipv4() { &mut named.ipv4 } else { &mut named.ipv6 };
+            if of_family.is_none() {
+                *of_family = Some((address, self.holder(address)));
+            }
+        }
+        named
+    }
+
+    fn holder(&self, address: IpAddr) -> Option<End<'_>> {
+        let members = self.nodes.values().map(|node| &node.member.record);
+        let holders = members.flat_map(|member| member.allowed_ips().map(move |own| (member, own)));
+        let holders = holders.filter(|(_, own)| own.contains(address));
+        let (member, own) = holders.max_by_key(|(_, own)| own.len())?;
+        let is_own = member.ipv4.is_some_and(|ipv4| address == ipv4) || address == member.ipv6;
+        Some(End { member, address, route: (!is_own).then_some(own) })
     }
 
     fn membership(&self, source: &End<'_>, destination: &End<'_>, now: UnixTime) -> Stage {
@@ -300,7 +334,7 @@ impl NetworkState {
         }
     }
 
-    fn installed(&self, ends: &[&End<'_>], standing: impl Fn(NodeId) -> Standing) -> Stage {
+    fn installed(&self, ends: &[&End<'_>], standing: &impl Fn(NodeId) -> Standing) -> Stage {
         let revision = self.policy_revision();
         let mut outcome = Outcome::Ok;
         let nodes = ends.iter().filter(|end| is_mesh(end.member)).map(|end| {
@@ -337,26 +371,24 @@ const fn stage(name: &'static str, outcome: Outcome, detail: String) -> Stage {
     Stage { name, outcome, detail }
 }
 
-/// The addresses of both ends, of one family: IPv4 unless one end says or has only IPv6.
-fn pair(source: &Named<'_>, destination: &Named<'_>) -> Result<(IpAddr, IpAddr), Refusal> {
-    let of_family = |named: &Named<'_>, ipv4: bool| match named {
-        Named::Address(address, _) => (address.is_ipv4() == ipv4).then_some(*address),
-        Named::Member(member) if ipv4 => member.ipv4.map(IpAddr::from),
-        Named::Member(member) => Some(member.ipv6.into()),
+/// One answer out of those over IPv4 and over IPv6. What they have in common is said once.
+fn both(ipv4: Trace, ipv6: Trace) -> Trace {
+    let over = |one: String, other: String| {
+        if one == other { one } else { format!("over IPv4: {one}; over IPv6: {other}") }
     };
-    let both = |ipv4| of_family(source, ipv4).zip(of_family(destination, ipv4));
-    both(true).or_else(|| both(false)).ok_or_else(|| {
-        Refusal::Question("one end has IPv4 and the other IPv6 only: name addresses of one family".into())
-    })
-}
-
-fn end<'a>(named: &Named<'a>, address: IpAddr) -> Option<End<'a>> {
-    match named {
-        Named::Member(member) => Some(End { member, address, route: None }),
-        Named::Address(_, holder) => {
-            let (member, own) = (*holder)?;
-            let is_own = member.ipv4.is_some_and(|ipv4| address == ipv4) || address == member.ipv6;
-            Some(End { member, address, route: (!is_own).then_some(own) })
-        }
+    let mut trace =
+        Trace { stages: Vec::new(), allowed: ipv4.allowed && ipv6.allowed, by: over(ipv4.by, ipv6.by) };
+    let mut other = ipv6.stages.into_iter().peekable();
+    // Both have the stages in the same order, and one may end earlier.
+    for Stage { name, outcome, detail } in ipv4.stages {
+        let same = other.next_if(|stage| stage.name == name);
+        trace.stages.push(match same {
+            Some(same) => stage(name, outcome.max(same.outcome), over(detail, same.detail)),
+            None => stage(name, outcome, format!("over IPv4: {detail}")),
+        });
     }
+    trace.stages.extend(
+        other.map(|Stage { name, outcome, detail }| stage(name, outcome, format!("over IPv6: {detail}"))),
+    );
+    trace
 }

@@ -100,6 +100,46 @@ async fn a_trace_goes_stage_by_stage_and_ends_with_a_rule_or_with_what_denies() 
 }
 
 #[tokio::test]
+async fn a_trace_by_names_judges_every_family_that_both_ends_have_and_tells_them_apart() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    coordinator.member("a").await;
+    let b = coordinator.member("b").await;
+    let member = b.member.as_ref().unwrap();
+    let (ipv4, ipv6) = (member.ipv4.unwrap().to_string(), member.ipv6.to_string());
+    // Whoever opens `b` by its name may take IPv6 first, which only one of the two policies allows.
+    for (allowed_to, by) in [
+        (&ipv4, ["over IPv4: rule 1: a -> ", "; over IPv6: out-filter (at a: no rule allows it)"]),
+        (&ipv6, ["over IPv4: out-filter (at a: no rule allows it)", "; over IPv6: rule 1: a -> "]),
+    ] {
+        let policy = format!("[[allow]]\nfrom = \"a\"\nto = \"{allowed_to}\"\n[names]\nalias = \"b\"\n");
+        apply(&mut operator, &policy).await.unwrap();
+        for name in ["b", "alias", "alias.mesh"] {
+            let told = trace(&mut operator, ask("a", name, "tcp", 22)).await;
+            assert!(!told.allowed, "{told:?}");
+            assert!(by.iter().all(|part| told.by.contains(part)), "{}", told.by);
+            let outcomes = outcomes(&told);
+            assert_eq!(
+                (outcomes["map"], outcomes["out-filter"], outcomes["in-filter"]),
+                ("ok", "denied", "denied")
+            );
+            let destination = &told.stages[1].detail;
+            assert!(destination.contains(&ipv4) && destination.contains(&ipv6), "{destination}");
+        }
+        for address in [&ipv4, &ipv6] {
+            let told = trace(&mut operator, ask("a", address, "tcp", 22)).await;
+            assert_eq!(told.allowed, address == allowed_to, "{}", told.by);
+            assert!(!told.by.contains("over IPv"), "one family was asked about: {}", told.by);
+        }
+    }
+    // An address of each family in the rule, and both are allowed by one and the same.
+    apply(&mut operator, &format!("[[allow]]\nfrom = \"a\"\nto = [\"{ipv4}\", \"{ipv6}\"]\n")).await.unwrap();
+    let told = trace(&mut operator, ask("a", "b", "tcp", 22)).await;
+    assert!(told.allowed && told.by.starts_with("rule 1: a -> "), "{}", told.by);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn the_other_end_of_a_stock_device_decides_alone() {
     let coordinator = Running::start().await;
     let mut operator = coordinator.operator().await;
