@@ -31,7 +31,7 @@ use self::relay::Standing;
 pub(crate) use self::{
     installation::Installation,
     maintenance::INTERVAL,
-    policy::{Applied, Forecast},
+    policy::{Applied, Forecast, NameChange},
     presence::{Presence, Presences, SentHead},
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! `PolicyService`: who may reach whom, before, now, and by a file that is not in force yet.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use ringmesh_proto::admin::{self as proto, policy_service_server::PolicyService};
 use ringmesh_tunnel::{
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     auth::{Authed, Operator},
-    coordinator::{Applied, Forecast},
+    coordinator::{Applied, Forecast, NameChange},
     error::Refused,
     network::{
         PolicyVersion,
@@ -94,11 +94,18 @@ impl PolicyService for Admin {
                 applied_ms: row.map(|row| row.applied_ms).unwrap_or_default(),
                 applied_by: text(|row| &row.applied_by),
                 comment: text(|row| &row.comment),
+                rules_unknown: String::new(),
             })
         })??;
-        if response.rules.is_empty() && !response.text.is_empty() {
-            let rules = self.coordinator.rules_of(network, response.text.clone()).await?;
-            response.rules = self.coordinator.with_network(network, |state| convert::rules(&rules, state))?;
+        // The rules in force are those that were bound when it was applied; they may be none.
+        if response.expires_ms == 0 && !response.text.is_empty() {
+            match self.coordinator.rules_of(network, response.text.clone()).await? {
+                Ok(rules) => {
+                    response.rules =
+                        self.coordinator.with_network(network, |state| convert::rules(&rules, state))?;
+                }
+                Err(reason) => response.rules_unknown = reason,
+            }
         }
         Ok(Response::new(response))
     }
@@ -182,7 +189,7 @@ fn problems(problems: Vec<Problem>) -> Vec<proto::PolicyProblem> {
 }
 
 fn planned(forecast: Forecast) -> proto::PlanPolicyResponse {
-    let Forecast { problems: found, changes, tests, rules, base, members } = forecast;
+    let Forecast { problems: found, changes, names: renamed, tests, rules, base, members } = forecast;
     let names: BTreeMap<NodeId, &str> =
         members.iter().map(|member| (member.id, member.name.as_str())).collect();
     let name = |id: NodeId| names.get(&id).map_or_else(|| id.to_string(), |name| (*name).to_owned());
@@ -192,6 +199,7 @@ fn planned(forecast: Forecast) -> proto::PlanPolicyResponse {
         base_revision: base,
         tests,
         rules,
+        names: renamed.into_iter().map(name_change).collect(),
         ..proto::PlanPolicyResponse::default()
     };
     if let Some(changes) = changes {
@@ -214,6 +222,12 @@ fn change(change: &Change, name: impl Fn(NodeId) -> String) -> proto::PolicyChan
         protocol: change.protocol_text(),
         ports: ports_text(&change.ports),
     }
+}
+
+fn name_change(change: NameChange) -> proto::NameChange {
+    let text =
+        |addresses: Vec<IpAddr>| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    proto::NameChange { name: change.name, before: text(change.before), after: text(change.after) }
 }
 
 fn range_text(range: Prefix) -> String {

@@ -3,11 +3,15 @@
 //! Reading and compiling a file take as long as the file and the network are large, so they run on a thread of their own, on a copy of
 //! the members. What was compiled comes in force only if the members are still those.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ringmesh_tunnel::{
     key::{NetworkId, NodeId},
-    netmap::{Member, Rule},
+    netmap::{Member, NameRecord, Rule},
 };
 use tokio::time::Instant;
 
@@ -44,12 +48,24 @@ pub(crate) struct Forecast {
     pub(crate) problems: Vec<Problem>,
     /// `None`: it has an error.
     pub(crate) changes: Option<policy::Plan>,
+    /// The names that would lead elsewhere, be there or be gone, in their order.
+    pub(crate) names: Vec<NameChange>,
     pub(crate) tests: u32,
     pub(crate) rules: u32,
     /// The revision of the policy that it was compared with.
     pub(crate) base: Revision,
     /// The members that it was compiled for.
     pub(crate) members: Vec<Member>,
+}
+
+/// A name below the zone that a policy would change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NameChange {
+    pub(crate) name: String,
+    /// What it leads to now; empty: it is not there.
+    pub(crate) before: Vec<IpAddr>,
+    /// What it would lead to; empty: it would be gone.
+    pub(crate) after: Vec<IpAddr>,
 }
 
 impl Coordinator {
@@ -136,33 +152,39 @@ impl Coordinator {
         text: String,
         most: usize,
     ) -> Result<Forecast, Refused> {
-        let (roster, rules, base) = self.with_network(network, |state| {
+        let (roster, rules, names, base) = self.with_network(network, |state| {
             let rules: Vec<Rule> = state.rules().map(|(_, rule)| rule.clone()).collect();
-            (roster(state), rules, state.policy_revision())
+            let names: Vec<NameRecord> = state.names_of_policy().cloned().collect();
+            (roster(state), rules, names, state.policy_revision())
         })?;
         blocking(move || {
             let compiled = match check(&text, &roster) {
                 Ok(compiled) => compiled,
                 Err(problems) => {
-                    let members = roster.members;
-                    return Forecast { problems, changes: None, tests: 0, rules: 0, base, members };
+                    let (members, names) = (roster.members, Vec::new());
+                    return Forecast { problems, changes: None, names, tests: 0, rules: 0, base, members };
                 }
             };
             let (members, after) = (compiled.members(&roster), compiled.rules().cloned().collect::<Vec<_>>());
             let before = Allowances { members: &roster.members, rules: &rules };
             let after = Allowances { members: &members, rules: &after };
             let changes = Some(policy::compare(&before, &after, most));
+            let names = renamed(&names, compiled.names());
             let Compiled { warnings: problems, tests, rules, .. } = compiled;
-            Forecast { problems, changes, tests, rules, base, members }
+            Forecast { problems, changes, names, tests, rules, base, members }
         })
         .await
     }
 
-    /// The rules of an earlier policy, as far as its text still compiles.
-    pub(crate) async fn rules_of(&self, network: NetworkId, text: String) -> Result<Vec<Rule>, Refused> {
+    /// The rules of an earlier policy by the members of now, or why its text means nothing any more.
+    pub(crate) async fn rules_of(
+        &self,
+        network: NetworkId,
+        text: String,
+    ) -> Result<Result<Vec<Rule>, String>, Refused> {
         let roster = self.with_network(network, roster)?;
         let compiled = blocking(move || check(&text, &roster)).await?;
-        Ok(compiled.map(|compiled| compiled.rules().cloned().collect()).unwrap_or_default())
+        Ok(compiled.map(|compiled| compiled.rules().cloned().collect()).map_err(|problems| list(&problems)))
     }
 
     /// Follows a packet from one member to another.
@@ -194,6 +216,28 @@ enum Planned {
 
 fn roster(state: &NetworkState) -> Roster {
     Roster { members: state.nodes.values().map(|node| node.member.record.clone()).collect() }
+}
+
+/// The names that differ from one policy to another; the order of addresses means nothing.
+fn renamed<'a>(
+    before: impl IntoIterator<Item = &'a NameRecord>,
+    after: impl IntoIterator<Item = &'a NameRecord>,
+) -> Vec<NameChange> {
+    type Addresses = BTreeSet<IpAddr>;
+    let mut names = BTreeMap::<&str, (Addresses, Addresses)>::new();
+    for record in before {
+        names.entry(&record.name).or_default().0.extend(&record.addresses);
+    }
+    for record in after {
+        names.entry(&record.name).or_default().1.extend(&record.addresses);
+    }
+    let changed = names.into_iter().filter(|(_, (before, after))| before != after);
+    let change = |(name, (before, after)): (&str, (Addresses, Addresses))| NameChange {
+        name: name.into(),
+        before: before.into_iter().collect(),
+        after: after.into_iter().collect(),
+    };
+    changed.map(change).collect()
 }
 
 fn check(text: &str, roster: &Roster) -> Result<Compiled, Vec<Problem>> {
@@ -241,6 +285,30 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_come_go_or_lead_elsewhere_are_told_and_others_not() {
+        let record = |name: &str, addresses: &[&str]| NameRecord {
+            name: name.into(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        };
+        let before = [
+            record("same", &["fd00::1", "10.0.0.1"]),
+            record("moved", &["10.0.0.2"]),
+            record("gone", &["10.0.0.3"]),
+        ];
+        let after = [
+            record("new", &["10.0.0.4"]),
+            record("same", &["10.0.0.1", "fd00::1"]),
+            record("moved", &["10.0.0.2", "fd00::2"]),
+        ];
+        let told: Vec<(String, usize, usize)> = renamed(&before, &after)
+            .into_iter()
+            .map(|change| (change.name, change.before.len(), change.after.len()))
+            .collect();
+        assert_eq!(told, [("gone".into(), 1, 0), ("moved".into(), 1, 2), ("new".into(), 0, 1)]);
+        assert_eq!(renamed(&before, &before), []);
+    }
 
     #[test]
     fn a_refusal_has_each_problem_with_its_place_and_fits_a_header() {

@@ -43,6 +43,14 @@ impl Compiled {
         })
     }
 
+    /// The name records, in their order.
+    pub fn names(&self) -> impl Iterator<Item = &NameRecord> {
+        self.leaves.iter().filter_map(|leaf| match leaf {
+            Leaf::Name(record) => Some(record),
+            Leaf::Rule(_) => None,
+        })
+    }
+
     /// The members with the groups that this policy gives them, for [`compare`](super::compare).
     #[must_use]
     pub fn members(&self, roster: &Roster) -> Vec<Member> {

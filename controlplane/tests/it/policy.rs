@@ -459,6 +459,61 @@ async fn a_plan_says_what_would_change_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_plan_tells_which_names_would_come_go_or_lead_elsewhere() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    for name in ["a", "b"] {
+        coordinator.member(name).await;
+    }
+    let with = |names: &str| format!("{ALL}[names]\n{names}");
+    let first = with("git = \"a\"\nprinter = [\"10.1.0.9\", \"fd00:1::9\"]\nkept = \"10.1.0.8\"\n");
+    apply(&mut operator, &first).await.unwrap();
+    let second = with("git = \"b\"\nscanner = \"10.1.0.7\"\nkept = \"10.1.0.8\"\n");
+    let planned = plan(&mut operator, &second, 0).await;
+    assert_eq!((planned.allowed_total, planned.stopped_total), (0, 0), "{planned:?}");
+    let told: Vec<&str> = planned.names.iter().map(|change| change.name.as_str()).collect();
+    assert_eq!(told, ["git", "printer", "scanner"]);
+    let change = |name: &str, before: &str, after: &str| admin::NameChange {
+        name: name.into(),
+        before: before.into(),
+        after: after.into(),
+    };
+    assert_eq!(planned.names[1], change("printer", "10.1.0.9, fd00:1::9", ""));
+    assert_eq!(planned.names[2], change("scanner", "", "10.1.0.7"));
+    let git = &planned.names[0];
+    assert!(git.before != git.after && git.before.contains(", fd") && git.after.contains(", fd"), "{git:?}");
+    assert_eq!(plan(&mut operator, &first, 0).await.names, []);
+    let broken = plan(&mut operator, &with("git = \"nobody\"\n"), 0).await;
+    assert_eq!((broken.names.len(), broken.problems.len()), (0, 1), "an error, and nothing else");
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn an_earlier_policy_that_means_nothing_any_more_is_shown_with_the_reason() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    for name in ["a", "b"] {
+        coordinator.member(name).await;
+    }
+    let earlier = apply(&mut operator, &ssh_to_b(&["a"])).await.unwrap().revision;
+    apply(&mut operator, "# Nobody reaches anybody.\n").await.unwrap();
+    let shown = show(&mut operator, earlier).await.unwrap();
+    assert_eq!((shown.rules.len(), shown.rules_unknown.as_str()), (1, ""));
+    operator.remove("a").await;
+    let shown = show(&mut operator, earlier).await.unwrap();
+    assert_eq!((shown.text, shown.rules), (ssh_to_b(&["a"]), vec![]));
+    assert!(
+        shown.rules_unknown.contains("line 2, column ") && shown.rules_unknown.contains("\"a\""),
+        "{}",
+        shown.rules_unknown
+    );
+    // One that has no rules says nothing of the kind.
+    let none = show(&mut operator, 0).await.unwrap();
+    assert_eq!((none.rules.len(), none.rules_unknown.as_str()), (0, ""));
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn a_renewed_and_a_restored_policy_is_still_the_one_that_was_written() {
     let mut coordinator = Assembled::start().await;
     coordinator.member("a").await;
