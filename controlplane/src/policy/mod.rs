@@ -33,3 +33,7 @@ pub use self::{
     roster::Roster,
     text::{PolicyFile, TEXT_MAX},
 };
+
+/// What the policy that a network is made with says, as a file: nobody wrote it, so this is what there is to show and go back to.
+pub const FIRST: &str =
+    "# What a network begins with: all members reach each other.\n[[allow]]\nfrom = \"*\"\nto = \"*\"\n";
