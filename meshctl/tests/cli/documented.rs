@@ -69,9 +69,6 @@ fn the_keys_listed_are_those_that_there_are() {
         ("node.toml", "[[ssh]]"),
         ("node.toml", "[dns]"),
         ("node.toml", "[relay]"),
-        ("policy.toml", ""),
-        ("policy.toml", "[[allow]]"),
-        ("policy.toml", "[[test]]"),
     ] {
         let heading =
             if table.is_empty() { format!("### {file}\n") } else { format!("### {file}: `{table}`\n") };
@@ -82,14 +79,36 @@ fn the_keys_listed_are_those_that_there_are() {
         // The refusal of a key that is not known names all that are.
         let ran = check(file, &format!("{table}\nnonsense = 1\n"));
         assert_eq!(ran.code, 2, "{ran:?}");
-        let known: BTreeSet<&str> = match ran.stderr.split_once("expected one of ") {
-            Some((_, known)) => known.lines().next().unwrap().split('`').skip(1).step_by(2).collect(),
-            None => {
-                let line = ran.stdout.lines().find(|line| line.contains("\"nonsense\"")).unwrap();
-                line.rsplit_once(" has ").unwrap().1.split(", ").collect()
-            }
-        };
+        let (_, known) = ran.stderr.split_once("expected one of ").unwrap();
+        let known: BTreeSet<&str> = known.lines().next().unwrap().split('`').skip(1).step_by(2).collect();
         assert_eq!(listed, known, "{heading}");
+    }
+}
+
+/// The manual of policies has a section for each key of the file, and in those of tables their keys as the first words that stand in code.
+#[test]
+fn the_manual_of_policies_names_every_key_of_the_file() {
+    let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/policy.md")).unwrap();
+    let (_, file) = manual.split_once("\n## The file\n").unwrap();
+    let (file, _) = file.split_once("\n## ").unwrap();
+    let sections: BTreeMap<&str, &str> = file
+        .split("\n### `")
+        .skip(1)
+        .map(|section| section.split_once("`\n").unwrap())
+        .map(|(key, text)| (key.trim_matches(['[', ']']), text))
+        .collect();
+    let known = |table: &str| {
+        let ran = check("policy.toml", &format!("{table}\nnonsense = 1\n"));
+        assert_eq!(ran.code, 2, "{ran:?}");
+        let line = ran.stdout.lines().find(|line| line.contains("\"nonsense\"")).unwrap();
+        line.rsplit_once(" has ").unwrap().1.split(", ").map(str::to_owned).collect::<BTreeSet<String>>()
+    };
+    assert_eq!(sections.keys().map(|key| (*key).to_owned()).collect::<BTreeSet<_>>(), known(""));
+    for table in ["allow", "test"] {
+        let words: BTreeSet<&str> = sections[table].split('`').skip(1).step_by(2).collect();
+        for key in known(&format!("[[{table}]]")) {
+            assert!(words.contains(key.as_str()), "{key} of [[{table}]]: {words:?}");
+        }
     }
 }
 
