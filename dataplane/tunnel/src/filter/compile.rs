@@ -1,7 +1,8 @@
 //! From rules and members to what one node asks for each packet: clauses by peer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use super::denial::{Denial, Direction, matches};
 use super::flow::RuleSlot;
@@ -19,11 +20,20 @@ pub struct Filter {
     /// What this node may send from and receive at.
     own: Vec<Prefix>,
     denials: Vec<Denial>,
+    /// What of that is others'.
+    others: Others,
     /// The rules that concern this node, by their places among the policy's leaves.
     rules: Vec<Mine>,
     /// Last, because filters are compared in this order, and it is long.
     peers: BTreeMap<NodeId, Clauses>,
 }
+
+/// The ranges of peers that lie within routes of ours, first addresses by length: what they hold is not ours, although it is in
+/// our routes. Without them who has a wide route could be anybody, and a way around the policy between two others.
+///
+/// A node without routes has none of them: there is nothing to look up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Others(BTreeMap<u8, BTreeSet<IpAddr>>);
 
 /// What may be opened with one peer, in the order of the rules.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,7 +75,14 @@ impl Filter {
     /// Lets nothing pass: what a node has that knows no policy.
     #[must_use]
     pub const fn deny_all() -> Self {
-        Self { open: false, own: Vec::new(), peers: BTreeMap::new(), denials: Vec::new(), rules: Vec::new() }
+        Self {
+            open: false,
+            own: Vec::new(),
+            denials: Vec::new(),
+            others: Others(BTreeMap::new()),
+            rules: Vec::new(),
+            peers: BTreeMap::new(),
+        }
     }
 
     /// Lets everything pass, even what cannot be read, and keeps nothing in mind: for a relay, which drops every packet
@@ -109,14 +126,10 @@ impl Filter {
             }
             (peer.id, clauses)
         };
-        let others = peers.into_iter().filter(|peer| peer.id != me.id);
-        Self {
-            open: false,
-            own: me.allowed_ips().collect(),
-            denials: denials.to_vec(),
-            peers: others.map(clauses_with).collect(),
-            rules,
-        }
+        let (own, mut others): (Vec<Prefix>, _) = (me.allowed_ips().collect(), Others::default());
+        let peers = peers.into_iter().filter(|peer| peer.id != me.id);
+        let peers = peers.inspect(|peer| others.add(&own, peer)).map(clauses_with).collect();
+        Self { open: false, own, denials: denials.to_vec(), others, rules, peers }
     }
 
     /// Judges the opening of a flow with `peer`, to whom the address on its side belongs: that is for the caller to know.
@@ -162,9 +175,17 @@ impl Filter {
         self.open && self.denials.is_empty()
     }
 
-    /// Whether an address is one that this node may send from and receives at.
+    /// Whether an address is one that this node may send from and receives at: in a range of its own, and in no longer one of a
+    /// peer, as packets are routed. If both have the same route, either may.
     pub(super) fn owns(&self, address: IpAddr) -> bool {
-        self.open || self.own.iter().any(|own| own.contains(address))
+        let own = self.own.iter().filter(|own| own.contains(address)).map(Prefix::len).max();
+        self.open || own.is_some_and(|len| !self.others.hold(address, len))
+    }
+
+    /// Whether ranges of peers lie in ours.
+    #[cfg(test)]
+    pub(super) fn remembers_others(&self) -> bool {
+        !self.others.0.is_empty()
     }
 
     /// The rules that concern this node, with their places among the policy's leaves, in that order.
@@ -185,6 +206,25 @@ impl Filter {
 
     pub(super) fn denials(&self) -> &[Denial] {
         &self.denials
+    }
+}
+
+impl Others {
+    /// Adds those ranges of a peer that lie within ours.
+    fn add(&mut self, own: &[Prefix], peer: &Member) {
+        let within = |range: &Prefix| own.iter().any(|own| own.len() < range.len() && own.covers(range));
+        for range in peer.allowed_ips().filter(within) {
+            self.0.entry(range.len()).or_default().insert(range.address());
+        }
+    }
+
+    /// Whether an address is in one that is longer than `len` bits.
+    fn hold(&self, address: IpAddr, len: u8) -> bool {
+        let mut longer = self.0.range((Bound::Excluded(len), Bound::Unbounded));
+        longer.any(|(&len, ranges)| {
+            // Of the other family there may be lengths that this one does not have.
+            Prefix::containing(address, len).is_ok_and(|range| ranges.contains(&range.address()))
+        })
     }
 }
 

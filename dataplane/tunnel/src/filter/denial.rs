@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Opening;
+use crate::ip::protocol;
 use crate::key::NodeId;
 use crate::netmap::{PortRange, Protocol};
 
@@ -71,9 +72,11 @@ impl Denial {
 pub(super) fn matches(protocol: Protocol, ports: &[PortRange], opening: &Opening) -> bool {
     let by = match protocol {
         Protocol::Any => true,
-        Protocol::Tcp => opening.protocol == 6,
-        Protocol::Udp => opening.protocol == 17,
-        Protocol::Icmp => opening.protocol == if opening.destination.is_ipv4() { 1 } else { 58 },
+        Protocol::Tcp => opening.protocol == protocol::TCP,
+        Protocol::Udp => opening.protocol == protocol::UDP,
+        Protocol::Icmp => {
+            opening.protocol == if opening.destination.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 }
+        }
         Protocol::Number(number) => opening.protocol == number,
     };
     let to = || opening.port.is_some_and(|port| ports.iter().any(|range| range.contains(port)));

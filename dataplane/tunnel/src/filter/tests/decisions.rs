@@ -179,3 +179,102 @@ fn denials_come_before_rules_and_are_about_what_they_say() {
         "the first of them"
     );
 }
+
+/// Nodes 1 to 4, the first with these routes.
+fn with_routes(routes: &[&str]) -> Vec<Member> {
+    let mut members: Vec<Member> = (1..=4).map(member).collect();
+    members[0].routes = routes.iter().map(|route| route.parse().unwrap()).collect();
+    members
+}
+
+#[test]
+fn a_wide_route_makes_its_owner_neither_another_member_nor_a_way_past_the_policy() {
+    // Node 2 may use the exit, and the exit may open what it likes: nothing is between node 2 and node 3.
+    let everybody = || vec![Selector::All];
+    let rules = [
+        from_to(vec![Selector::Node(id(2))], vec![Selector::Node(id(1))]),
+        from_to(vec![Selector::Node(id(1))], everybody()),
+    ];
+    for routes in [&["0.0.0.0/0", "::/0"][..], &["100.64.0.0/10", "10.0.0.0/8", "fd00::/8"]] {
+        let members = with_routes(routes);
+        let exit = Filter::of(&members[0], &members, (0..).zip(&rules), &[]);
+        for (of_2, of_3, outside) in [
+            ("100.64.0.2", "100.64.0.3", "100.99.0.1"),
+            ("10.2.9.9", "10.3.9.9", "10.9.9.9"),
+            ("fd00::2", "fd00::3", "fd00:9::9"),
+        ] {
+            let into = |destination| exit.decide(id(2), In, &opening(of_2, destination, TCP, 22));
+            assert_eq!(into(of_3), Decision::Denied, "{of_2} passes through to {of_3}");
+            assert_eq!(into(of_2), Decision::Denied, "{of_2} is sent back");
+            assert!(into(outside).is_allowed(), "what is nobody else's is behind the exit: {outside}");
+            let out = |source| exit.decide(id(3), Out, &opening(source, of_3, TCP, 22));
+            assert_eq!(out(of_2), Decision::Denied, "the exit speaks as {of_2}");
+            assert!(out(outside).is_allowed(), "{outside}");
+            assert!(out("100.64.0.1").is_allowed(), "its own address");
+        }
+    }
+}
+
+#[test]
+fn of_two_routes_the_longer_one_says_whose_an_address_is_and_of_equal_ones_both() {
+    let rule = from_to(vec![Selector::All], vec![Selector::All]);
+    let owns = |routes: &[&str], address: &str| {
+        let members = with_routes(routes);
+        Filter::of(&members[0], &members, [(0, &rule)], &[]).owns(address.parse().unwrap())
+    };
+    // Node 2 has 10.2.0.0/16.
+    for (routes, address, ours) in [
+        (&["10.0.0.0/8"][..], "10.2.0.1", false),
+        (&["10.2.0.0/15"], "10.2.0.1", false),
+        (&["10.2.0.0/15"], "10.9.0.1", false),
+        (&["10.2.0.0/16"], "10.2.0.1", true),
+        (&["10.2.0.0/24"], "10.2.0.1", true),
+        (&["10.2.0.0/24"], "10.2.1.1", false),
+        (&["10.0.0.0/8", "10.2.0.0/24"], "10.2.0.1", true),
+        (&["10.0.0.0/8", "10.2.0.0/24"], "10.2.1.1", false),
+        (&["10.0.0.0/8", "10.2.0.0/24"], "10.9.0.1", true),
+        (&["::/0"], "fd00::3", false),
+        (&["::/0"], "fd00::9", true),
+        (&["::/0"], "10.9.0.1", false),
+        (&["0.0.0.0/0", "::/0"], "100.64.0.1", true),
+        (&["0.0.0.0/0", "::/0"], "fd00::1", true),
+        (&[], "100.64.0.1", true),
+        (&[], "100.64.0.2", false),
+    ] {
+        assert_eq!(owns(routes, address), ours, "{address} with {routes:?}");
+    }
+}
+
+#[test]
+fn a_node_without_routes_keeps_nobody_elses_addresses_in_mind() {
+    let rule = from_to(vec![Selector::All], vec![Selector::All]);
+    let remembers = |routes: &[&str]| {
+        let members = with_routes(routes);
+        Filter::of(&members[0], &members, [(0, &rule)], &[]).remembers_others()
+    };
+    assert!(!remembers(&[]) && !remembers(&["10.1.0.0/16"]) && remembers(&["10.0.0.0/8"]));
+}
+
+#[test]
+fn what_a_wide_route_does_not_give_is_refused_with_its_reason() {
+    let members = with_routes(&["0.0.0.0/0"]);
+    let rule = from_to(vec![Selector::All], vec![Selector::All]);
+    let mut node = Node::new(&[]);
+    node.apply(Filter::of(&members[0], &members, [(0, &rule)], &[]));
+    let packet = |source: &str, destination: &str| {
+        build::with(source.parse().unwrap(), destination.parse().unwrap(), UDP, &udp(1, 2, &[]))
+    };
+    for (direction, source, destination, expected) in [
+        (In, "100.64.0.2", "100.64.0.3", Err(DropReason::NotForUs)),
+        (In, "100.64.0.2", "192.0.2.1", Ok(())),
+        (Out, "100.64.0.3", "100.64.0.2", Err(DropReason::NotFromUs)),
+        // Somebody whom we do not know has no place of its own in our routes.
+        (Out, "192.0.2.9", "100.64.0.2", Ok(())),
+    ] {
+        assert_eq!(
+            node.judge(direction, &packet(source, destination)),
+            expected,
+            "{source} to {destination}"
+        );
+    }
+}
