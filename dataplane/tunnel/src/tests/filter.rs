@@ -235,19 +235,19 @@ fn flows_go_with_their_peer() {
     assert!(pair.far.received.is_empty(), "the far end has forgotten what it asked");
 }
 
-#[test]
-fn no_peer_sends_from_anothers_address_whatever_the_ranges() {
-    let mut pair = Pair::connected(9);
+/// Plays a thousand sets of ranges, which `range` draws as it draws sources, and tells how many packets were refused and passed.
+fn play_ranges(
+    seed: u64,
+    to: std::net::IpAddr,
+    range: impl Fn(&mut Random) -> Prefix,
+    source: impl Fn(&mut Random) -> std::net::IpAddr,
+) -> [u32; 2] {
+    let mut pair = Pair::connected(seed);
     let mut random = Random::seeded(99);
     let mut outcomes = [0, 0];
     for set in 0..1000 {
         // Ranges of three peers that lie in and over each other; of the same one, the later peer in the list has it.
-        let mut draw = |most| random.up_to(most);
-        let mut range = || {
-            let v4 = std::net::Ipv4Addr::from_bits(0x0a40_0000 | draw(255) << 6);
-            Prefix::containing(v4.into(), 16 + draw(16) as u8).unwrap()
-        };
-        let routes: Vec<Vec<Prefix>> = (0..3).map(|_| (0..3).map(|_| range()).collect()).collect();
+        let routes: Vec<Vec<Prefix>> = (0..3).map(|_| (0..3).map(|_| range(&mut random)).collect()).collect();
         let members = [1, 3, 5].map(|number: u8| member(number, routes[usize::from(number) % 3].clone()));
         let configs = members.clone().map(|member| PeerConfig {
             id: member.id,
@@ -265,14 +265,13 @@ fn no_peer_sends_from_anothers_address_whatever_the_ranges() {
         let filter = Filter::of(&member(2, Vec::new()), &members, [(0, &everything)], &[]);
         pair.far.tunnel.apply_filter(Arc::new(filter), pair.now);
         for _ in 0..10 {
-            let source =
-                std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a40_0000 | random.up_to(0x3fff)));
+            let source = source(&mut random);
             let holds = configs.iter().enumerate().flat_map(|(at, config)| {
                 let holding = config.allowed_ips.iter().filter(|range| range.contains(source));
                 holding.map(move |range| (range.len(), at))
             });
             let owner = holds.max().map(|(_, at)| at);
-            let packet = build::with(source, [10, 0, 0, 2].into(), UDP, &udp(1, 2, &[]));
+            let packet = build::with(source, to, UDP, &udp(1, 2, &[]));
             let expected = if owner == Some(0) { Ok(()) } else { Err(DropReason::SpoofedSource) };
             assert_eq!(
                 arrives(&mut pair, &packet),
@@ -282,5 +281,32 @@ fn no_peer_sends_from_anothers_address_whatever_the_ranges() {
             outcomes[usize::from(owner == Some(0))] += 1;
         }
     }
+    outcomes
+}
+
+#[test]
+fn no_peer_sends_from_anothers_address_whatever_the_ranges() {
+    let address = |bits: u32| std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a40_0000 | bits));
+    let range = |random: &mut Random| {
+        let within = address(random.up_to(255) << 6);
+        Prefix::containing(within, 16 + random.up_to(16) as u8).unwrap()
+    };
+    let outcomes = play_ranges(9, [10, 0, 0, 2].into(), range, |random| address(random.up_to(0x3fff)));
+    assert!(outcomes.into_iter().all(|count| count > 1000), "{outcomes:?}");
+}
+
+#[test]
+fn no_peer_sends_from_anothers_ipv6_address_whatever_the_ranges() {
+    // Addresses differ in the bits below /48, on both sides of /64; ranges end there, and at single addresses.
+    let address = |high: u32, low: u32| {
+        let bits = 0xfd40_u128 << 112 | u128::from(high) << 72 | u128::from(low);
+        std::net::IpAddr::from(std::net::Ipv6Addr::from_bits(bits))
+    };
+    let range = |random: &mut Random| {
+        let within = address(random.up_to(3), random.up_to(3));
+        Prefix::containing(within, 40 + 8 * random.up_to(11) as u8).unwrap()
+    };
+    let source = |random: &mut Random| address(random.up_to(3), random.up_to(3));
+    let outcomes = play_ranges(10, "fd00::2".parse().unwrap(), range, source);
     assert!(outcomes.into_iter().all(|count| count > 1000), "{outcomes:?}");
 }
