@@ -31,7 +31,7 @@ pub(crate) enum Command {
     /// Removes a denial
     Remove {
         /// The denial's number, as listed
-        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(value_parser = denial)]
         id: u32,
         #[command(flatten)]
         socket: NodeSocket,
@@ -53,18 +53,18 @@ pub(crate) struct What {
     /// With whom: its name, one of its addresses, or its id
     #[arg(long, env = "MESH_FILTER_PEER", value_name = "NODE")]
     peer: Option<String>,
-    /// By which transport: tcp, udp, icmp or a number
+    /// By which protocol: tcp, udp, icmp or a number
     #[arg(long, env = "MESH_FILTER_PROTOCOL", value_name = "PROTOCOL", value_parser = protocol)]
     protocol: Option<String>,
     /// To which port or ports: 443, 8000-8080; may be repeated. Only with tcp and udp
     #[arg(long = "port", env = "MESH_FILTER_PORTS", value_name = "PORT", value_delimiter = ',', value_parser = ports)]
     ports: Vec<String>,
-    /// For how long: 90s, 15m, 24h, 7d [default: until it is removed]
+    /// For how long: 90s, 15m, 24h, 7d; a bare number is seconds [default: until it is removed]
     #[arg(long, env = "MESH_FILTER_TTL", value_name = "TIME", value_parser = seconds)]
     ttl: Option<u64>,
 }
 
-/// A transport on the command line, as daemons spell it.
+/// A protocol on the command line, as daemons spell it.
 pub(crate) fn protocol(text: &str) -> Result<String, String> {
     let word = text.to_ascii_lowercase();
     let known = matches!(word.as_str(), "tcp" | "udp" | "icmp") || word.parse::<u8>().is_ok();
@@ -75,9 +75,16 @@ pub(crate) fn protocol(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether a transport has ports.
+/// Whether a protocol has ports.
 pub(crate) fn has_ports(protocol: &str) -> bool {
     matches!(protocol, "tcp" | "udp" | "6" | "17")
+}
+
+/// The number of a denial on the command line.
+fn denial(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number
+        .ok_or_else(|| format!("`{text}` is not the number of a denial; see them with: meshctl filter list"))
 }
 
 /// A port or a range of them.
@@ -136,7 +143,9 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             let request = RemoveDenialRequest { id };
             let doing = format!("remove denial {id}");
             node.call(&doing, node.local().remove_denial(request)).await?;
-            output::result(format, &Removed { id })
+            let left = node.call("show the filter", node.local().filter(FilterRequest {})).await?.denials;
+            let remaining = u64::try_from(left.len()).unwrap_or(u64::MAX);
+            output::result(format, &Removed { id, remaining })
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Remove {
         /// The node's name or id
         node: String,
-        /// How long to wait until every node that is online has installed the removal: 10s, 500ms, 0
+        /// How long to wait until every node that is online has installed the removal: 10s, 500ms, 0; a bare number is seconds
         #[arg(long, env = "MESH_WAIT", value_name = "TIME", default_value = "5s", value_parser = installed::wait)]
         wait: Duration,
         #[command(flatten)]

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use ringmesh_controlplane::policy::FIRST;
 use ringmesh_proto::admin::{
     ApplyPolicyRequest, ApplyPolicyResponse, GetPolicyRequest, ListPoliciesRequest, PlanPolicyRequest,
     RollbackPolicyRequest,
@@ -21,7 +22,7 @@ use crate::{
     failure::{Exit, Failure},
     output::{
         self, Format,
-        plan::{Applied, Plan},
+        plan::{Applied, Plan, back_to},
         policy::{History, Policy, file_text},
         problems::{self, Checked, Problem},
     },
@@ -71,7 +72,7 @@ pub(crate) enum Command {
     Apply {
         /// The policy file; - is standard input
         file: String,
-        /// How long to wait until every node that is online has installed it: 10s, 500ms, 0
+        /// How long to wait until every node that is online has installed it: 10s, 500ms, 0; a bare number is seconds
         #[arg(long, env = "MESH_WAIT", value_name = "TIME", default_value = "10s", value_parser = installed::wait)]
         wait: Duration,
         /// Refuses if another policy than this one is in force [default: the one it was compared with]
@@ -108,7 +109,7 @@ pub(crate) enum Command {
         /// How many to list [default: all that are kept]
         #[arg(
             long,
-            env = "MESH_POLICY_MOST",
+            env = "MESH_POLICY_HISTORY_MOST",
             value_name = "N",
             default_value_t = 0,
             hide_default_value = true
@@ -117,14 +118,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Applies an earlier policy again, by default the one before the one in force
+    /// Applies an earlier policy again, by default the one before the one in force. That is a new policy, so to do it twice is to
+    /// return: go further back by naming a revision
     Rollback {
         /// Which one, by the revision that put it in force: r812
         #[arg(value_parser = revision)]
         revision: Option<u64>,
-        /// How long to wait until every node that is online has installed it: 10s, 500ms, 0
+        /// How long to wait until every node that is online has installed it: 10s, 500ms, 0; a bare number is seconds
         #[arg(long, env = "MESH_WAIT", value_name = "TIME", default_value = "10s", value_parser = installed::wait)]
         wait: Duration,
+        /// Does not ask; nobody is asked unless at a terminal
+        #[arg(short, long, env = "MESH_YES")]
+        yes: bool,
         #[command(flatten)]
         at: At,
     },
@@ -161,7 +166,7 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             let response = coordinator.call("list the policies", policies.list_policies(request)).await?;
             output::result(format, &History::from(response))
         }
-        Command::Rollback { revision, wait, at } => rollback(format, revision, wait, at).await,
+        Command::Rollback { revision, wait, yes, at } => rollback(format, revision, wait, yes, at).await,
     }
 }
 
@@ -284,12 +289,8 @@ impl Apply {
         if plan.is_refused() {
             return Err(unusable(&self.file.name, &plan.problems).cause("the policy in force stays as it is"));
         }
-        if !self.yes && plan.changes() && is_watched() {
-            output::note(format!("{}{}", plan.changes_text(), plan.totals()));
-            output::note("apply this? [y/N]");
-            if !is_agreed(io::stdin().lock()) {
-                return Err(Failure::new(Exit::General, "nothing was applied: it was not confirmed"));
-            }
+        if !self.yes {
+            confirm(&plan, "apply this?")?;
         }
         let request = ApplyPolicyRequest {
             network: self.network.clone(),
@@ -301,12 +302,21 @@ impl Apply {
         };
         let mut policies = self.coordinator.policies();
         let response = self.coordinator.call("apply the policy", policies.apply_policy(request)).await;
-        let response = response.map_err(|failure| {
-            let cure = "meshctl policy plan, to compare it with what is in force now";
-            failure.attempt_if(Exit::Conflict, cure)
-        })?;
-        finish(format, &self.coordinator, &self.network, self.wait, response, Some(&plan)).await
+        finish(format, &self.coordinator, &self.network, self.wait, response?, &plan, None).await
     }
+}
+
+/// Shows what would change to somebody at a terminal, and fails unless that is confirmed. What changes nothing is not asked about.
+fn confirm(plan: &Plan, question: &str) -> Result<(), Failure> {
+    if !plan.changes() || !is_watched() {
+        return Ok(());
+    }
+    output::note(format!("{}{}", plan.changes_text(""), plan.totals()));
+    output::note(format!("{question} [y/N]"));
+    if is_agreed(io::stdin().lock()) {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::General, "nothing was applied: it was not confirmed"))
 }
 
 /// Whether somebody is at a terminal who can be asked.
@@ -327,9 +337,10 @@ async fn finish(
     network: &str,
     wait: Duration,
     response: ApplyPolicyResponse,
-    plan: Option<&Plan>,
+    plan: &Plan,
+    back_to: Option<u64>,
 ) -> Result<(), Failure> {
-    let mut applied = Applied::new(response, plan);
+    let mut applied = Applied::new(response, plan, back_to);
     let waited = match &mut applied.installation {
         Some(installation) if !wait.is_zero() => {
             installed::rest(coordinator, network, wait, installation).await
@@ -359,17 +370,62 @@ async fn show(format: Format, revision: Option<u64>, text: bool, at: At) -> Resu
     if text { output::write_result(&file_text(&policy)) } else { output::result(format, &policy) }
 }
 
-async fn rollback(format: Format, revision: Option<u64>, wait: Duration, at: At) -> Result<(), Failure> {
+/// A policy to go back to.
+struct Earlier {
+    /// 0: the network's first, which nobody applied.
+    revision: u64,
+    file: PolicyFile,
+}
+
+impl Earlier {
+    /// Finds the one of `revision`, or the one before the one in force.
+    async fn find(coordinator: &Connection, network: &str, revision: Option<u64>) -> Result<Self, Failure> {
+        const DOING: &str = "find the policy to go back to";
+        let mut policies = coordinator.policies();
+        let revision = match revision {
+            Some(revision) => revision,
+            None => {
+                let request = ListPoliciesRequest { network: network.to_owned(), most: 2 };
+                let response = coordinator.call(DOING, policies.list_policies(request)).await?;
+                response.policies.get(1).map_or(0, |version| version.revision)
+            }
+        };
+        let text = if revision == 0 {
+            FIRST.to_owned()
+        } else {
+            let request = GetPolicyRequest { network: network.to_owned(), revision };
+            let policy = Policy::from(coordinator.call(DOING, policies.get_policy(request)).await?);
+            policy.file().to_owned()
+        };
+        Ok(Self { revision, file: PolicyFile { name: back_to(revision), text } })
+    }
+}
+
+async fn rollback(
+    format: Format,
+    revision: Option<u64>,
+    wait: Duration,
+    yes: bool,
+    at: At,
+) -> Result<(), Failure> {
     let coordinator = at.open().await?;
     let network = at.network.network;
+    let earlier = Earlier::find(&coordinator, &network, revision).await?;
+    let plan = ask(&coordinator, network.clone(), &earlier.file, ASKED_ABOUT).await?;
+    // One that means nothing any more is refused below, by who knows why.
+    if !plan.is_refused() && !yes {
+        confirm(&plan, &format!("go back to {}?", back_to(earlier.revision)))?;
+    }
     let request = RollbackPolicyRequest {
         network: network.clone(),
-        revision: revision.unwrap_or_default(),
+        // What was shown is what is taken, also if somebody applied another one meanwhile (0, which has no other name, means the
+        // first only until then).
+        revision: earlier.revision,
         wait_ms: installed::first(wait),
     };
     let mut policies = coordinator.policies();
     let response = coordinator.call("take back the policy", policies.rollback_policy(request)).await;
-    finish(format, &coordinator, &network, wait, response?, None).await
+    finish(format, &coordinator, &network, wait, response?, &plan, Some(earlier.revision)).await
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub(crate) struct Terms {
     /// Any number of nodes may join with it
     #[arg(long, env = "MESH_TOKEN_REUSABLE", conflicts_with = "uses")]
     reusable: bool,
-    /// How long it can be used: 90s, 15m, 24h, 7d
+    /// How long it can be used: 90s, 15m, 24h, 7d; a bare number is seconds
     #[arg(long, env = "MESH_TOKEN_TTL", value_name = "TIME", default_value = "24h", value_parser = seconds)]
     ttl: u64,
     /// A tag for the nodes that join with it; may be repeated

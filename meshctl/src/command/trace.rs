@@ -8,6 +8,7 @@ use ringmesh_proto::{
     admin, local,
     local::{Network, StatusRequest},
 };
+use tonic::{Code, Response};
 
 use super::filter::{has_ports, protocol};
 use crate::{
@@ -50,7 +51,7 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Service {
     protocol: String,
-    /// 0: a transport without ports.
+    /// 0: a protocol without ports.
     port: u16,
 }
 
@@ -106,7 +107,8 @@ impl Args {
         if let Ok((node, me)) = &node {
             seen.extend([&self.source, &self.destination].into_iter().filter(|end| is_me(me, end)));
             if !seen.is_empty() {
-                told.push(self.ask_node(node, me).await?);
+                // Whom no rule is about a node does not know; the coordinator, if it is here, has told why.
+                told.extend(self.ask_node(node, me, !told.is_empty()).await?);
             }
         }
         if !told.is_empty() {
@@ -155,15 +157,29 @@ impl Args {
         Ok(Told { stages: stages.into_iter().map(stage).collect(), allowed, by })
     }
 
-    async fn ask_node(&self, node: &Connection, me: &Network) -> Result<Told, Failure> {
+    /// Asks the node of this machine; none if it does not know the other end, and that `may_not_know`.
+    async fn ask_node(
+        &self,
+        node: &Connection,
+        me: &Network,
+        may_not_know: bool,
+    ) -> Result<Option<Told>, Failure> {
         let request = local::TraceRequest {
             source: bare(&me.zone, &self.source).to_owned(),
             destination: bare(&me.zone, &self.destination).to_owned(),
             protocol: self.service.protocol.clone(),
             port: self.service.port.into(),
         };
-        let local::TraceResponse { stages, allowed, by } =
-            node.call("trace", node.local().trace(request)).await?;
+        let mut client = node.local();
+        let asked = async {
+            match client.trace(request).await {
+                Err(status) if may_not_know && status.code() == Code::NotFound => Ok(Response::new(None)),
+                answer => answer.map(|answer| answer.map(Some)),
+            }
+        };
+        let Some(local::TraceResponse { stages, allowed, by }) = node.call("trace", asked).await? else {
+            return Ok(None);
+        };
         let name = me.self_.as_ref().map(|me| me.name.clone()).unwrap_or_default();
         let stage = |local::TraceStage { stage, outcome, detail }| Stage {
             told_by: name.clone(),
@@ -171,7 +187,7 @@ impl Args {
             outcome,
             detail,
         };
-        Ok(Told { stages: stages.into_iter().map(stage).collect(), allowed, by })
+        Ok(Some(Told { stages: stages.into_iter().map(stage).collect(), allowed, by }))
     }
 }
 

@@ -77,7 +77,7 @@ pub(crate) struct Answer {
     /// `NOERROR`, `NXDOMAIN`, ...
     pub(crate) code: String,
     pub(crate) records: Vec<Record>,
-    /// `zone`, or the resolver that was asked.
+    /// `zone`, or the resolver that answered; empty: none did.
     pub(crate) source: String,
     pub(crate) took_us: u32,
 }
@@ -127,11 +127,11 @@ impl Document for Answer {
             _ => "",
         };
         let source = match self.source.as_str() {
-            "zone" => "the mesh's zone",
-            "" => "nobody",
-            source => source,
+            "zone" => "; from the mesh's zone in",
+            "" => ": no resolver answered, after",
+            source => &format!("; from {source} in"),
         };
-        let end = format!("{}{meaning}; from {source} in {}", self.code, round_trip(self.took_us));
+        let end = format!("{}{meaning}{source} {}", self.code, round_trip(self.took_us));
         let _ = writeln!(text, "{}", printable(&end));
         text
     }
@@ -218,6 +218,7 @@ mod tests {
             "NXDOMAIN: there is no such name; from the mesh's zone in 0.084 ms\n"
         );
         assert_eq!(text("SERVFAIL", "192.0.2.53"), "SERVFAIL; from 192.0.2.53 in 0.084 ms\n");
+        assert_eq!(text("SERVFAIL", ""), "SERVFAIL: no resolver answered, after 0.084 ms\n");
         assert!(answer("NXDOMAIN", vec![], "zone").is_answered());
         assert!(!answer("SERVFAIL", vec![], "").is_answered());
     }

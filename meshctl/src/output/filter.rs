@@ -9,20 +9,9 @@ use super::{
     Document,
     plan::service,
     printable,
+    rule::CountedRule,
     table::{Columns, moment},
 };
-
-/// A rule of the policy, as this node has it.
-#[derive(Debug, Serialize)]
-pub(crate) struct Rule {
-    pub(crate) number: u32,
-    pub(crate) source: String,
-    pub(crate) destination: String,
-    pub(crate) protocol: String,
-    pub(crate) ports: String,
-    pub(crate) flows: u64,
-    pub(crate) packets: u64,
-}
 
 /// What this node's owner denies beyond the policy.
 #[derive(Debug, Serialize)]
@@ -65,7 +54,7 @@ pub(crate) struct PeerFlows {
 pub(crate) struct Filter {
     /// 0: there is no policy, so nothing is allowed.
     pub(crate) policy_serial: u64,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) rules: Vec<CountedRule>,
     pub(crate) denials: Vec<Denial>,
     pub(crate) flows: u64,
     pub(crate) peers: Vec<PeerFlows>,
@@ -74,18 +63,9 @@ pub(crate) struct Filter {
 
 impl From<local::FilterResponse> for Filter {
     fn from(response: local::FilterResponse) -> Self {
-        let rule = |rule: local::FilterRule| Rule {
-            number: rule.number,
-            source: rule.source,
-            destination: rule.destination,
-            protocol: rule.protocol,
-            ports: rule.ports,
-            flows: rule.flows,
-            packets: rule.packets,
-        };
         let peer = |peer: local::PeerFlows| PeerFlows { name: peer.name, flows: peer.flows, most: peer.most };
-        let mut rules: Vec<Rule> = response.rules.into_iter().map(rule).collect();
-        rules.sort_by_key(|rule| rule.number);
+        let mut rules: Vec<CountedRule> = response.rules.into_iter().map(CountedRule::from).collect();
+        rules.sort_by_key(|counted| counted.rule.number);
         let mut denials: Vec<Denial> = response.denials.into_iter().map(Denial::from).collect();
         denials.sort_by_key(|denial| denial.id);
         let mut peers: Vec<PeerFlows> = response.peers.into_iter().map(peer).collect();
@@ -114,18 +94,8 @@ impl Filter {
     }
 
     fn rule_table(&self) -> String {
-        let mut table = Columns::new(["RULE", "FROM", "TO", "PROTOCOL", "PORTS", "FLOWS", "PACKETS"]);
-        for rule in &self.rules {
-            table.row([
-                rule.number.to_string(),
-                rule.source.clone(),
-                rule.destination.clone(),
-                rule.protocol.clone(),
-                rule.ports.clone(),
-                rule.flows.to_string(),
-                rule.packets.to_string(),
-            ]);
-        }
+        let mut table = Columns::new(CountedRule::HEADINGS);
+        self.rules.iter().for_each(|rule| table.row(rule.cells()));
         table.text()
     }
 
@@ -202,11 +172,18 @@ impl Document for Added {
 #[derive(Debug, Serialize)]
 pub(crate) struct Removed {
     pub(crate) id: u32,
+    /// Denials that this node still has.
+    pub(crate) remaining: u64,
 }
 
 impl Document for Removed {
     fn text(&self, _: u64) -> String {
-        format!("removed denial {}; the policy alone decides what it denied\n", self.id)
+        let rest = match self.remaining {
+            0 => "the policy alone decides now".to_owned(),
+            1 => "1 other denial remains".to_owned(),
+            count => format!("{count} other denials remain"),
+        };
+        format!("removed denial {}; {rest}\n", self.id)
     }
 }
 
@@ -259,7 +236,7 @@ mod tests {
                 local::PeerFlows { name: "web1".to_owned(), flows: 2, most: 16_384 },
                 local::PeerFlows { name: "carol".to_owned(), flows: 30, most: 16_384 },
             ],
-            drops: [("not-allowed".to_owned(), 12), ("denied-here".to_owned(), 3)].into(),
+            drops: [("denied".to_owned(), 12), ("denied_locally".to_owned(), 3)].into(),
         }
     }
 
@@ -302,6 +279,17 @@ mod tests {
         };
         assert_eq!(text(all), "denial 5: any from and to anybody on this node, until it is removed\n");
         assert!(text(denial(6, "out", "db")).contains("tcp/22 to db"));
-        conforms("denial-removed", &Removed { id: 4 });
+    }
+
+    #[test]
+    fn the_policy_alone_decides_only_when_no_denial_is_left() {
+        let text = |remaining| {
+            let removed = Removed { id: 4, remaining };
+            conforms("denial-removed", &removed);
+            removed.text(0)
+        };
+        assert_eq!(text(0), "removed denial 4; the policy alone decides now\n");
+        assert_eq!(text(1), "removed denial 4; 1 other denial remains\n");
+        assert_eq!(text(2), "removed denial 4; 2 other denials remain\n");
     }
 }

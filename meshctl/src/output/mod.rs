@@ -18,6 +18,7 @@ pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod problems;
 pub(crate) mod relay;
+mod rule;
 pub(crate) mod status;
 pub(crate) mod table;
 pub(crate) mod tokens;

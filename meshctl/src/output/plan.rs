@@ -31,7 +31,35 @@ impl Change {
     }
 }
 
-/// A transport with its ports: `tcp/443`, `udp/53,1000-2000`, `icmp`, `any`.
+/// What a policy changes for a name below the zone.
+#[derive(Debug, Serialize)]
+pub(crate) struct NameChange {
+    pub(crate) name: String,
+    /// Addresses, comma separated; empty: it is not there.
+    pub(crate) before: String,
+    pub(crate) after: String,
+}
+
+impl From<admin::NameChange> for NameChange {
+    fn from(change: admin::NameChange) -> Self {
+        let admin::NameChange { name, before, after } = change;
+        Self { name, before, after }
+    }
+}
+
+impl NameChange {
+    fn line(&self) -> String {
+        let Self { name, before, after } = self;
+        let line = match (before.is_empty(), after.is_empty()) {
+            (true, _) => format!("+ name {name}: {after}"),
+            (false, true) => format!("- name {name}: {before}"),
+            (false, false) => format!("~ name {name}: {before} -> {after}"),
+        };
+        format!("{}\n", printable(&line).replace('\n', " "))
+    }
+}
+
+/// A protocol with its ports: `tcp/443`, `udp/53,1000-2000`, `icmp`, `any`.
 pub(crate) fn service(protocol: &str, ports: &str) -> String {
     let protocol = if protocol.is_empty() { "any" } else { protocol };
     match ports {
@@ -64,6 +92,7 @@ pub(crate) struct Plan {
     pub(crate) stopped_total: u64,
     pub(crate) allowed: Vec<Change>,
     pub(crate) stopped: Vec<Change>,
+    pub(crate) names: Vec<NameChange>,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -77,6 +106,7 @@ impl From<admin::PlanPolicyResponse> for Plan {
             stopped_total: response.stopped_total,
             allowed: response.allowed.into_iter().map(Change::from).collect(),
             stopped: response.stopped.into_iter().map(Change::from).collect(),
+            names: response.names.into_iter().map(NameChange::from).collect(),
             problems: response.problems.into_iter().map(Problem::from).collect(),
         }
     }
@@ -88,30 +118,40 @@ impl Plan {
         self.problems.iter().any(Problem::is_error)
     }
 
-    /// Whether somebody may do what nobody could before, or the reverse.
+    /// Whether somebody may do what nobody could before, or the reverse, or a name would mean something else.
     pub(crate) fn changes(&self) -> bool {
+        self.changes_reach() || !self.names.is_empty()
+    }
+
+    fn changes_reach(&self) -> bool {
         self.allowed_total + self.stopped_total > 0
     }
 
-    /// What changes, a line each.
-    pub(crate) fn changes_text(&self) -> String {
+    /// What changes, a line each; `cure` says how to see what is left out.
+    pub(crate) fn changes_text(&self, cure: &str) -> String {
         let mut text = String::new();
         let kinds = [('+', &self.allowed, self.allowed_total), ('-', &self.stopped, self.stopped_total)];
         for (sign, changes, total) in kinds {
             changes.iter().for_each(|change| text += &change.line(sign));
             let more = total.saturating_sub(changes.len() as u64);
             if more > 0 {
-                let _ = writeln!(text, "{sign} ... and {more} more (--most)");
+                let _ = writeln!(text, "{sign} ... and {more} more{cure}");
             }
         }
+        self.names.iter().for_each(|name| text += &name.line());
         text
     }
 
     /// How much changes, in a line: `1 becomes allowed, 2 stop; 3 rules, no tests`.
     pub(crate) fn totals(&self) -> String {
         let (rules, tests) = (rules(self.rules), tests(self.tests));
-        if !self.changes() {
-            return format!("no change in who may reach whom; {rules}, {tests}");
+        let names = match self.names.len() {
+            0 => String::new(),
+            1 => ", 1 name changes".to_owned(),
+            count => format!(", {count} names change"),
+        };
+        if !self.changes_reach() {
+            return format!("no change in who may reach whom{names}; {rules}, {tests}");
         }
         let allowed = match self.allowed_total {
             1 => "1 becomes allowed".to_owned(),
@@ -121,7 +161,7 @@ impl Plan {
             1 => "1 stops".to_owned(),
             total => format!("{total} stop"),
         };
-        format!("{allowed}, {stopped}; {rules}, {tests}")
+        format!("{allowed}, {stopped}{names}; {rules}, {tests}")
     }
 }
 
@@ -131,7 +171,15 @@ impl Document for Plan {
             return String::new();
         }
         let totals = self.totals();
-        format!("{}{totals}; compared with r{}\n", self.changes_text(), self.base_revision)
+        format!("{}{totals}; compared with r{}\n", self.changes_text(" (--most)"), self.base_revision)
+    }
+}
+
+/// What is gone back to, by its revision; 0: the policy that the network was made with.
+pub(crate) fn back_to(revision: u64) -> String {
+    match revision {
+        0 => "the network's first policy".to_owned(),
+        revision => format!("r{revision}"),
     }
 }
 
@@ -141,29 +189,31 @@ pub(crate) struct Applied {
     pub(crate) revision: u64,
     pub(crate) serial: u64,
     pub(crate) changed: bool,
-    /// What it changed; `null` where an earlier policy was taken back.
-    pub(crate) allowed_total: Option<u64>,
-    pub(crate) stopped_total: Option<u64>,
+    pub(crate) allowed_total: u64,
+    pub(crate) stopped_total: u64,
+    /// Of an earlier policy that was taken back: its revision, 0 for the network's first.
+    pub(crate) back_to: Option<u64>,
     pub(crate) warnings: Vec<Problem>,
     /// `null`: not waited for.
     pub(crate) installation: Option<Installation>,
     /// The line before the last: the plan's totals.
     #[serde(skip)]
-    pub(crate) totals: Option<String>,
+    pub(crate) totals: String,
 }
 
 impl Applied {
     /// What came of applying what `plan` told.
-    pub(crate) fn new(response: admin::ApplyPolicyResponse, plan: Option<&Plan>) -> Self {
+    pub(crate) fn new(response: admin::ApplyPolicyResponse, plan: &Plan, back_to: Option<u64>) -> Self {
         Self {
             revision: response.revision,
             serial: response.serial,
             changed: response.changed,
-            allowed_total: plan.map(|plan| plan.allowed_total),
-            stopped_total: plan.map(|plan| plan.stopped_total),
+            allowed_total: plan.allowed_total,
+            stopped_total: plan.stopped_total,
+            back_to,
             warnings: response.warnings.into_iter().map(Problem::from).collect(),
             installation: response.installation.map(Installation::from),
-            totals: plan.map(Plan::totals),
+            totals: plan.totals(),
         }
     }
 }
@@ -171,10 +221,13 @@ impl Applied {
 impl Document for Applied {
     fn text(&self, _: u64) -> String {
         let mut text = String::new();
-        if !self.changed {
+        if let Some(revision) = self.back_to {
+            let _ = write!(text, "back to {}: ", back_to(revision));
+        }
+        if self.changed {
+            let _ = writeln!(text, "{}", self.totals);
+        } else {
             let _ = writeln!(text, "no change: r{} is in force and means the same", self.revision);
-        } else if let Some(totals) = &self.totals {
-            let _ = writeln!(text, "{totals}");
         }
         match &self.installation {
             Some(installation) => text += &printable(&installation.text()),
@@ -214,6 +267,7 @@ mod tests {
             base_revision: 811,
             tests: 2,
             rules: 3,
+            ..Default::default()
         }
     }
 
@@ -258,7 +312,7 @@ mod tests {
             installation,
             changed,
         };
-        Applied::new(response, Some(&Plan::from(planned())))
+        Applied::new(response, &Plan::from(planned()), None)
     }
 
     fn installation() -> admin::WaitInstalledResponse {
@@ -296,8 +350,52 @@ mod tests {
     fn what_nobody_waited_for_is_not_claimed() {
         let response =
             admin::ApplyPolicyResponse { revision: 9, serial: 2, changed: true, ..Default::default() };
-        let applied = Applied::new(response, None);
+        let applied = Applied::new(response, &Plan::from(planned()), None);
         conforms("policy-applied", &applied);
-        assert_eq!(applied.text(0), "r9 is in force; not waited until it is installed\n");
+        assert!(
+            applied.text(0).ends_with("\nr9 is in force; not waited until it is installed\n"),
+            "{}",
+            applied.text(0)
+        );
+    }
+
+    #[test]
+    fn a_name_that_comes_goes_or_leads_elsewhere_is_a_change() {
+        let name = |name: &str, before: &str, after: &str| admin::NameChange {
+            name: name.to_owned(),
+            before: before.to_owned(),
+            after: after.to_owned(),
+        };
+        let names = vec![
+            name("git", "", "100.64.0.4"),
+            name("old", "10.1.0.9", ""),
+            name("db", "10.0.0.1", "10.0.0.2"),
+        ];
+        let plan = Plan::from(admin::PlanPolicyResponse { names, base_revision: 4, ..Default::default() });
+        conforms("policy-plan", &plan);
+        assert!(plan.changes());
+        assert_eq!(
+            plan.text(0),
+            "+ name git: 100.64.0.4\n- name old: 10.1.0.9\n~ name db: 10.0.0.1 -> 10.0.0.2\n\
+             no change in who may reach whom, 3 names change; 0 rules, no tests; compared with r4\n"
+        );
+    }
+
+    #[test]
+    fn what_was_gone_back_to_is_named() {
+        for (back_to, start) in
+            [(811, "back to r811: 2 become"), (0, "back to the network's first policy: 2")]
+        {
+            let applied = Applied { back_to: Some(back_to), ..applied(true, Some(installation())) };
+            conforms("policy-applied", &applied);
+            assert!(applied.text(0).starts_with(start), "{}", applied.text(0));
+        }
+    }
+
+    #[test]
+    fn only_a_command_that_has_the_flag_is_named_it() {
+        let plan = Plan::from(planned());
+        assert!(plan.text(0).contains("and 310 more (--most)\n"), "{}", plan.text(0));
+        assert!(plan.changes_text("").contains("and 310 more\n"), "{}", plan.changes_text(""));
     }
 }

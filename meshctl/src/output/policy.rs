@@ -2,34 +2,15 @@
 
 use std::fmt::Write as _;
 
+use ringmesh_controlplane::policy::FIRST;
 use ringmesh_proto::admin;
 use serde::Serialize;
 
 use super::{
-    Document,
+    Document, printable,
+    rule::Rule,
     table::{Columns, moment},
 };
-
-/// The policy that a network is made with, as a file: what can be written down and changed.
-const ORIGINAL: &str = "# The policy that the network was made with: all members reach each other.\n\
-                        [[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\n";
-
-/// An allow rule.
-#[derive(Debug, Serialize)]
-pub(crate) struct Rule {
-    pub(crate) number: u32,
-    pub(crate) source: String,
-    pub(crate) destination: String,
-    pub(crate) protocol: String,
-    pub(crate) ports: String,
-}
-
-impl From<admin::Rule> for Rule {
-    fn from(rule: admin::Rule) -> Self {
-        let admin::Rule { source, destination, protocol, ports, number } = rule;
-        Self { number, source, destination, protocol, ports }
-    }
-}
 
 /// A policy: `schemas/policy.json`.
 #[derive(Debug, Serialize)]
@@ -43,6 +24,8 @@ pub(crate) struct Policy {
     /// 0 for one that is not in force.
     pub(crate) expires_ms: u64,
     pub(crate) rules: Vec<Rule>,
+    /// Why `rules` is empty although the file has rules; else empty.
+    pub(crate) rules_unknown: String,
     /// The file as it was applied; empty for the one that the network was made with.
     pub(crate) text: String,
 }
@@ -58,6 +41,7 @@ impl From<admin::GetPolicyResponse> for Policy {
             comment: response.comment,
             expires_ms: response.expires_ms,
             rules: response.rules.into_iter().map(Rule::from).collect(),
+            rules_unknown: response.rules_unknown,
             text: response.text,
         }
     }
@@ -66,7 +50,7 @@ impl From<admin::GetPolicyResponse> for Policy {
 impl Policy {
     /// The file, as it can be applied again. Escapes have no business in a terminal, and TOML allows none.
     pub(crate) fn file(&self) -> &str {
-        if self.text.is_empty() { ORIGINAL } else { &self.text }
+        if self.text.is_empty() { FIRST } else { &self.text }
     }
 
     fn state(&self, now: u64) -> String {
@@ -90,23 +74,20 @@ impl Document for Policy {
             head.row(["comment".to_owned(), self.comment.clone()]);
         }
         text += &head.text();
-        if self.text.is_empty() {
+        if self.text.is_empty() && self.in_force {
             text += "\nnone was applied yet: all members reach each other\n";
+        } else if self.text.is_empty() {
+            text += "\nwhat the network was made with: all members reach each other\n";
+        } else if !self.rules_unknown.is_empty() {
+            let why = printable(&self.rules_unknown).replace('\n', " ");
+            let _ = writeln!(text, "\nits rules cannot be told: {why}");
         } else if self.rules.is_empty() {
             text += "\nno rule: nobody reaches anybody\n";
         }
         if !self.rules.is_empty() {
             let _ = writeln!(text);
-            let mut table = Columns::new(["RULE", "FROM", "TO", "PROTOCOL", "PORTS"]);
-            for Rule { number, source, destination, protocol, ports } in &self.rules {
-                table.row([
-                    number.to_string(),
-                    source.clone(),
-                    destination.clone(),
-                    protocol.clone(),
-                    ports.clone(),
-                ]);
-            }
+            let mut table = Columns::new(Rule::HEADINGS);
+            self.rules.iter().for_each(|rule| table.row(rule.cells()));
             text += &table.text();
         }
         text
@@ -199,6 +180,7 @@ mod tests {
             applied_ms: NOW - 3_600_000,
             applied_by: "root".to_owned(),
             comment: "web for dev".to_owned(),
+            rules_unknown: String::new(),
         }
     }
 
@@ -221,7 +203,21 @@ mod tests {
         assert!(text.contains("nobody reaches anybody") && text.contains("not in force"), "{text}");
         let original = Policy::from(admin::GetPolicyResponse { text: String::new(), ..policy() });
         assert!(original.text(NOW).contains("none was applied yet"), "{}", original.text(NOW));
-        assert_eq!(original.file(), ORIGINAL);
+        assert_eq!(original.file(), FIRST);
+        let over = Policy {
+            in_force: false,
+            ..Policy::from(admin::GetPolicyResponse { text: String::new(), ..policy() })
+        };
+        assert!(over.text(NOW).contains("what the network was made with"), "{}", over.text(NOW));
+        let stale = admin::GetPolicyResponse {
+            rules: vec![],
+            rules_unknown: "no member is called \"web\"".to_owned(),
+            ..policy()
+        };
+        let stale = Policy::from(stale);
+        conforms("policy", &stale);
+        let text = stale.text(NOW);
+        assert!(text.ends_with("\nits rules cannot be told: no member is called \"web\"\n"), "{text}");
         conforms("policy", &original);
     }
 

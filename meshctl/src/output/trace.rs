@@ -79,11 +79,19 @@ impl Document for Trace {
         let by = printable(&self.by).replace('\n', " ");
         let by = match by.split_once(": ") {
             _ if by.is_empty() => String::new(),
+            _ if !self.allowed && is_default(&by) => " by default: no rule allows it".to_owned(),
             Some((rule, text)) if rule.starts_with("rule ") => format!(" by {rule} ({text})"),
             Some(_) | None => format!(" by {by}"),
         };
         text + &format!("\nFinal disposition: {verdict}{by}\n")
     }
+}
+
+/// Whether what denies is that nothing allows: daemons name the stage where that showed, or say it in short.
+fn is_default(by: &str) -> bool {
+    // Over the other address family it may be another answer.
+    let whole = !by.starts_with("over IPv4: ");
+    whole && (by == "no rule" || by.contains("no rule allows it") || by.contains("no rule connects "))
 }
 
 #[cfg(test)]
@@ -138,6 +146,24 @@ mod tests {
         conforms("trace", &trace);
         insta::assert_snapshot!(trace.text(0));
         insta::assert_snapshot!(json(&trace).unwrap());
+    }
+
+    #[test]
+    fn what_no_rule_allows_is_denied_in_the_same_words_whoever_tells() {
+        let end = |by: &str| {
+            let told = Told { stages: vec![], allowed: false, by: by.to_owned() };
+            trace(vec![told], &[]).text(0).lines().last().unwrap().to_owned()
+        };
+        for by in [
+            "no rule",
+            "out-filter (at alice: no rule allows it)",
+            "map (no rule connects alice and web1, so that neither has the other in its map)",
+        ] {
+            assert_eq!(end(by), "Final disposition: DENIED by default: no rule allows it", "{by}");
+        }
+        assert_eq!(end("denial 2"), "Final disposition: DENIED by denial 2");
+        let families = "over IPv4: rule 1: * -> * any; over IPv6: in-filter (at web1: no rule allows it)";
+        assert_eq!(end(families), format!("Final disposition: DENIED by {families}"));
     }
 
     #[test]
