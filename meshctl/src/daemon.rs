@@ -53,9 +53,20 @@ impl Daemon {
             Self::Node => {
                 "meshctl join --token TOKEN, or if this machine has joined before: meshctl node up".to_owned()
             }
+            // On any other machine it would found a second network.
+            Self::Coordinator if !coordinator_was_here() => {
+                "run this on the coordinator's machine; or if it runs here, name its socket: --socket PATH"
+                    .to_owned()
+            }
             Self::Coordinator => "meshctl coordinator up".to_owned(),
         }
     }
+}
+
+/// Whether a coordinator kept its state where it does unless told otherwise.
+fn coordinator_was_here() -> bool {
+    // Who may not look is not told that there is none.
+    ringmesh_controlplane::Config::default().state_dir.try_exists().unwrap_or(true)
 }
 
 /// Whether systemd runs this machine and knows `unit`.

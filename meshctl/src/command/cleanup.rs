@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use ringmesh_node::Config;
+use ringmesh_proto::control::Reason;
 
 use crate::{
     cli::absolute,
-    failure::Failure,
+    failure::{Exit, Failure},
     output::{self, Format, cleanup::Cleaned},
     process,
 };
@@ -34,7 +35,13 @@ pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
     let mut config = file.map_err(|failure| process::node_failure("read the configuration", &failure))?;
     config.state_dir = absolute(&args.state_dir.unwrap_or(config.state_dir))?;
     config.interface = args.interface.unwrap_or(config.interface);
-    let undone = ringmesh_node::cleanup(&config)
-        .map_err(|failure| process::node_failure("clean up after the node daemon", &failure))?;
+    let undone = ringmesh_node::cleanup(&config).map_err(|failure| {
+        if failure.reason() != Reason::Conflict {
+            return process::node_failure("clean up after the node daemon", &failure);
+        }
+        Failure::new(Exit::Conflict, "cannot clean up while the node daemon runs")
+            .cause(format!("it uses {}, and what it did to this machine", config.state_dir.display()))
+            .attempt("meshctl node down, if that is wanted: a daemon that stops takes back what it did")
+    })?;
     output::result(format, &Cleaned { undone })
 }

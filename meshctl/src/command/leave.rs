@@ -13,10 +13,13 @@ use crate::{
 /// `meshctl leave`.
 pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
     let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
-    let name = status::ask(&connection).await?.network.and_then(|network| network.self_).map(|me| me.name);
+    let before = status::ask(&connection).await?;
+    let removed = before.state == "removed";
+    let name = before.network.and_then(|network| network.self_).map(|me| me.name);
     let response = connection.call("leave the network", connection.local().leave(LeaveRequest {})).await?;
     output::result(format, &Left { coordinator_told: response.coordinator_told })?;
-    if !response.coordinator_told {
+    // Who was removed is unknown there already.
+    if !response.coordinator_told && !removed {
         let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "NAME".to_owned());
         output::note(format!(
             "no coordinator could be told; remove this node there: meshctl nodes remove {name}"
