@@ -8,7 +8,7 @@ use std::{
 use ringmesh_lab::in_sandbox;
 use serde_json::Value;
 
-use crate::support::{Machine, Site, meshctl, run_with};
+use crate::support::{Machine, Site, mesh, meshctl, run_with};
 
 const POLICY: &[u8] = br#"
 [[allow]]
@@ -19,14 +19,10 @@ ports = ["8000-8100"]
 "#;
 
 /// A coordinator, and `alice` who may reach `web` on a few ports.
-fn mesh() -> (Site, Machine, Machine, Machine) {
-    let site = Site::new();
-    let coordinator = site.coordinator();
-    let (alice, web) = (site.machine("alice"), site.machine("web"));
-    alice.join(&coordinator);
-    web.join(&coordinator);
-    run_with(coordinator.meshctl(&["policy", "apply", "-"]), POLICY).ok();
-    (site, coordinator, alice, web)
+fn filtered_mesh() -> (Site, Machine, Machine, Machine) {
+    let mesh = mesh(&[]);
+    run_with(mesh.1.meshctl(&["policy", "apply", "-"]), POLICY).ok();
+    mesh
 }
 
 impl Machine {
@@ -53,7 +49,7 @@ const SILENCE: Duration = Duration::from_millis(500);
 #[test]
 fn hits_are_counted_and_a_denial_cuts_until_it_is_removed() {
     in_sandbox(|| {
-        let (_site, _coordinator, alice, web) = mesh();
+        let (_site, _coordinator, alice, web) = filtered_mesh();
         let address = SocketAddr::new(web.address(), 8080);
         let _listener = web.host.enter(|| TcpListener::bind(address).unwrap()).unwrap();
         let before = [&alice, &web].map(|node| node.rule(1)["flows"].as_u64().unwrap());
@@ -108,12 +104,19 @@ fn a_denial_that_makes_no_sense_is_refused() {
         (&["--protocol", "tcp", "--port", "65536"], "65536"),
         (&["--protocol", "ssh"], "ssh"),
         (&["--ttl", "forever"], "forever"),
+        (&[], "nothing says what to deny"),
+        (&["--ttl", "1h"], "--all"),
+        (&["--all", "--peer", "web"], "--all"),
     ] {
         let message = meshctl(&[&["filter", "add"], arguments].concat()).failed(2);
         assert!(message.contains(word), "{message}");
     }
+    for number in ["x", "0", "4294967296"] {
+        let message = meshctl(&["filter", "remove", number]).failed(2);
+        assert!(message.contains(number) && message.contains("meshctl filter list"), "{message}");
+    }
     in_sandbox(|| {
-        let (_site, _coordinator, alice, _web) = mesh();
+        let (_site, _coordinator, alice, _web) = filtered_mesh();
         let message = alice.run(&["filter", "add", "--peer", "nobody"]).failed(2);
         assert!(message.contains("nobody"), "{message}");
         assert_eq!(alice.json("filter", &["filter", "list"])["denials"], serde_json::json!([]));
@@ -128,7 +131,7 @@ fn disposition(text: &str) -> &str {
 #[test]
 fn a_trace_ends_with_what_decides_whoever_is_asked() {
     in_sandbox(|| {
-        let (site, coordinator, alice, web) = mesh();
+        let (site, coordinator, alice, web) = filtered_mesh();
         let allowed = coordinator.run(&["trace", "alice", "web", "tcp/8080"]).ok();
         assert!(disposition(&allowed).starts_with("Final disposition: ALLOWED by rule 1"), "{allowed}");
         assert!(allowed.contains("owner of alice or web denies"), "{allowed}");
@@ -165,11 +168,8 @@ fn a_trace_ends_with_what_decides_whoever_is_asked() {
             assert!(message.contains(word), "{message}");
         }
         // Whom no rule is about a node does not know, be there such a member or not.
-        let unknown = alice.run(&["trace", "alice", "nobody", "icmp"]);
-        assert!(
-            unknown.code == 7 && unknown.stdout.contains("no member that this node knows"),
-            "{unknown:?}"
-        );
+        let unknown = alice.run(&["trace", "alice", "nobody", "icmp"]).failed(2);
+        assert!(unknown.contains("no node that this one may talk to has the name"), "{unknown}");
         let stranger = site.machine("stranger");
         let message = stranger.run(&["trace", "alice", "web", "icmp"]).failed(3);
         assert!(message.contains("coordinator's machine"), "{message}");
@@ -179,8 +179,16 @@ fn a_trace_ends_with_what_decides_whoever_is_asked() {
 #[test]
 fn a_trace_where_coordinator_and_node_are_one_machine_asks_both() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = filtered_mesh();
         coordinator.join(&coordinator);
+        // No rule is about both, so the node does not know the other; the coordinator does.
+        run_with(
+            coordinator.meshctl(&["policy", "apply", "-"]),
+            b"[[allow]]\nfrom = [\"alice\"]\nto = [\"web\"]\n",
+        )
+        .ok();
+        let apart = coordinator.run(&["trace", "coordinator", "web", "tcp/8080"]);
+        assert!(apart.code == 7 && apart.stdout.contains("no rule"), "{apart:?}");
         run_with(
             coordinator.meshctl(&["policy", "apply", "-"]),
             b"[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\n",

@@ -8,18 +8,7 @@ use std::{
 use ringmesh_lab::in_sandbox;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Machine, Site, run_with};
-
-/// A coordinator, and two nodes that keep names in their hosts files.
-fn mesh() -> (Site, Machine, Machine, Machine) {
-    let site = Site::new();
-    let coordinator = site.coordinator();
-    let (alice, web) = (site.machine("alice"), site.machine("web"));
-    for node in [&alice, &web] {
-        node.run(&["join", "--token", &coordinator.token(), "--dns", "hosts"]).ok();
-    }
-    (site, coordinator, alice, web)
-}
+use crate::support::{Machine, Site, mesh, run_with};
 
 impl Machine {
     /// What programs on this machine find.
@@ -37,7 +26,7 @@ impl Machine {
 #[test]
 fn names_and_aliases_are_answered_and_unknown_ones_are_told_apart() {
     in_sandbox(|| {
-        let (_site, coordinator, alice, web) = mesh();
+        let (_site, coordinator, alice, web) = mesh(&["--dns", "hosts"]);
         let status = alice.json("dns-status", &["dns", "status"]);
         assert_eq!((&status["mode"], &status["zone"]), (&"hosts".into(), &"mesh".into()), "{status:#}");
         let text = alice.run(&["dns", "status"]).ok();
@@ -84,7 +73,7 @@ fn what_a_killed_daemon_left_is_taken_back_by_cleanup() {
             std::thread::sleep(Duration::from_millis(10));
         }
         let message = alice.run(&["cleanup"]).failed(9);
-        assert!(message.contains("cannot clean up"), "{message}");
+        assert!(message.contains("cannot clean up") && message.contains("meshctl node down"), "{message}");
         let [daemon] = &alice.processes()[..] else { panic!("one daemon") };
         kill_process(Pid::from_raw(daemon.id.cast_signed()).unwrap(), Signal::KILL).unwrap();
         while !alice.processes().is_empty() {

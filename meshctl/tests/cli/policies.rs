@@ -10,7 +10,7 @@ use ringmesh_lab::in_sandbox;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{MESHCTL, Machine, Ran, Site, meshctl, run_with};
+use crate::support::{MESHCTL, Machine, Ran, mesh, meshctl, run_with};
 
 /// Lets everybody ping, and one machine reach another's web server.
 const WEB: &str = r#"# who reaches the web server
@@ -35,16 +35,6 @@ deny = ["tcp/22"]
 /// A file that no rule makes different from [`WEB`], though its bytes are.
 fn reworded() -> String {
     WEB.replace("# who reaches the web server", "# the same, said otherwise")
-}
-
-/// A coordinator and two nodes that joined by token: `alice` and `web`.
-fn mesh() -> (Site, Machine, Machine, Machine) {
-    let site = Site::new();
-    let coordinator = site.coordinator();
-    let (alice, web) = (site.machine("alice"), site.machine("web"));
-    alice.join(&coordinator);
-    web.join(&coordinator);
-    (site, coordinator, alice, web)
 }
 
 impl Machine {
@@ -75,7 +65,7 @@ fn names(list: &Value) -> Vec<&str> {
 #[test]
 fn what_is_wrong_with_a_policy_is_told_by_line_and_column() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         let rule = "[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\n";
         for (text, place, word) in [
             ("[[allow]\nfrom = [\"*\"]\n", "1:", ""),
@@ -126,7 +116,7 @@ fn what_is_wrong_with_a_policy_is_told_by_line_and_column() {
 #[test]
 fn all_errors_are_told_at_once_with_the_line_and_a_caret() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         let text =
             "[[allow]]\nfrom = [\"group:a\", \"nobody\"]\nto = [\"web\"]\nprotocol = \"tcp\"\nports = [0]\n";
         coordinator.write("/run/policy.toml", text.as_bytes());
@@ -147,7 +137,7 @@ fn all_errors_are_told_at_once_with_the_line_and_a_caret() {
 #[test]
 fn a_rule_that_can_never_match_or_adds_nothing_is_a_warning() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         let never = "[[allow]]\nfrom = [\"10.0.0.0/8\"]\nto = [\"fd00::/8\"]\n";
         let nothing = format!("{WEB}\n[[allow]]\nfrom = [\"alice\"]\nto = [\"web\"]\nprotocol = \"icmp\"\n");
         for text in [never, &nothing] {
@@ -224,7 +214,7 @@ fn what_is_no_policy_file_is_refused_before_anybody_is_asked() {
 #[test]
 fn a_plan_shows_what_becomes_allowed_and_what_stops_and_changes_nothing() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         let plan = coordinator.policy(&["plan", "-"], WEB).ok();
         // All members reach each other until a policy says otherwise.
         assert!(plan.contains("- web -> alice "), "{plan}");
@@ -261,7 +251,7 @@ fn a_plan_shows_what_becomes_allowed_and_what_stops_and_changes_nothing() {
 #[test]
 fn a_policy_is_applied_shown_applied_again_and_taken_back() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         coordinator.write("/run/web.toml", WEB.as_bytes());
         let first =
             coordinator.run(&["policy", "apply", "/run/web.toml", "--comment", "the web server"]).ok();
@@ -312,6 +302,7 @@ fn a_policy_is_applied_shown_applied_again_and_taken_back() {
         assert_eq!(back.code, 0, "{back:?}");
         let back = back.json("policy-applied");
         assert!(back["revision"].as_u64() > second["revision"].as_u64(), "{back:#}");
+        assert_eq!(format!("r{}", back["back_to"]), revision);
         assert_eq!(names(&back["installation"]["installed"]), ["alice", "web"]);
         assert_eq!(coordinator.run(&["policy", "show", "--text"]).ok(), WEB);
         let second = format!("r{}", second["revision"]);
@@ -334,7 +325,7 @@ fn a_policy_is_applied_shown_applied_again_and_taken_back() {
 #[test]
 fn a_policy_about_a_member_that_is_gone_cannot_be_taken_back() {
     in_sandbox(|| {
-        let (site, coordinator, _alice, _web) = mesh();
+        let (site, coordinator, _alice, _web) = mesh(&[]);
         let first = coordinator.apply(WEB);
         let second = coordinator.apply("[[allow]]\nfrom = [\"*\"]\nto = [\"*\"]\n");
         coordinator.run(&["nodes", "remove", "web"]).ok();
@@ -356,7 +347,7 @@ fn a_policy_about_a_member_that_is_gone_cannot_be_taken_back() {
 #[test]
 fn a_later_node_of_the_same_name_inherits_nothing() {
     in_sandbox(|| {
-        let (site, coordinator, _alice, _web) = mesh();
+        let (site, coordinator, _alice, _web) = mesh(&[]);
         coordinator.apply(WEB);
         coordinator.run(&["trace", "alice", "web", "tcp/443"]).ok();
         coordinator.run(&["nodes", "remove", "web"]).ok();
@@ -375,7 +366,7 @@ fn a_later_node_of_the_same_name_inherits_nothing() {
 #[test]
 fn a_policy_that_somebody_else_applied_meanwhile_is_a_conflict() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         let first = coordinator.apply(WEB);
         let base = format!("r{}", first["revision"]);
         let second = "[[allow]]\nfrom = [\"alice\"]\nto = [\"web\"]\n";
@@ -389,7 +380,7 @@ fn a_policy_that_somebody_else_applied_meanwhile_is_a_conflict() {
 #[test]
 fn the_first_policy_can_be_had_as_a_file_and_applied() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         let original = coordinator.run(&["policy", "show", "--text"]).ok();
         let plan = coordinator.policy(&["plan", "-", "--detailed-exitcode"], &original).ok();
         assert!(plan.starts_with("no change in who may reach whom"), "{plan}");
@@ -399,7 +390,7 @@ fn the_first_policy_can_be_had_as_a_file_and_applied() {
 #[test]
 fn an_offline_node_is_named_and_no_failure() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, web) = mesh();
+        let (_site, coordinator, _alice, web) = mesh(&[]);
         web.run(&["node", "down"]).ok();
         let started = Instant::now();
         let ran = coordinator.policy(&["apply", "-", "--wait", "8s"], WEB);
@@ -426,7 +417,7 @@ fn start(machine: &Machine, arguments: &[&str]) -> Child {
 #[test]
 fn a_node_that_is_online_and_does_not_acknowledge_is_named_and_a_failure() {
     in_sandbox(|| {
-        let (_site, coordinator, alice, web) = mesh();
+        let (_site, coordinator, alice, web) = mesh(&[]);
         web.signal(Signal::STOP);
         let ran = coordinator.policy(&["apply", "-", "--wait", "600ms", "-o", "json"], WEB);
         assert_eq!(ran.code, 8, "{ran:?}");
@@ -468,7 +459,7 @@ fn a_node_that_is_online_and_does_not_acknowledge_is_named_and_a_failure() {
 #[test]
 fn who_sits_at_a_terminal_is_shown_the_changes_and_asked() {
     in_sandbox(|| {
-        let (_site, coordinator, _alice, _web) = mesh();
+        let (_site, coordinator, _alice, _web) = mesh(&[]);
         coordinator.write("/run/web.toml", WEB.as_bytes());
         // A terminal is what script(1) makes; it ends with its program's exit code.
         let at_terminal = |arguments: &str, answer: &[u8]| {
@@ -484,6 +475,24 @@ fn who_sits_at_a_terminal_is_shown_the_changes_and_asked() {
         assert_eq!(coordinator.json("policy", &["policy", "show"])["text"], "");
         let yes = at_terminal("", b"y\n");
         assert!(yes.code == 0 && yes.stdout.contains("installed on 2 of 2 nodes"), "{yes:?}");
+        let back = |answer: &[u8]| {
+            let mut script = coordinator.host.command("script").unwrap();
+            let command = format!("{MESHCTL} policy rollback");
+            script.args(["--quiet", "--return", "--flush", "--command", &command, "/dev/null"]);
+            run_with(script, answer)
+        };
+        let no = back(b"n\n");
+        assert!(no.code == 1 && no.stdout.contains("+ web -> alice "), "{no:?}");
+        assert!(no.stdout.contains("go back to the network's first policy? [y/N]"), "{no:?}");
+        assert_eq!(coordinator.json("policy", &["policy", "show"])["text"], WEB);
+        let first = back(b"y\n");
+        assert!(
+            first.code == 0 && first.stdout.contains("back to the network's first policy: "),
+            "{first:?}"
+        );
+        // Twice is to return, and with --yes nobody is asked.
+        coordinator.run(&["policy", "rollback", "--yes"]).ok();
+        assert_eq!(coordinator.json("policy", &["policy", "show"])["text"], WEB);
         let again = at_terminal("", b"");
         assert!(
             again.code == 0 && !again.stdout.contains("[y/N]"),

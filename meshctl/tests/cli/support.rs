@@ -125,6 +125,17 @@ impl Site {
     }
 }
 
+/// A coordinator and two nodes that joined by token with these flags: `alice` and `web`.
+pub(crate) fn mesh(flags: &[&str]) -> (Site, Machine, Machine, Machine) {
+    let site = Site::new();
+    let coordinator = site.coordinator();
+    let (alice, web) = (site.machine("alice"), site.machine("web"));
+    for node in [&alice, &web] {
+        node.run(&[&["join", "--token", &coordinator.token()], flags].concat()).ok();
+    }
+    (site, coordinator, alice, web)
+}
+
 impl Machine {
     /// `meshctl` with these arguments on this machine, not started yet.
     pub(crate) fn meshctl(&self, arguments: &[&str]) -> Command {
