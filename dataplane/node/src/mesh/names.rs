@@ -315,7 +315,8 @@ impl Mesh {
         }
     }
 
-    /// Asks this node's server for a name, as this machine would: without a dot it is one of the zone's.
+    /// Asks this node's server for a name, as this machine would: without a dot it is one of the zone's, but for `localhost`
+    /// and the zone itself.
     ///
     /// # Errors
     /// The question makes no sense, or nobody answers here.
@@ -380,7 +381,9 @@ fn question(name: &str, kind: &str, zone: &str) -> (String, Vec<String>) {
         let name = hickory_proto::rr::Name::from(address).to_ascii();
         return (name.trim_end_matches('.').to_owned(), vec!["PTR".to_owned()]);
     }
-    let name = if name.contains('.') { name.to_owned() } else { format!("{name}.{zone}") };
+    let whole =
+        name.contains('.') || name.eq_ignore_ascii_case("localhost") || name.eq_ignore_ascii_case(zone);
+    let name = if whole { name.to_owned() } else { format!("{name}.{zone}") };
     let kinds = if kind.is_empty() { vec!["A".to_owned(), "AAAA".to_owned()] } else { vec![kind.to_owned()] };
     (name, kinds)
 }
@@ -394,7 +397,11 @@ mod tests {
         let asked = |name, kind| question(name, kind, "mesh");
         let both = vec!["A".to_owned(), "AAAA".to_owned()];
         assert_eq!(asked("alpha", ""), ("alpha.mesh".to_owned(), both.clone()));
-        assert_eq!(asked("alpha.mesh", ""), ("alpha.mesh".to_owned(), both));
+        assert_eq!(asked("alpha.mesh", ""), ("alpha.mesh".to_owned(), both.clone()));
+        for whole in ["localhost", "LOCALHOST", "mesh", "Mesh"] {
+            assert_eq!(asked(whole, ""), (whole.to_owned(), both.clone()));
+        }
+        assert_eq!(asked("localhost2", ""), ("localhost2.mesh".to_owned(), both));
         assert_eq!(asked("example.org", "MX"), ("example.org".to_owned(), vec!["MX".to_owned()]));
         let ptr = vec!["PTR".to_owned()];
         assert_eq!(asked("100.64.0.7", ""), ("7.0.64.100.in-addr.arpa".to_owned(), ptr.clone()));
