@@ -51,6 +51,13 @@ impl Dns {
                 "dns.port = 0: give a port, or leave the key out for {USUAL_PORT}"
             )));
         }
+        if self.mode == DnsMode::Resolvconf && self.port != USUAL_PORT {
+            return Err(Failure::invalid(format!(
+                "dns.port = {} with dns.mode = \"resolvconf\": the C library asks at port {USUAL_PORT} and cannot be told of \
+                 another; leave dns.port out, or take the mode \"resolved\", \"hosts\" or \"auto\"",
+                self.port
+            )));
+        }
         Ok(())
     }
 }
@@ -65,5 +72,25 @@ fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DnsMode, D::Error>
         other => Err(D::Error::custom(format!(
             "dns.mode = \"{other}\": write \"auto\", \"resolved\", \"resolvconf\", \"hosts\" or \"off\""
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvconf_needs_the_usual_port_and_other_modes_do_not() {
+        let with = |mode, port| Dns { mode, port, search: true }.check();
+        let refused = with(DnsMode::Resolvconf, 5353).unwrap_err().to_string();
+        assert!(
+            refused.contains("dns.port = 5353") && refused.contains("the C library asks at port 53"),
+            "{refused}"
+        );
+        with(DnsMode::Resolvconf, 53).unwrap();
+        for mode in [DnsMode::Auto, DnsMode::Resolved, DnsMode::Hosts, DnsMode::Off] {
+            with(mode, 5353).unwrap();
+            with(mode, 0).unwrap_err();
+        }
     }
 }
