@@ -1,10 +1,12 @@
 //! Adding stock devices and removing members.
 
+use std::net::IpAddr;
+
 use ringmesh_tunnel::{
     UnixTime,
     ip::Prefix,
     key::{NetworkSecret, NodeId, PresharedKey, PublicKey, SecretKey},
-    netmap::{Member, MemberKind, Role},
+    netmap::{Leaf, Member, MemberKind, NameRecord, Role},
 };
 
 use super::{
@@ -121,11 +123,46 @@ pub(crate) fn plan_removal(
     if state.relays.contains_key(&id) {
         plan.ops.push(Op::delete(at(Part::Relay(id))));
     }
+    drop_names(state, member, now, &mut plan);
     // A stock device never knew the network's secret.
     if is_mesh(member) {
         begin_epoch(state, vault, 1, &mut plan);
     }
     Ok(plan)
+}
+
+/// Takes the own addresses of a member that goes out of the policy's names, and names that lead nowhere without them: whoever gets the
+/// address after it would inherit the name. The file stays as it was written.
+fn drop_names(state: &NetworkState, member: &Member, now: UnixTime, plan: &mut Plan) {
+    let Some(policy) = &state.policy else { return };
+    let is_own = |address: &IpAddr| member.ipv4.is_some_and(|own| *address == own) || *address == member.ipv6;
+    if !state.names_of_policy().any(|record| record.addresses.iter().any(is_own)) {
+        return;
+    }
+    let without = |leaf: &Leaf| match leaf {
+        Leaf::Rule(_) => Some(leaf.clone()),
+        Leaf::Name(record) => {
+            let addresses: Vec<IpAddr> =
+                record.addresses.iter().filter(|address| !is_own(address)).copied().collect();
+            (!addresses.is_empty()).then(|| Leaf::Name(NameRecord { name: record.name.clone(), addresses }))
+        }
+    };
+    // Rules come before names, so that none gets another place.
+    let leaves: Vec<Leaf> = policy.leaves.iter().filter_map(|held| without(&held.leaf)).collect();
+    let serial = policy.signed.record.serial.saturating_add(1);
+    match create::policy(state.id, &leaves, serial, policy.version, &state.authority, now) {
+        Ok(op) => {
+            let held = policy.signed.revision;
+            plan.compare.push(Compare::unchanged(Part::Policy.of(state.id), held));
+            plan.ops.push(op);
+        }
+        // A removal does not wait for a key.
+        Err(error) => tracing::warn!(
+            node = %member.id,
+            %error,
+            "names of the policy still lead to a member that was removed: apply the policy without them"
+        ),
+    }
 }
 
 /// Plans an epoch beyond any that was in force after the backup from which the state came: nodes take none below.

@@ -418,7 +418,7 @@ async fn a_later_node_of_a_removed_ones_name_inherits_nothing() {
     assert_eq!(show(&mut operator, 0).await.unwrap().revision, second.revision);
 
     apply(&mut operator, &ssh_to_b(&["b"])).await.unwrap();
-    until_serial(&mut b, &mut to_b, 4).await;
+    until_serial(&mut b, &mut to_b, 5).await;
     operator.remove("b").await;
     let (heir, _stream) = synced(&coordinator, "b").await;
     let map = heir.map.as_ref().unwrap();
@@ -427,6 +427,47 @@ async fn a_later_node_of_a_removed_ones_name_inherits_nothing() {
     // The same file again binds the name anew, by an operator's will.
     let again = apply(&mut operator, &ssh_to_b(&["b"])).await.unwrap();
     assert!(again.changed);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_members_address_leaves_the_policys_names_with_it() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    let gone = coordinator.member("a").await;
+    coordinator.member("c").await;
+    let (mut b, mut to_b) = synced(&coordinator, "b").await;
+    let own = gone.member.as_ref().unwrap();
+    let policy = format!(
+        "{ALL}[names]\ngit = \"a\"\nboth = [\"a\", \"10.1.0.9\"]\nwritten = \"{}\"\nother = \"c\"\n",
+        own.ipv4.unwrap()
+    );
+    let applied = apply(&mut operator, &policy).await.unwrap();
+    until_serial(&mut b, &mut to_b, 2).await;
+    let records = |node: &TestNode| {
+        let map = node.map.as_ref().unwrap();
+        let records = map.names(node.now()).map(|record| (record.name.clone(), record.addresses.clone()));
+        records.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = records(&b);
+    assert_eq!(before.len(), 4);
+
+    let removal = operator.remove("a").await;
+    // It is one commit: nobody meets a map in which the member is gone and its names are there.
+    let update = until_serial(&mut b, &mut to_b, 3).await;
+    assert_eq!((update.position.durable, update.removed), (removal, vec![gone.id]));
+    let after = records(&b);
+    assert_eq!(after.keys().collect::<Vec<_>>(), ["both", "other"]);
+    assert_eq!(after["both"], ["10.1.0.9".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(after["other"], before["other"]);
+    assert_eq!(b.map.as_ref().unwrap().rules(b.now()).count(), 1);
+    let shown = show(&mut operator, 0).await.unwrap();
+    assert_eq!((shown.text, shown.revision), (policy, applied.revision), "the file is as it was written");
+
+    // One that no name leads to leaves the policy alone.
+    coordinator.member("d").await;
+    operator.remove("d").await;
+    assert_eq!(show(&mut operator, 0).await.unwrap().serial, 3);
     coordinator.stop().await;
 }
 
