@@ -76,7 +76,8 @@ pub(super) struct Contents<'a, M, R> {
     pub(super) serial: u32,
     /// Members with their addresses, each name once.
     pub(super) members: M,
-    /// Further names; a member goes before one of the same name, and the first of two.
+    /// Further names: one goes before a member of the same name, and the first of two. Whoever may join chooses a name; what
+    /// the policy says of one is the network's.
     pub(super) records: R,
 }
 
@@ -129,7 +130,9 @@ impl Zone {
         let reverse = pools.iter().flat_map(reverse::cut).collect::<BTreeSet<_>>().into_iter().collect();
         let mut made =
             Self { origin: Some(origin), names: BTreeMap::new(), owners: BTreeMap::new(), reverse };
-        for (name, addresses) in members {
+        let records: Vec<(&str, Vec<IpAddr>)> = records.collect();
+        let reserved: BTreeSet<Key> = records.iter().map(|(name, _)| below_zone(name)).collect();
+        for (name, addresses) in members.filter(|(name, _)| !reserved.contains(&below_zone(name))) {
             made.add(name, &addresses, pools, |_| true);
         }
         // An address leads to the member who has it, not to that member's other names.
@@ -150,7 +153,7 @@ impl Zone {
     ) {
         let Some(origin) = &self.origin else { return };
         let Some(full) = full_name(&format!("{name}.{}", origin.text)) else { return };
-        let Entry::Vacant(place) = self.names.entry(key(name.rsplit('.').map(str::as_bytes))) else { return };
+        let Entry::Vacant(place) = self.names.entry(below_zone(name)) else { return };
         let mut held = Addresses::default();
         for address in addresses {
             match address {
@@ -293,6 +296,11 @@ fn key<'a>(labels: impl Iterator<Item = &'a [u8]>) -> Key {
         key.extend(label.iter().map(u8::to_ascii_lowercase));
     }
     key.into()
+}
+
+/// The key of a name as it is below the zone.
+fn below_zone(name: &str) -> Key {
+    key(name.rsplit('.').map(str::as_bytes))
 }
 
 /// The labels of a key, from the root on.

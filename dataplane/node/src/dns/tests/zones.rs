@@ -283,6 +283,58 @@ fn a_zone_lists_its_hosts_and_its_reverse_zones() {
 }
 
 #[test]
+fn who_joins_by_the_name_of_a_record_gets_neither_that_name_nor_a_way_back_to_it() {
+    let members = [
+        ("web1", addresses(&["100.64.0.7"])),
+        // An intruder, twice: names have no case.
+        ("git", addresses(&["100.64.0.66", "fd00:1::66"])),
+        ("Printer", addresses(&["100.64.0.67"])),
+        ("eu", addresses(&["100.64.0.68"])),
+    ];
+    let records = [
+        ("git", addresses(&["100.64.0.7"])),
+        ("printer", addresses(&["10.1.0.9", "100.64.7.7"])),
+        ("db.eu", addresses(&["10.1.0.8"])),
+    ];
+    let zone = Zone::new(Contents {
+        zone: "mesh",
+        pools: &["100.64.0.0/10".parse().unwrap(), "fd00:1::/48".parse().unwrap()],
+        own: Some("web1"),
+        serial: 1,
+        members: members.into_iter(),
+        records: records.into_iter(),
+    });
+    let ask = |name: &str, kind| {
+        let message = query(name, kind).to_vec().unwrap();
+        let Decision::Answer(bytes, code) = decide(&message, &zone, Transport::Udp) else { panic!("{name}") };
+        let answers = Message::from_vec(&bytes).unwrap().answers;
+        (code, answers.into_iter().map(|record| record.data.to_string()).collect::<Vec<_>>())
+    };
+    let found = |data: &[&str]| (ResponseCode::NoError, data.iter().map(ToString::to_string).collect());
+    assert_eq!(ask("git.mesh.", RecordType::A), found(&["100.64.0.7"]));
+    assert_eq!(ask("git.mesh.", RecordType::AAAA), found(&[]), "and nothing of the intruder's beside it");
+    assert_eq!(ask("printer.mesh.", RecordType::A), found(&["10.1.0.9", "100.64.7.7"]));
+    for intruder in ["66.0.64.100.in-addr.arpa.", "67.0.64.100.in-addr.arpa."] {
+        assert_eq!(ask(intruder, RecordType::PTR), (ResponseCode::NXDomain, vec![]), "{intruder}");
+    }
+    assert_eq!(ask("7.0.64.100.in-addr.arpa.", RecordType::PTR), found(&["web1.mesh."]));
+    assert_eq!(ask("7.7.64.100.in-addr.arpa.", RecordType::PTR), found(&["printer.mesh."]));
+    // A name above or below another is another name.
+    assert_eq!(ask("eu.mesh.", RecordType::A), found(&["100.64.0.68"]));
+    assert_eq!(ask("68.0.64.100.in-addr.arpa.", RecordType::PTR), found(&["eu.mesh."]));
+    // What the hosts file gets.
+    let hosts: Vec<_> =
+        zone.hosts().filter(|(name, _)| name == "git.mesh" || name == "printer.mesh").collect();
+    assert_eq!(
+        hosts,
+        [
+            ("git.mesh".to_owned(), addresses(&["100.64.0.7"])),
+            ("printer.mesh".to_owned(), addresses(&["10.1.0.9", "100.64.7.7"]))
+        ]
+    );
+}
+
+#[test]
 fn ten_thousand_names_are_found_as_fast_as_ten() {
     let named: Vec<(String, Vec<IpAddr>)> = (0_u32..10_000)
         .map(|n| (format!("node-{n}"), vec![IpAddr::from(std::net::Ipv4Addr::from_bits(0x6440_0000 + n))]))
