@@ -126,7 +126,18 @@ impl Gate {
         let Some(place) = flows.find(&key, &self.hash, now) else {
             return self.open(flows, passage, key, ends, segment);
         };
-        let rule = self.still_allowed(flows, passage.peer, place)?;
+        let rule = match self.still_allowed(flows, passage.peer, place) {
+            Ok(rule) => rule,
+            Err(_) if segment == Some(Segment::Open) => {
+                // Whoever asks for a connection anew is judged by that alone.
+                flows.remove(place, &self.hash);
+                return self.open(flows, passage, key, ends, segment);
+            }
+            Err(reason) => {
+                flows.refused_again(place, direction, now);
+                return Err(reason);
+            }
+        };
         let flow = flows.get(place);
         let opened = flow.opened();
         match flow.step(opened == direction, segment) {
@@ -206,18 +217,19 @@ impl Gate {
         self.still_allowed(flows, peer, place)
     }
 
-    /// The rule that allows a flow, by the filter in force; one that it does not allow is forgotten.
+    /// The rule that allows a flow, by the filter in force. One that it does not allow is kept as refused: forgotten, the next
+    /// packet of the side that answered would open it again the other way round, wherever that side may open flows.
     #[inline]
     fn still_allowed(&mut self, flows: &mut Flows, peer: NodeId, place: u16) -> Result<RuleSlot, DropReason> {
         let flow = flows.get(place);
-        if flow.generation == self.generation {
+        if flow.generation == self.generation && !flow.is_refused() {
             return Ok(flow.rule);
         }
         let (opened, opening) = (flow.opened(), flow.key().opening(flow.opened()));
         let judged = self.decide(peer, opened, &opening);
         match judged {
             Ok(rule) => flows.renew(place, rule, self.generation),
-            Err(_) => flows.remove(place, &self.hash),
+            Err(_) => flows.refuse(place, self.generation),
         }
         judged
     }

@@ -56,9 +56,13 @@ impl Fragments {
         if self.0.is_empty() {
             self.0 = vec![[None; ROW]; ROWS];
         }
-        let datagram = Datagram { key: piece.key, passed, end: piece.fragment.end, seen: now };
         let row = &mut self.0[row_of(&piece.key, hash)];
         let same = row.iter().position(|held| held.is_some_and(|held| held.key == piece.key));
+        // A shorter one of the same name must not make room over the header of one that was judged before.
+        let judged =
+            same.and_then(|at| row[at]).filter(|held| now.saturating_sub(held.seen) < FRAGMENTS_LAST);
+        let end = judged.map_or(0, |held| held.end).max(piece.fragment.end);
+        let datagram = Datagram { key: piece.key, passed, end, seen: now };
         let oldest = || (0..ROW).min_by_key(|&at| row[at].map(|held| held.seen)).unwrap_or_default();
         let at = same.unwrap_or_else(oldest);
         row[at] = Some(datagram);

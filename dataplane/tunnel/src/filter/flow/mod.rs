@@ -68,8 +68,11 @@ impl Flow {
     const ANSWERED: u8 = 4;
     /// Of TCP: who opened it has sent an ACK.
     const CONFIRMED: u8 = 8;
-    /// Of TCP: where the number of the stage begins.
+    /// Of TCP: where the number of the stage begins, and how long it is.
     const STAGE: u32 = 4;
+    const STAGE_MASK: u8 = 0b111 << Self::STAGE;
+    /// A changed filter does not allow it: it is kept so that its own packets do not open it again the other way round.
+    const REFUSED: u8 = 1 << 7;
 
     /// Who opened it.
     pub(crate) const fn opened(&self) -> Direction {
@@ -84,8 +87,18 @@ impl Flow {
         now.saturating_sub(self.seen) >= self.class.lasts()
     }
 
+    /// Whether it was refused after it had been allowed.
+    #[inline]
+    pub(crate) const fn is_refused(&self) -> bool {
+        self.marks & Self::REFUSED != 0
+    }
+
+    const fn is_tcp(&self) -> bool {
+        matches!(self.class, Class::TcpOpening | Class::TcpEstablished | Class::TcpClosing)
+    }
+
     const fn stage(&self) -> Stage {
-        Stage::from_number(self.marks >> Self::STAGE)
+        Stage::from_number((self.marks & Self::STAGE_MASK) >> Self::STAGE)
     }
 
     /// What a packet is to the flow; other than TCP's, all that belong to it pass.
@@ -114,9 +127,14 @@ impl Flow {
             (true, Segment::Go) => Self::CONFIRMED,
             (true, _) => 0,
         };
-        self.marks = self.marks & !(u8::MAX << Self::STAGE) | (stage as u8) << Self::STAGE;
+        self.marks = self.marks & !Self::STAGE_MASK | (stage as u8) << Self::STAGE;
+        self.connection_class()
+    }
+
+    /// The class of a connection, by what came of it.
+    const fn connection_class(&self) -> Class {
         let both = Self::ANSWERED | Self::CONFIRMED;
-        match stage.is_closing() {
+        match self.stage().is_closing() {
             true => Class::TcpClosing,
             false if self.marks & both == both => Class::TcpEstablished,
             false => Class::TcpOpening,
@@ -207,6 +225,34 @@ impl Flows {
     pub(crate) fn renew(&mut self, place: Place, rule: RuleSlot, generation: u32) {
         let flow = &mut self.flows[usize::from(place)];
         (flow.rule, flow.generation) = (rule, generation);
+        if flow.is_refused() {
+            flow.marks &= !Flow::REFUSED;
+            if flow.is_tcp() {
+                let class = flow.connection_class();
+                self.requeue(place, class);
+            }
+        }
+    }
+
+    /// The filter was changed, and does not allow the flow any more. It stays for as long as it is tried, and no longer than others
+    /// that are over.
+    pub(crate) fn refuse(&mut self, place: Place, generation: u32) {
+        let flow = &mut self.flows[usize::from(place)];
+        flow.generation = generation;
+        flow.marks |= Flow::REFUSED;
+        if flow.class == Class::TcpEstablished {
+            self.requeue(place, Class::TcpClosing);
+        }
+    }
+
+    /// A packet of a refused flow was dropped. Of TCP every one shows that the connection is not given up; of others those of who
+    /// opened it, since the other side may by now be allowed to open what looks like the answer.
+    pub(crate) fn refused_again(&mut self, place: Place, direction: Direction, now: Tick) {
+        let flow = &mut self.flows[usize::from(place)];
+        if flow.is_tcp() || flow.opened() == direction {
+            flow.seen = now;
+            flow.marks |= Flow::USED;
+        }
     }
 
     /// A packet of the flow passes, after which a connection is at `stage`.
@@ -274,7 +320,7 @@ impl Flows {
     /// How many flows are not over. Looks at each: for reports.
     pub(crate) fn count(&self, now: Tick) -> usize {
         let queued = Class::ALL.iter().flat_map(|&class| self.queued(class));
-        queued.filter(|flow| !flow.is_over(now)).count()
+        queued.filter(|flow| !flow.is_over(now) && !flow.is_refused()).count()
     }
 
     fn queued(&self, class: Class) -> impl Iterator<Item = &Flow> {

@@ -29,9 +29,50 @@ fn flow_that_is_not_allowed_any_more_is_cut_in_both_directions() {
         assert_eq!(node.count(PEER), 0, "and forgotten");
         node.apply(filter(&[rule(opener, Protocol::Tcp, Some(22))], &[]));
         let reply = node.judge(opener.other(), &segment(ENDS[0], opener, opener.other(), ACK));
-        assert_eq!(reply, Err(DropReason::Denied), "it must be opened again");
-        assert_eq!(node.judge(opener, &segment(ENDS[0], opener, opener, ACK)), Ok(()), "by who may");
+        assert_eq!(reply, Ok(()), "allowed again, it goes on");
     }
+}
+
+#[test]
+fn cut_flow_is_not_opened_again_the_other_way_round_by_its_own_packets() {
+    let out = rule(Out, Protocol::Any, None);
+    for protocol in [Protocol::Tcp, Protocol::Any] {
+        let mut node = Node::new(&[out.clone(), rule(In, Protocol::Tcp, Some(22))]);
+        for (by, flags) in [(In, SYN), (Out, SYN | ACK), (In, ACK), (Out, ACK)] {
+            node.judge(by, &segment(ENDS[0], In, by, flags)).unwrap();
+        }
+        match protocol {
+            Protocol::Tcp => node.apply(filter(&[out.clone()], &[])),
+            _ => {
+                let denial = denial(1, Scope::Only(In), Protocol::Tcp);
+                node.apply(filter(&[out.clone(), rule(In, Protocol::Tcp, Some(22))], &[denial]));
+            }
+        }
+        // Our server goes on to send, to a port that this node may open flows to.
+        for _ in 0..20 {
+            assert!(node.judge(Out, &segment(ENDS[0], In, Out, ACK)).is_err());
+            assert!(node.judge(In, &segment(ENDS[0], In, In, ACK)).is_err());
+            node.wait(seconds(200));
+        }
+        // A connection that really is begun from here is another matter.
+        assert_eq!(node.judge(Out, &segment(ENDS[0], In, Out, SYN)), Ok(()));
+        assert_eq!(node.judge(In, &segment(ENDS[0], In, In, SYN | ACK)), Ok(()));
+    }
+}
+
+#[test]
+fn cut_udp_flow_stays_cut_while_its_opener_goes_on() {
+    let out = rule(Out, Protocol::Any, None);
+    let mut node = Node::new(&[out.clone(), rule(In, Protocol::Udp, Some(53))]);
+    node.judge(In, &asking(ENDS[0], In)).unwrap();
+    node.apply(filter(&[out], &[]));
+    for _ in 0..20 {
+        assert_eq!(node.judge(In, &asking(ENDS[0], In)), Err(DropReason::Denied));
+        assert_eq!(node.judge(Out, &answering(ENDS[0], Out)), Err(DropReason::Denied), "a late answer");
+        node.wait(seconds(20));
+    }
+    node.wait(seconds(120));
+    assert_eq!(node.judge(Out, &answering(ENDS[0], Out)), Ok(()), "it is over: now it opens one");
 }
 
 #[test]
@@ -54,6 +95,7 @@ fn flow_is_judged_anew_in_the_direction_in_which_it_was_opened() {
     // The peer may open what looks like the reply; the flow was ours.
     node.apply(filter(&[rule(In, Protocol::Udp, Some(1000))], &[]));
     assert_eq!(node.judge(In, &answering(ENDS[0], In)), Err(DropReason::Denied));
+    node.wait(seconds(30));
     assert_eq!(node.judge(In, &answering(ENDS[0], In)), Ok(()), "now it opens one");
 }
 

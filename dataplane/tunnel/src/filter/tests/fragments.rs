@@ -132,3 +132,19 @@ fn datagrams_beyond_the_bound_push_out_their_own_peers_oldest() {
     let left = (0..10_000).filter(|&id| followed(&mut node, 2, id)).count();
     assert!((512..=1024).contains(&left), "{left} are left");
 }
+
+#[test]
+fn a_second_first_fragment_that_is_shorter_makes_no_room_over_the_first() {
+    let [near, far] = addresses(ENDS[0]);
+    let mut node = Node::new(&[rule(In, Protocol::Udp, Some(53))]);
+    let first = |length: usize| {
+        let payload = udp(1000, 53, &[0; 64]);
+        fragment([far, near], UDP, 7, (0, true), &payload[..length])
+    };
+    node.judge(In, &first(64)).unwrap();
+    node.judge(In, &first(16)).unwrap();
+    let over = fragment([far, near], UDP, 7, (16, false), &[0; 8]);
+    assert_eq!(node.judge(In, &over), Err(DropReason::OverlappingFragment));
+    let behind = fragment([far, near], UDP, 7, (64, false), &[0; 8]);
+    assert_eq!(node.judge(In, &behind), Ok(()));
+}

@@ -119,11 +119,14 @@ struct Flow {
     passed: Vec<(bool, u8)>,
     last: Instant,
     filter: usize,
+    /// A filter did not allow it any more.
+    refused: bool,
 }
 
 impl Flow {
     fn lasts(&self) -> Duration {
         seconds(match self.first.body {
+            Body::Tcp { .. } if self.refused => 240,
             Body::Tcp { .. } if self.fins() > 0 || self.is_broken() => 240,
             Body::Tcp { .. } if self.answered && self.passed.contains(&(true, ACK)) => 7440,
             Body::Tcp { .. } => 240,
@@ -235,15 +238,14 @@ impl Model {
         })
     }
 
-    /// Whether a flow is still allowed; if not, it is gone.
+    /// Whether a flow is still allowed; if not, it is kept in mind as one that is not.
     fn still(&mut self, at: usize) -> Result<(), DropReason> {
-        if self.flows[at].filter < self.filters.len() {
-            let flow = self.flows[at].clone();
-            if let Err(reason) = self.decide(flow.opened, &flow.first) {
-                self.flows.remove(at);
-                return Err(reason);
-            }
+        let flow = self.flows[at].clone();
+        if flow.refused || flow.filter < self.filters.len() {
+            let judged = self.decide(flow.opened, &flow.first);
             self.flows[at].filter = self.filters.len();
+            self.flows[at].refused = judged.is_err();
+            return judged;
         }
         Ok(())
     }
@@ -263,8 +265,20 @@ impl Model {
             Body::Udp { .. } | Body::Ask { .. } | Body::Answer { .. } | Body::Other(_) => None,
         };
         let mut known = self.find(direction, sent, now);
+        if let Some(at) = known
+            && let Err(reason) = self.still(at)
+        {
+            if flags != Some(SYN) {
+                let flow = &mut self.flows[at];
+                if flags.is_some() || flow.opened == direction {
+                    flow.last = now;
+                }
+                return Err(reason);
+            }
+            self.flows.remove(at);
+            known = None;
+        }
         if let (Some(at), Some(flags)) = (known, flags) {
-            self.still(at)?;
             let flow = &self.flows[at];
             let by_opener = flow.opened == direction;
             if flags == SYN && flow.makes_room(by_opener) {
@@ -275,10 +289,7 @@ impl Model {
             }
         }
         let at = match known {
-            Some(at) => {
-                self.still(at)?;
-                at
-            }
+            Some(at) => at,
             None => {
                 match (&sent.body, flags) {
                     (_, Some(flags)) if ![SYN, ACK].contains(&flags) => {
@@ -326,6 +337,7 @@ impl Model {
             passed: Vec::new(),
             last: now,
             filter: self.filters.len(),
+            refused: false,
         });
         self.flows.len() - 1
     }
