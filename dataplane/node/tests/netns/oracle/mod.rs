@@ -24,8 +24,14 @@ mod shapes;
 mod tally;
 mod traffic;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use ringmesh_lab::{Lab, in_sandbox};
-use ringmesh_tunnel::filter::{Direction, Filter, Opening};
+use ringmesh_tunnel::{
+    filter::{Direction, Filter, Opening},
+    ip::Prefix,
+    netmap::{Protocol, Rule, Selector},
+};
 
 use self::{
     class::Class,
@@ -45,7 +51,8 @@ const PACKETS: &str = "RINGMESH_PACKETS";
 /// The only round that is played, to see a failure again.
 const SEED: &str = "RINGMESH_ORACLE_SEED";
 
-/// A filter that is wrong in one way.
+/// What is let pass against the verdict of the node under test, by the label that the generator gave the packet: it shows that
+/// a hole in a class is counted. That a filter's own mistake is found, [`Mistake`] shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
@@ -95,13 +102,51 @@ impl Fault {
     }
 }
 
+/// How the rules that the node under test is given differ from those that the router has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mistake {
+    None,
+    /// To every port what is to some.
+    PortsForgotten,
+    /// Who may open is who may be reached, and the other way round.
+    DirectionTurned,
+    /// Ranges of addresses are wider than they were written.
+    PrefixesWidened,
+    /// What is written of TCP is for every protocol.
+    ProtocolsForgotten,
+}
+
+impl Mistake {
+    fn of(self, rule: &Rule) -> Rule {
+        let mut rule = rule.clone();
+        match self {
+            Self::None => {}
+            Self::PortsForgotten => rule.ports.clear(),
+            Self::DirectionTurned => std::mem::swap(&mut rule.sources, &mut rule.destinations),
+            Self::PrefixesWidened => {
+                for selector in rule.sources.iter_mut().chain(&mut rule.destinations) {
+                    if let Selector::Prefix(range) = selector {
+                        *range = Prefix::containing(range.address(), range.len().min(8)).unwrap();
+                    }
+                }
+            }
+            Self::ProtocolsForgotten if rule.protocol == Protocol::Tcp => {
+                (rule.protocol, rule.ports) = (Protocol::Any, Vec::new());
+            }
+            Self::ProtocolsForgotten => {}
+        }
+        rule
+    }
+}
+
 /// Plays one round and adds what came of it.
-fn play(lab: &Lab, seed: u64, cases: usize, fault: Fault, tally: &mut Tally) {
+fn play(lab: &Lab, seed: u64, cases: usize, mistake: Mistake, fault: Fault, tally: &mut Tally) {
     let mut dice = Dice::new(seed);
     let scene = Scene::new(&mut dice);
     let filter = scene.filter();
     let mut kernel = Kernel::new(lab, &format!("round{seed}"), &scene);
-    let mut ours = Ours::new(&scene);
+    let rules: Vec<Rule> = scene.rules.iter().map(|rule| mistake.of(rule)).collect();
+    let mut ours = Ours::new(&scene, &rules);
     let mut traffic = Traffic::new(&scene, dice);
     for _ in 0..cases {
         let case = traffic.next_case();
@@ -154,7 +199,7 @@ fn filter_accepts_nothing_that_nftables_denies() {
             None => 1..packets.div_ceil(ROUND as u64) + 1,
         };
         for seed in seeds {
-            play(&Lab::new().unwrap(), seed, ROUND, Fault::None, &mut tally);
+            play(&Lab::new().unwrap(), seed, ROUND, Mistake::None, Fault::None, &mut tally);
         }
         println!("{}", tally.table());
         tally.assert_no_surprise();
@@ -164,7 +209,36 @@ fn filter_accepts_nothing_that_nftables_denies() {
     });
 }
 
-/// Whoever finds nothing must be able to find.
+/// Whoever finds nothing must be able to find: a `Tunnel` with rules other than the router's fails the very assertion that
+/// the comparison ends with, and because of what only it accepts.
+#[test]
+fn a_node_with_wrong_rules_is_noticed() {
+    in_sandbox(|| {
+        for mistake in [
+            Mistake::None,
+            Mistake::PortsForgotten,
+            Mistake::DirectionTurned,
+            Mistake::PrefixesWidened,
+            Mistake::ProtocolsForgotten,
+        ] {
+            let mut tally = Tally::default();
+            for seed in 1..4 {
+                play(&Lab::new().unwrap(), seed, 1_500, mistake, Fault::None, &mut tally);
+            }
+            let told = catch_unwind(AssertUnwindSafe(|| tally.assert_no_surprise()));
+            let told = told.map_err(|told| *told.downcast::<String>().unwrap());
+            match mistake {
+                Mistake::None => assert_eq!(told, Ok(())),
+                _ => assert!(
+                    told.as_ref().is_err_and(|told| told.contains("we accept, the router denies")),
+                    "{mistake:?}: {told:?}"
+                ),
+            }
+        }
+    });
+}
+
+/// And a hole in any class is counted as one.
 #[test]
 fn a_broken_filter_is_noticed() {
     in_sandbox(|| {
@@ -181,7 +255,7 @@ fn a_broken_filter_is_noticed() {
         for (fault, class) in faults {
             let mut tally = Tally::default();
             for seed in 1..4 {
-                play(&Lab::new().unwrap(), seed, 1_500, fault, &mut tally);
+                play(&Lab::new().unwrap(), seed, 1_500, Mistake::None, fault, &mut tally);
             }
             match class {
                 Some(class) => assert!(tally.holes(class) > 0, "{fault:?} goes unnoticed"),

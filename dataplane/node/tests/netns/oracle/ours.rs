@@ -18,7 +18,7 @@ use ringmesh_tunnel::{
     filter::Direction,
     handshake::Job,
     key::{PresharedKey, SecretKey},
-    netmap::Member,
+    netmap::{Member, Rule},
 };
 
 use super::scene::{Scene, secret};
@@ -54,7 +54,8 @@ fn config(place: usize, member: &Member) -> PeerConfig {
 }
 
 impl Ours {
-    pub fn new(scene: &Scene) -> Self {
+    /// The node of a scene, with rules that may be others than the scene's.
+    pub fn new(scene: &Scene, rules: &[Rule]) -> Self {
         let now = Now::new(Instant::now(), UnixTime::from_secs(1_700_000_000));
         let own = SecretKey::from_bytes(secret(0));
         let mut tunnel = Tunnel::new(0, own.public_key(), Random::seeded(1)).unwrap();
@@ -63,7 +64,7 @@ impl Ours {
             scene.peers.iter().enumerate().map(|(place, peer)| config(place, peer)).collect();
         tunnel.apply(&configs, now);
         handshaker.apply(&configs);
-        tunnel.apply_filter(Arc::new(scene.filter()), now);
+        tunnel.apply_filter(Arc::new(scene.filter_of(rules)), now);
         let ours = x25519::PublicKey::from(&x25519::StaticSecret::from(secret(0)));
         let peers = (0..scene.peers.len()).map(|place| {
             let theirs = x25519::StaticSecret::from(secret(place + 1));

@@ -102,7 +102,12 @@ impl Scene {
 
     /// What the node under test compiles.
     pub fn filter(&self) -> Filter {
-        Filter::of(&self.me, &self.peers, (0..).zip(&self.rules), &[])
+        self.filter_of(&self.rules)
+    }
+
+    /// The same of other rules.
+    pub fn filter_of(&self, rules: &[Rule]) -> Filter {
+        Filter::of(&self.me, &self.peers, (0..).zip(rules), &[])
     }
 
     /// Whose an address is by the longest match: the place of a peer.
