@@ -85,7 +85,7 @@ impl Admin {
         let found = self.coordinator.with_network(network, |state| {
             state.find(node).map(|node| NodeOf { network, node: node.member.record.id })
         })?;
-        found.ok_or_else(|| members::Refusal::Unknown(crate::network::enroll::printable(node)).into())
+        found.ok_or_else(|| members::Refusal::Unknown(node.into()).into())
     }
 }
 

@@ -59,7 +59,7 @@ pub(crate) enum Refusal {
     TokenForNodes,
     #[error("the name {0:?} is taken by another node; choose another one (--name)")]
     NameTaken(String),
-    #[error("the name {name:?} cannot be used: {reason}")]
+    #[error("the name {} cannot be used: {reason}", quoted(.name))]
     NameInvalid { name: String, reason: String },
     #[error("the key belongs to another node, or to one that was removed; join with a new identity key")]
     KeyTaken,
@@ -205,7 +205,7 @@ pub(super) fn check_name(state: &NetworkState, name: &str) -> Result<(), Refusal
         Ok(()) => None,
     };
     if let Some(reason) = reason {
-        return Err(Refusal::NameInvalid { name: printable(name), reason });
+        return Err(Refusal::NameInvalid { name: name.into(), reason });
     }
     if state.names.contains_key(name) {
         return Err(Refusal::NameTaken(name.into()));
@@ -232,6 +232,14 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(MAX_TEXT).collect()
 }
 
+/// What somebody wrote, in quotes: every character that is not plain ASCII is there as its escape, so that a name that cannot be used is
+/// never shown as one that could; and at most [`MAX_TEXT`] characters of it.
+pub(crate) fn quoted(text: &str) -> String {
+    let more = if text.chars().nth(MAX_TEXT).is_some() { "..." } else { "" };
+    let shown: String = text.chars().take(MAX_TEXT).flat_map(char::escape_default).collect();
+    format!("\"{shown}\"{more}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +260,18 @@ mod tests {
             assert_eq!(label(host).as_deref(), expected, "{host}");
         }
         assert_eq!(label(&"a".repeat(300)).unwrap().len(), 52);
+    }
+
+    #[test]
+    fn a_bad_name_is_shown_with_every_character_that_makes_it_bad() {
+        assert_eq!(quoted("web\u{200b}1\u{1b}[2J\n"), r#""web\u{200b}1\u{1b}[2J\n""#);
+        assert_eq!(quoted("we\u{431} \"1\\"), r#""we\u{431} \"1\\""#);
+        let long = quoted(&"\u{10ffff}".repeat(10_000));
+        assert!(long.ends_with("\"...") && long.len() == 10 * MAX_TEXT + 5, "{}", long.len());
+        let refusal = Refusal::NameInvalid { name: "web\u{202e}1".into(), reason: "x".into() };
+        assert_eq!(refusal.to_string(), r#"the name "web\u{202e}1" cannot be used: x"#);
+        let unknown = crate::network::members::Refusal::Unknown("web\u{202e}1".into());
+        assert!(unknown.to_string().starts_with(r#"there is no node "web\u{202e}1" in"#), "{unknown}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::{
 /// Why a member cannot be added or removed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("there is no node {0:?} in this network; see: meshctl nodes list")]
+    #[error("there is no node {} in this network; see: meshctl nodes list", enroll::quoted(.0))]
     Unknown(String),
     #[error("the public key cannot be used: {0}")]
     Key(&'static str),

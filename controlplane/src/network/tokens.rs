@@ -40,8 +40,9 @@ pub(crate) enum Refusal {
     #[error("a token lives at most 366 days, and one of {0} s was asked for")]
     Life(u64),
     #[error(
-        "the tag {0:?} cannot be used: 1 to 63 lower-case letters, digits and -_.@, beginning with a letter or digit, at \
-         most 32 tags"
+        "the tag {} cannot be used: 1 to 63 lower-case letters, digits and -_.@, beginning with a letter or digit, at \
+         most 32 tags",
+        super::enroll::quoted(.0)
     )]
     Tag(String),
     #[error("there are {MAX_TOKENS} tokens already; revoke some, they are dropped 30 days after their end")]
@@ -63,7 +64,7 @@ pub(crate) fn plan_create(
     }
     let bad_tag = wish.tags.iter().enumerate().find(|(i, tag)| *i >= TAGS_MAX || !is_tag(tag));
     if let Some((_, tag)) = bad_tag {
-        return Err(Refusal::Tag(super::enroll::printable(tag)));
+        return Err(Refusal::Tag(tag.clone()));
     }
     if state.tokens.len() >= MAX_TOKENS {
         return Err(Refusal::TooMany);

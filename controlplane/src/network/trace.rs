@@ -13,7 +13,7 @@ use ringmesh_tunnel::{
     netmap::{Member, Rule},
 };
 
-use super::{enroll::printable, map::is_mesh, members, policies::number_of, state::NetworkState};
+use super::{enroll::quoted, map::is_mesh, members, policies::number_of, state::NetworkState};
 use crate::{policy::describe, store::Revision};
 
 /// What is asked.
@@ -98,8 +98,8 @@ impl Transport {
                 Ok(number) => Self::Number(number),
                 Err(_) => {
                     return wrong(format!(
-                        "there is no protocol {:?}: tcp, udp, icmp, or a number up to 255",
-                        printable(protocol)
+                        "there is no protocol {}: tcp, udp, icmp, or a number up to 255",
+                        quoted(protocol)
                     ));
                 }
             },
@@ -235,7 +235,7 @@ impl NetworkState {
         }
         match self.names_of_policy().find(|record| record.name == name) {
             Some(record) => Ok(self.at(record.addresses.iter().copied())),
-            None => Err(members::Refusal::Unknown(printable(text)).into()),
+            None => Err(members::Refusal::Unknown(text.into()).into()),
         }
     }
 
