@@ -1,10 +1,22 @@
-//! Addresses of packets and routes: the checked [`Prefix`].
+//! Addresses of packets and routes: the checked [`Prefix`]; and protocols by number.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use core::fmt;
 use core::net::IpAddr;
 use core::str::FromStr;
+
+/// Numbers of the protocols above IP that are known by name (IANA's registry; RFC 5237).
+pub mod protocol {
+    /// ICMP, of IPv4 (RFC 792).
+    pub const ICMP: u8 = 1;
+    /// TCP (RFC 9293).
+    pub const TCP: u8 = 6;
+    /// UDP (RFC 768).
+    pub const UDP: u8 = 17;
+    /// ICMPv6, of IPv6 (RFC 4443).
+    pub const ICMPV6: u8 = 58;
+}
 
 /// A range of addresses in CIDR form, IPv4 or IPv6, whose host bits are zero.
 ///

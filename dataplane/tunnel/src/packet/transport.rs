@@ -3,11 +3,8 @@
 
 use super::Family;
 use crate::drop_reason::DropReason;
-
-const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
-const ICMP_V6: u8 = 58;
+use crate::ip::protocol::{ICMP, ICMPV6};
+pub(crate) use crate::ip::protocol::{TCP, UDP};
 
 const TCP_HEADER_LEN: usize = 20;
 const UDP_HEADER_LEN: u16 = 8;
@@ -122,7 +119,7 @@ impl Transport {
                 }
                 Ok(Self::Flow { ends: Ends::ports(header), segment: None })
             }
-            (ICMP, Family::V4) | (ICMP_V6, Family::V6) => {
+            (ICMP, Family::V4) | (ICMPV6, Family::V6) => {
                 let header = payload.first_chunk::<8>().ok_or(short)?;
                 Ok(match Ends::query(family, header) {
                     Some(ends) => Self::Flow { ends, segment: None },
@@ -132,7 +129,7 @@ impl Transport {
                 })
             }
             // One family's ICMP in a packet of the other: nobody sends it, and nobody should have to read it.
-            (ICMP, Family::V6) | (ICMP_V6, Family::V4) => Ok(Self::Unasked),
+            (ICMP, Family::V6) | (ICMPV6, Family::V4) => Ok(Self::Unasked),
             _ => Ok(Self::Flow { ends: Ends::Nothing, segment: None }),
         }
     }
@@ -143,8 +140,8 @@ impl Ends {
     pub(super) fn quoted(family: Family, protocol: u8, payload: &[u8]) -> Option<Self> {
         match (protocol, family) {
             (TCP | UDP, _) => Some(Self::ports(payload.first_chunk::<8>()?)),
-            (ICMP, Family::V4) | (ICMP_V6, Family::V6) => Self::query(family, payload.first_chunk()?),
-            (ICMP, Family::V6) | (ICMP_V6, Family::V4) => None,
+            (ICMP, Family::V4) | (ICMPV6, Family::V6) => Self::query(family, payload.first_chunk()?),
+            (ICMP, Family::V6) | (ICMPV6, Family::V4) => None,
             _ => Some(Self::Nothing),
         }
     }
