@@ -512,4 +512,16 @@ fn nobody_but_the_operator_applies_policies() {
         let message = run_with(command, WEB.as_bytes()).failed(3);
         assert!(message.contains("error: mesh-coordinator is not running"), "{message}");
     }
+    in_sandbox(|| {
+        let (_site, coordinator, alice, _web) = mesh(&[]);
+        // On a node's machine `coordinator up` would found a second network; where one was, it is what helps.
+        let message = alice.run(&["policy", "history"]).failed(3);
+        assert!(
+            message.contains("on the coordinator's machine") && !message.contains("coordinator up"),
+            "{message}"
+        );
+        coordinator.run(&["coordinator", "down"]).ok();
+        let message = coordinator.run(&["policy", "history"]).failed(3);
+        assert!(message.contains("meshctl coordinator up"), "{message}");
+    });
 }
