@@ -7,6 +7,5 @@ mod words;
 
 pub(crate) use self::denials::{Denials, Wish};
 pub(crate) use self::words::{
-    Names, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, parse_ports, parse_protocol,
-    parse_scope, ports_text, rule_text, scope_text, selectors_text,
+    Names, parse_ports, parse_protocol, parse_scope, ports_text, rule_text, scope_text, selectors_text,
 };

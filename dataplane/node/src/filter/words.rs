@@ -2,20 +2,12 @@
 
 use ringmesh_tunnel::{
     filter::{Direction, Scope},
+    ip::protocol::{ICMP, ICMPV6, TCP, UDP},
     key::NodeId,
     netmap::{NetworkMap, PORTS_MAX, PortRange, Protocol, Rule, Selector},
 };
 
 use crate::error::Failure;
-
-/// Protocol numbers of IP (RFC 5237's registry) that have a name here.
-pub(crate) const PROTOCOL_ICMP: u8 = 1;
-/// See [`PROTOCOL_ICMP`].
-pub(crate) const PROTOCOL_TCP: u8 = 6;
-/// See [`PROTOCOL_ICMP`].
-pub(crate) const PROTOCOL_UDP: u8 = 17;
-/// See [`PROTOCOL_ICMP`].
-pub(crate) const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Reads a direction: `in`, `out`, and `both` or nothing.
 ///
@@ -52,9 +44,9 @@ pub(crate) fn parse_protocol(text: &str) -> Result<Protocol, Failure> {
         "udp" => Protocol::Udp,
         "icmp" => Protocol::Icmp,
         _ => match number::<u8>(text) {
-            Some(PROTOCOL_TCP) => Protocol::Tcp,
-            Some(PROTOCOL_UDP) => Protocol::Udp,
-            Some(PROTOCOL_ICMP | PROTOCOL_ICMPV6) => Protocol::Icmp,
+            Some(TCP) => Protocol::Tcp,
+            Some(UDP) => Protocol::Udp,
+            Some(ICMP | ICMPV6) => Protocol::Icmp,
             Some(number) => Protocol::Number(number),
             None => {
                 return Err(Failure::invalid(format!(

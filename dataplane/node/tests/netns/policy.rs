@@ -223,7 +223,7 @@ fn a_trace_follows_a_flow_through_both_nodes() {
     in_sandbox(|| {
         block_on(async {
             let world = World::new().await;
-            let [mut alice, mut bob, _carol] = members(&world, ["alice", "bob", "carol"]).await;
+            let [mut alice, mut bob, carol] = members(&world, ["alice", "bob", "carol"]).await;
             world.apply(&(rule("alice", "bob", "tcp", "22") + &rule("carol", "bob", "tcp", "80"))).await;
             let stages = |told: &ringmesh_proto::local::TraceResponse| -> Vec<(String, String)> {
                 told.stages.iter().map(|it| (it.stage.clone(), it.outcome.clone())).collect()
@@ -269,7 +269,16 @@ fn a_trace_follows_a_flow_through_both_nodes() {
 
             // No rule lets alice and carol talk, so they do not know each other.
             alice.until_peers(1).await;
-            let unknown = alice.node.trace("alice", "carol", "tcp/80").await.unwrap();
+            for name in ["carol", "nobody"] {
+                let unknown = alice.node.trace("alice", name, "tcp/80").await.unwrap_err();
+                assert_eq!(unknown.code(), tonic::Code::NotFound);
+                assert!(
+                    unknown
+                        .message()
+                        .contains(&format!("no node that this one may talk to has the name or id `{name}`"))
+                );
+            }
+            let unknown = alice.node.trace("alice", &carol.ipv4.to_string(), "tcp/80").await.unwrap();
             assert!(!unknown.allowed && unknown.by == "the map", "{unknown:#?}");
             assert_eq!(unknown.stages.last().unwrap().stage, "map");
 
@@ -286,6 +295,35 @@ fn a_trace_follows_a_flow_through_both_nodes() {
             }
             let mixed = alice.node.trace(&alice.ipv4.to_string(), &bob.ipv6.to_string(), "icmp").await;
             assert!(mixed.unwrap_err().message().contains("one family"));
+        });
+    });
+}
+
+#[test]
+fn a_trace_judges_both_families_and_follows_a_name_of_the_policy() {
+    in_sandbox(|| {
+        block_on(async {
+            let world = World::new().await;
+            let [mut alice, bob] = members(&world, ["alice", "bob"]).await;
+            let names = format!("[names]\ngit = \"bob\"\nsix = \"{}\"\nfar = \"192.0.2.9\"\n", bob.ipv6);
+            let four = rule("alice", &format!("{}/32", bob.ipv4), "tcp", "22");
+            world.apply(&(names.clone() + &four)).await;
+            let half = alice.node.trace("alice", "bob", "tcp/22").await.unwrap();
+            assert!(!half.allowed && half.by == "no rule over IPv6", "{half:#?}");
+            let filters: Vec<_> = half.stages.iter().filter(|it| it.stage == "out-filter").collect();
+            assert_eq!(filters.iter().map(|it| &*it.outcome).collect::<Vec<_>>(), ["allowed", "denied"]);
+            assert!(filters[1].detail.ends_with(&format!("{}): no rule allows it", bob.ipv6)), "{half:#?}");
+            assert!(alice.node.trace("alice", &bob.ipv4.to_string(), "tcp/22").await.unwrap().allowed);
+            assert!(!alice.node.trace("alice", "six", "tcp/22").await.unwrap().allowed);
+
+            world.apply(&(names + &four + &rule("alice", "bob", "tcp", "22"))).await;
+            for name in ["bob", "git", "git.mesh", "GIT", "six"] {
+                let told = alice.node.trace("alice", name, "tcp/22").await.unwrap();
+                assert!(told.allowed && told.stages[1].detail.starts_with("bob, "), "{name}: {told:#?}");
+                assert!(!alice.node.trace("alice", name, "tcp/23").await.unwrap().allowed, "{name}");
+            }
+            let far = alice.node.trace("alice", "far", "tcp/22").await.unwrap();
+            assert!(!far.allowed && far.by == "the map", "nobody's address: {far:#?}");
         });
     });
 }
