@@ -245,6 +245,11 @@ fn check(text: &str, roster: &Roster) -> Result<Compiled, Vec<Problem>> {
         let message = format!("the file has {} bytes, and a policy at most {TEXT_MAX}", text.len());
         return Err(vec![Problem { warning: false, line: 1, column: 1, message }]);
     }
+    if text.trim().is_empty() {
+        // Most likely a mistake, and the one that cuts everybody off. An empty text also stands for the policy that nobody wrote.
+        let message = "the policy is empty, which denies everything; if that is meant, say so in it: # nothing is allowed";
+        return Err(vec![Problem { warning: false, line: 1, column: 1, message: message.into() }]);
+    }
     policy::check(text, roster)
 }
 

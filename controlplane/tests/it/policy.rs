@@ -530,6 +530,21 @@ async fn a_plan_tells_which_names_would_come_go_or_lead_elsewhere() {
 }
 
 #[tokio::test]
+async fn an_empty_policy_is_refused_and_one_that_says_it_allows_nothing_is_not() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    for empty in ["", " \n\t\n"] {
+        let refused = apply(&mut operator, empty).await.unwrap_err();
+        assert_eq!(reason(&refused), Reason::PolicyInvalid);
+        assert!(refused.message().contains("# nothing is allowed"), "{refused}");
+        assert_eq!(plan(&mut operator, empty, 0).await.problems.len(), 1);
+    }
+    assert!(apply(&mut operator, "# nothing is allowed\n").await.unwrap().changed);
+    assert_eq!(show(&mut operator, 0).await.unwrap().rules, []);
+    coordinator.stop().await;
+}
+
+#[tokio::test]
 async fn an_earlier_policy_that_means_nothing_any_more_is_shown_with_the_reason() {
     let coordinator = Running::start().await;
     let mut operator = coordinator.operator().await;
