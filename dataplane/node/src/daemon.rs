@@ -76,7 +76,8 @@ pub async fn run(
 /// Takes back what a killed predecessor told the machine of names. What cannot be taken back is no reason not to start.
 async fn take_back_what_was_left(state: &Arc<StateDir>) {
     let state = Arc::clone(state);
-    let done = tokio::task::spawn_blocking(move || host::dns::clean_up(&state)).await;
+    let done =
+        tokio::task::spawn_blocking(move || host::dns::clean_up(&state, &host::dns::Paths::default())).await;
     if let Ok(Err(failure)) = done {
         error!(%failure, "what a killed daemon left on this machine is still there");
     }
@@ -96,9 +97,12 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>, Failure> {
     // None is made: it would be something left on this machine.
     if config.state_dir.exists() {
         let state = StateDir::open(&config.state_dir).map_err(|failure| {
+            if failure.reason() != Reason::Conflict {
+                return failure;
+            }
             failure.with_hint("a daemon that runs takes its changes back itself when it is stopped")
         })?;
-        done = host::dns::clean_up(&state)?;
+        done = host::dns::clean_up(&state, &host::dns::Paths::default())?;
     }
     let interface = &config.interface;
     if rustix::net::netdevice::name_to_index(interface_socket()?, interface).is_err() {

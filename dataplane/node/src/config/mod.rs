@@ -173,12 +173,7 @@ impl Config {
             )));
         }
         let name = &self.interface;
-        let well_formed = !name.is_empty()
-            && name.len() <= MAX_INTERFACE_NAME
-            && name != "."
-            && name != ".."
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        if !well_formed {
+        if !is_interface_name(name) {
             return Err(Failure::invalid(format!(
                 "interface = \"{name}\": must be 1 to {MAX_INTERFACE_NAME} letters, digits, `-`, `_` or `.`"
             )));
@@ -254,6 +249,15 @@ fn link_socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LinkSocket,
 
 fn choice<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Choice, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// Whether an interface may be called so by our configuration.
+pub(crate) fn is_interface_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_INTERFACE_NAME
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 /// The 1-based line of a byte offset.

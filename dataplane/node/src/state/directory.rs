@@ -86,7 +86,7 @@ impl StateDir {
     /// Opens `path`, creating it (0700) if it is missing, and locks it.
     ///
     /// # Errors
-    /// Another daemon holds it, somebody else may write to it, or the system refuses.
+    /// Another daemon holds it, it is somebody else's, somebody else may write to it, or the system refuses.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
         DirBuilder::new()
@@ -134,7 +134,7 @@ impl StateDir {
     /// Reads a file; `None` if there is none.
     ///
     /// # Errors
-    /// It exists but cannot be read.
+    /// It exists but cannot be read, or is somebody else's, who could write into it what he likes.
     pub(crate) fn read(&self, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
         let path = self.path_of(file);
         let opened = match File::open(&path) {
@@ -142,7 +142,11 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Failure::host(format!("reading {}", path.display()), &error)),
         };
-        let size = opened.metadata().map(|found| found.len()).unwrap_or(0).min(MAX_FILE);
+        let found = opened
+            .metadata()
+            .map_err(|error| Failure::host(format!("reading {}", path.display()), &error))?;
+        check_owner(&path, found.uid())?;
+        let size = found.len().min(MAX_FILE);
         // Room for the whole file at once, so that no half-filled buffer with secrets is left behind unwiped.
         let mut content = Zeroizing::new(Vec::with_capacity(usize::try_from(size).unwrap_or(0) + 1));
         opened
@@ -245,11 +249,31 @@ impl StateDir {
     }
 }
 
+/// Refuses what belongs to neither root nor the user we act for. What is in a state directory is acted on with all our rights, so
+/// its owner would have them too.
+fn check_owner(path: &Path, owner: u32) -> Result<(), Failure> {
+    let user = rustix::process::geteuid().as_raw();
+    if trusts(user, owner) {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Failure::permission(format!(
+        "{shown} belongs to user {owner}, not to root or user {user}, who runs this: run it as user {owner}, use another \
+         --state-dir, or give it to user {user} once you know what is in it (`chown -R {user} {shown}`)"
+    )))
+}
+
+/// Whether what `user` does may follow from what `owner` wrote.
+fn trusts(user: u32, owner: u32) -> bool {
+    owner == user || owner == 0
+}
+
 /// Makes sure that nobody else can read or exchange what is in the directory.
 fn make_private(path: &Path) -> Result<(), Failure> {
     let shown = path.display();
     let found = fs::metadata(path)
         .map_err(|error| Failure::host(format!("reading the state directory {shown}"), &error))?;
+    check_owner(path, found.uid())?;
     let mode = found.mode() & 0o7777;
     if mode & 0o077 == 0 {
         return Ok(());
@@ -303,6 +327,38 @@ mod tests {
         assert!(error.to_string().contains("chmod 700"), "{error}");
         assert_eq!(mode(&shared), 0o1777, "and nothing was changed");
         assert!(!shared.join("lock").exists());
+    }
+
+    #[test]
+    fn only_root_and_the_user_itself_are_trusted() {
+        for (user, owner, trusted) in
+            [(0, 0, true), (1000, 1000, true), (1000, 0, true), (0, 1000, false), (1000, 1001, false)]
+        {
+            assert_eq!(trusts(user, owner), trusted, "{user} reads what {owner} wrote");
+        }
+    }
+
+    #[test]
+    fn a_directory_or_a_file_of_somebody_else_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        state.write(StateFile::Undo, b"{}").unwrap();
+        let give = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), None);
+        if give(&state.path_of(StateFile::Undo), 65534).is_err() {
+            // Without rights nobody can be given anything; `trusts` was asked above.
+            return;
+        }
+        let error = state.read(StateFile::Undo).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::PermissionDenied);
+        assert!(error.to_string().contains("undo.json belongs to user 65534"), "{error}");
+        drop(state);
+        give(&path, 65534).unwrap();
+        let error = StateDir::open(&path).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::PermissionDenied);
+        assert!(error.to_string().contains("chown -R"), "{error}");
+        give(&path, rustix::process::geteuid().as_raw()).unwrap();
+        StateDir::open(&path).unwrap();
     }
 
     #[test]

@@ -242,19 +242,19 @@ impl HostNames {
         // The C library asks one server after the other, so that one of ours is enough.
         let Some(server) = link.servers.first().copied() else { return Err("there is no server".to_owned()) };
         let search = link.search.then(|| link.zone.clone());
-        let (candidates, interface) = (self.paths.resolvconf.clone(), link.interface.clone());
-        let (state, resolv_conf) = (Arc::clone(&self.state), self.paths.resolv_conf.clone());
+        let (paths, interface, state) = (self.paths.clone(), link.interface.clone(), Arc::clone(&self.state));
         let put = move || {
-            let found = Resolvconf::find(&candidates, &interface)?;
+            let found = Resolvconf::find(&paths.resolvconf, &interface)?;
             let change = Change::Resolvconf {
                 program: found.program().to_owned(),
                 debian: found.flavor() == resolvconf::Flavor::Debian,
                 record: found.record().to_owned(),
             };
             undo::note(&state, change).map_err(|failure| failure.to_string())?;
-            let done =
-                found.put(server, search.as_deref(), &resolv_conf).map_err(|failure| failure.to_string());
-            done.inspect_err(|_| take_back(&state))?;
+            let done = found
+                .put(server, search.as_deref(), &paths.resolv_conf)
+                .map_err(|failure| failure.to_string());
+            done.inspect_err(|_| take_back(&state, &paths))?;
             Ok(found)
         };
         let found = blocking(put).await?;
@@ -264,13 +264,14 @@ impl HostNames {
 
     async fn by_hosts(&self, link: &Link) -> Result<(Way, String), String> {
         let block = HostsBlock::new(&self.paths.hosts, &link.interface);
-        let (path, interface) = (self.paths.hosts.clone(), link.interface.clone());
+        let (paths, interface) = (self.paths.clone(), link.interface.clone());
         let (state, entries) = (Arc::clone(&self.state), link.entries.clone());
         let ours = block.clone();
         let put = move || {
-            undo::note(&state, Change::Hosts { path, interface }).map_err(|failure| failure.to_string())?;
+            let change = Change::Hosts { path: paths.hosts.clone(), interface };
+            undo::note(&state, change).map_err(|failure| failure.to_string())?;
             let done = ours.put(&entries).map_err(|failure| failure.to_string());
-            done.inspect_err(|_| take_back(&state)).map(drop)
+            done.inspect_err(|_| take_back(&state, &paths)).map(drop)
         };
         blocking(put).await?;
         Ok((Way::Hosts(block), format!("names are kept in {}", self.paths.hosts.display())))
@@ -360,9 +361,9 @@ impl HostNames {
                 }
             }
             Way::Resolvconf(_) | Way::Hosts(_) => {
-                let state = Arc::clone(&self.state);
+                let (state, paths) = (Arc::clone(&self.state), self.paths.clone());
                 let _ = blocking(move || {
-                    take_back(&state);
+                    take_back(&state, &paths);
                     Ok(())
                 })
                 .await;
@@ -430,8 +431,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Takes back what is noted; what cannot be stays noted for the next start.
-fn take_back(state: &StateDir) {
-    if let Err(failure) = undo::undo(state) {
+fn take_back(state: &StateDir, paths: &Paths) {
+    if let Err(failure) = undo::undo(state, paths) {
         error!(%failure, "what this machine was told of mesh names is not taken back; `meshctl cleanup` tries again");
     }
 }
@@ -440,8 +441,8 @@ fn take_back(state: &StateDir) {
 ///
 /// # Errors
 /// Something cannot be taken back; it stays noted.
-pub(crate) fn clean_up(state: &StateDir) -> Result<Vec<String>, Failure> {
-    undo::undo(state)
+pub(crate) fn clean_up(state: &StateDir, paths: &Paths) -> Result<Vec<String>, Failure> {
+    undo::undo(state, paths)
 }
 
 /// Removes the block of an interface from the hosts file, if there is one: for when the note of it was lost.

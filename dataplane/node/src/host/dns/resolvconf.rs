@@ -168,6 +168,11 @@ fn record_of(interface: &str) -> String {
     format!("tun0.{interface}.mesh")
 }
 
+/// Whose record of ours it is, if one could be called so.
+pub(super) fn interface_of(record: &str) -> Option<&str> {
+    record.strip_prefix("tun0.")?.strip_suffix(".mesh")
+}
+
 /// Whether the file was made by a resolvconf program; else a record of ours might destroy what somebody wrote by hand.
 pub(crate) fn made(resolv_conf: &Path) -> bool {
     let in_its_folder = fs::read_link(resolv_conf)

@@ -221,12 +221,13 @@ async fn what_a_killed_daemon_left_is_taken_back_in_either_way() {
         bench.install_openresolv();
         let mut host = bench.host(DnsMode::Auto);
         host.tell(link()).await;
+        let paths = host.paths.clone();
         // Killed: nobody is asked to take anything back.
         drop(host);
         assert!(bench.noted());
-        assert_eq!(clean_up(&bench.state).unwrap().len(), 1);
+        assert_eq!(clean_up(&bench.state, &paths).unwrap().len(), 1);
         assert_eq!((bench.read("hosts").as_str(), bench.read("resolv.conf").as_str()), (HOSTS, resolv_conf));
-        assert!(clean_up(&bench.state).unwrap().is_empty());
+        assert!(clean_up(&bench.state, &paths).unwrap().is_empty());
     }
 }
 

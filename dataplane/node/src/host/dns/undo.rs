@@ -5,14 +5,17 @@
 
 use std::path::PathBuf;
 
+use ringmesh_proto::control::Reason;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{
+    Paths,
     hosts::HostsBlock,
-    resolvconf::{Flavor, Resolvconf},
+    resolvconf::{Flavor, Resolvconf, interface_of},
 };
 use crate::{
+    config::is_interface_name,
     error::Failure,
     state::{StateDir, StateFile},
 };
@@ -43,8 +46,30 @@ pub(crate) enum Change {
 }
 
 impl Change {
+    /// Whether it is something that this program does to a machine. The interface may have been another one then.
+    fn is_ours(&self, paths: &Paths) -> bool {
+        match self {
+            Self::Hosts { path, interface } => *path == paths.hosts && is_interface_name(interface),
+            Self::Resolvconf { program, record, .. } => {
+                paths.resolvconf.contains(program) && interface_of(record).is_some_and(is_interface_name)
+            }
+        }
+    }
+
     /// Takes it back; what was done, in words, or `None` if there was nothing to do.
-    fn undo(&self) -> Result<Option<String>, Failure> {
+    ///
+    /// A note is no order: what this program would never have done is left alone, whoever wrote that it did.
+    fn undo(&self, paths: &Paths) -> Result<Option<String>, Failure> {
+        if !self.is_ours(paths) {
+            return Err(Failure::new(
+                Reason::Conflict,
+                format!(
+                    "{} names a change that ringmesh never makes on this machine ({self:?}): see who wrote it, and take \
+                     it out of the file",
+                    StateFile::Undo.name()
+                ),
+            ));
+        }
         match self {
             Self::Hosts { path, interface } => {
                 let removed = HostsBlock::new(path, interface).remove()?;
@@ -118,11 +143,11 @@ pub(crate) fn note(state: &StateDir, change: Change) -> Result<(), Failure> {
 ///
 /// # Errors
 /// The first that could not be taken back; the others were all the same.
-pub(crate) fn undo(state: &StateDir) -> Result<Vec<String>, Failure> {
+pub(crate) fn undo(state: &StateDir, paths: &Paths) -> Result<Vec<String>, Failure> {
     let changes = noted(state)?;
     let (mut done, mut left, mut failed) = (Vec::new(), Vec::new(), None);
     for change in changes.into_iter().rev() {
-        match change.undo() {
+        match change.undo(paths) {
             Ok(words) => done.extend(words),
             Err(failure) => {
                 warn!(%failure, "a change of this machine cannot be taken back");
@@ -149,6 +174,12 @@ mod tests {
         Change::Hosts { path: folder.join("hosts"), interface: interface.to_owned() }
     }
 
+    fn paths(folder: &std::path::Path) -> Paths {
+        let (hosts, resolvconf) =
+            (folder.join("hosts"), vec![folder.join("gone"), folder.join("resolvconf")]);
+        Paths { hosts, resolvconf, ..Paths::default() }
+    }
+
     fn put(folder: &std::path::Path, interface: &str) {
         let entry = Entry { address: "100.64.0.1".parse().unwrap(), name: "a.mesh".to_owned(), short: None };
         HostsBlock::new(&folder.join("hosts"), interface).put(&[entry]).unwrap();
@@ -166,12 +197,12 @@ mod tests {
         }
         drop(state);
         let state = StateDir::open(&folder.path().join("state")).unwrap();
-        let done = undo(&state).unwrap();
+        let done = undo(&state, &paths(folder.path())).unwrap();
         assert_eq!(done.len(), 2, "{done:?}");
         assert!(done[0].contains("mesh1") && done[1].contains("mesh0"), "the last first: {done:?}");
         assert_eq!(fs::read_to_string(folder.path().join("hosts")).unwrap(), "127.0.0.1 localhost");
         assert!(state.read(StateFile::Undo).unwrap().is_none());
-        assert!(undo(&state).unwrap().is_empty());
+        assert!(undo(&state, &paths(folder.path())).unwrap().is_empty());
     }
 
     #[test]
@@ -180,10 +211,10 @@ mod tests {
         fs::write(folder.path().join("hosts"), "127.0.0.1 localhost").unwrap();
         let state = StateDir::open(&folder.path().join("state")).unwrap();
         note(&state, change(folder.path(), "mesh0")).unwrap();
-        let record = "mesh0.mesh".to_owned();
+        let record = "tun0.mesh0.mesh".to_owned();
         let gone = Change::Resolvconf { program: folder.path().join("gone"), debian: false, record };
         note(&state, gone).unwrap();
-        assert!(undo(&state).unwrap().is_empty());
+        assert!(undo(&state, &paths(folder.path())).unwrap().is_empty());
         assert_eq!(fs::read_to_string(folder.path().join("hosts")).unwrap(), "127.0.0.1 localhost");
     }
 
@@ -199,7 +230,7 @@ mod tests {
         }
         let text = fs::read_to_string(&hosts).unwrap();
         fs::write(&hosts, text.replace("# END ringmesh mesh1\n", "")).unwrap();
-        let failure = undo(&state).unwrap_err();
+        let failure = undo(&state, &paths(folder.path())).unwrap_err();
         assert!(failure.to_string().contains("broken"), "{failure}");
         assert!(!fs::read_to_string(&hosts).unwrap().contains("mesh0"));
         assert_eq!(noted(&state).unwrap(), [change(folder.path(), "mesh1")]);
@@ -211,12 +242,61 @@ mod tests {
         let state = StateDir::open(folder.path()).unwrap();
         for bad in ["{", r#"{"v":9,"changes":[]}"#, r#"{"v":1,"changes":[{"what":"registry"}]}"#] {
             state.write(StateFile::Undo, bad.as_bytes()).unwrap();
-            assert!(undo(&state).unwrap().is_empty());
+            assert!(undo(&state, &paths(folder.path())).unwrap().is_empty());
             let kept = fs::read_dir(folder.path()).unwrap().flatten();
             assert!(
                 kept.into_iter().any(|it| it.file_name().to_string_lossy().contains(".corrupt-")),
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn a_note_of_what_we_never_do_runs_no_program_and_changes_no_file() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let state = StateDir::open(&at("state")).unwrap();
+        for program in ["resolvconf", "evil"] {
+            let script = format!("#!/bin/sh\necho \"$@\" >> {}\n", at(&format!("{program}.ran")).display());
+            fs::write(at(program), script).unwrap();
+            fs::set_permissions(at(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let resolvconf = |program: &str, record: &str| Change::Resolvconf {
+            program: at(program),
+            debian: false,
+            record: record.to_owned(),
+        };
+        fs::write(at("hosts"), "127.0.0.1 localhost\n").unwrap();
+        put(folder.path(), "mesh0");
+        fs::copy(at("hosts"), at("other")).unwrap();
+        let block = fs::read_to_string(at("hosts")).unwrap();
+        for change in [
+            resolvconf("evil", "tun0.mesh0.mesh"),
+            resolvconf("./resolvconf/../evil", "tun0.mesh0.mesh"),
+            resolvconf("resolvconf", "eth0"),
+            resolvconf("resolvconf", "tun0..mesh"),
+            resolvconf("resolvconf", "tun0.eth0\n-a.mesh"),
+            resolvconf("resolvconf", "tun0.../../etc.mesh"),
+            Change::Hosts { path: at("other"), interface: "mesh0".to_owned() },
+            Change::Hosts { path: at("hosts"), interface: "mesh0\n".to_owned() },
+        ] {
+            note(&state, change.clone()).unwrap();
+            let failure = undo(&state, &paths(folder.path())).unwrap_err();
+            assert!(failure.to_string().contains("never makes"), "{change:?}: {failure}");
+            assert_eq!(noted(&state).unwrap(), [change], "kept for people");
+            state.remove(StateFile::Undo).unwrap();
+        }
+        assert!(!at("evil.ran").exists() && !at("resolvconf.ran").exists());
+        for name in ["hosts", "other"] {
+            assert_eq!(fs::read_to_string(at(name)).unwrap(), block, "{name}");
+        }
+
+        // The same of what we do is taken back, also of an interface that we have no more.
+        note(&state, resolvconf("resolvconf", "tun0.mesh7.mesh")).unwrap();
+        note(&state, change(folder.path(), "mesh0")).unwrap();
+        assert_eq!(undo(&state, &paths(folder.path())).unwrap().len(), 2);
+        assert_eq!(fs::read_to_string(at("resolvconf.ran")).unwrap(), "-f -d tun0.mesh7.mesh\n");
+        assert_ne!(fs::read_to_string(at("hosts")).unwrap(), block);
     }
 }
