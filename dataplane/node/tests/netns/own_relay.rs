@@ -88,7 +88,7 @@ fn nodes_that_only_a_daemon_of_its_own_can_relay_reach_each_other_by_udp_and_by_
                     break why;
                 }
                 assert!(began.elapsed() < SECOND_ROAD, "{}", why.verdict);
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             };
             let dead = why.paths.iter().filter(|path| path.kind == "udp");
             for path in dead.clone() {
