@@ -179,7 +179,9 @@ fn enrolling(refusal: &enroll::Refusal) -> (Code, Reason) {
         enroll::Refusal::TokenForRelays | enroll::Refusal::TokenForNodes => {
             (Code::InvalidArgument, Reason::TokenRole)
         }
-        enroll::Refusal::NameTaken(_) => (Code::AlreadyExists, Reason::NameTaken),
+        enroll::Refusal::NameTaken(_) | enroll::Refusal::NameOfPolicy(_) => {
+            (Code::AlreadyExists, Reason::NameTaken)
+        }
         enroll::Refusal::NameInvalid { .. } => (Code::InvalidArgument, Reason::NameInvalid),
         enroll::Refusal::KeyTaken => (Code::AlreadyExists, Reason::KeyTaken),
         enroll::Refusal::PoolExhausted(_) => (Code::ResourceExhausted, Reason::PoolExhausted),
@@ -192,9 +194,10 @@ fn policy(refusal: &policies::Refusal) -> (Code, Reason) {
         policies::Refusal::Conflict { .. } => (Code::Aborted, Reason::Conflict),
         policies::Refusal::Unknown(_) => (Code::NotFound, Reason::InvalidArgument),
         policies::Refusal::NoEarlier => (Code::FailedPrecondition, Reason::Conflict),
-        policies::Refusal::TooLarge { .. } | policies::Refusal::TooManyMembers { .. } => {
-            (Code::InvalidArgument, Reason::PolicyInvalid)
-        }
+        policies::Refusal::TooLarge { .. }
+        | policies::Refusal::TooManyMembers { .. }
+        | policies::Refusal::TooManyNames { .. }
+        | policies::Refusal::NameOfMember(_) => (Code::InvalidArgument, Reason::PolicyInvalid),
         policies::Refusal::Comment => (Code::InvalidArgument, Reason::InvalidArgument),
         policies::Refusal::CannotSign(_) => (Code::Internal, Reason::Unspecified),
     }

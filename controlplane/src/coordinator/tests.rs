@@ -23,6 +23,8 @@ use crate::{
     vault::Vault,
 };
 
+mod policy;
+
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
 fn options(relay: bool) -> Options {

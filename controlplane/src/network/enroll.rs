@@ -59,6 +59,11 @@ pub(crate) enum Refusal {
     TokenForNodes,
     #[error("the name {0:?} is taken by another node; choose another one (--name)")]
     NameTaken(String),
+    #[error(
+        "the name {0:?} is one of the policy's names, and who asks for it must get what the policy says; choose another one (--name), or \
+         take the record out of the policy first (see: meshctl policy show)"
+    )]
+    NameOfPolicy(String),
     #[error("the name {} cannot be used: {reason}", quoted(.name))]
     NameInvalid { name: String, reason: String },
     #[error("the key belongs to another node, or to one that was removed; join with a new identity key")]
@@ -130,6 +135,7 @@ pub(crate) fn plan(
     let mut used = token.row.clone();
     used.uses = used.uses.saturating_add(1);
     let mut plan = admit(&member, &node, former);
+    plan.compare.extend(state.names_of_policy_unchanged());
     plan.compare.push(Compare::unchanged(&token_place, token.revision));
     plan.ops.push(Op::put(token_place, row::emit(&used)));
     Ok(Enrollment::New(id, plan))
@@ -191,10 +197,13 @@ fn choose_name(state: &NetworkState, joiner: &Joiner, id: NodeId) -> Result<Stri
 
 /// `base`, or `base` with the lowest number behind it that makes it free.
 pub(super) fn free_name(state: &NetworkState, base: &str) -> Result<String, Refusal> {
-    // With n nodes, one of n + 1 names is free.
+    // With n names taken, one of n + 1 is free.
+    let records = state.policy.as_ref().map_or(0, |policy| policy.names.len());
     let numbered = (2_u32..).map(|number| format!("{base}-{number}"));
-    let mut names = std::iter::once(base.to_owned()).chain(numbered).take(state.nodes.len() + 1);
-    names.find(|name| !state.names.contains_key(name)).ok_or_else(|| Refusal::NameTaken(base.into()))
+    let mut names = std::iter::once(base.to_owned()).chain(numbered).take(state.names.len() + records + 1);
+    names
+        .find(|name| !state.names.contains_key(name) && !state.is_name_of_policy(name))
+        .ok_or_else(|| Refusal::NameTaken(base.into()))
 }
 
 /// Checks a name that somebody asks for.
@@ -209,6 +218,9 @@ pub(super) fn check_name(state: &NetworkState, name: &str) -> Result<(), Refusal
     }
     if state.names.contains_key(name) {
         return Err(Refusal::NameTaken(name.into()));
+    }
+    if state.is_name_of_policy(name) {
+        return Err(Refusal::NameOfPolicy(name.into()));
     }
     Ok(())
 }

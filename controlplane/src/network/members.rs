@@ -88,7 +88,9 @@ pub(crate) fn plan_stock(
         ephemeral: false,
         psk: Some(Blob(wrapped)),
     };
-    Ok(enroll::admit(&member, &row, former))
+    let mut plan = enroll::admit(&member, &row, former);
+    plan.compare.extend(state.names_of_policy_unchanged());
+    Ok(plan)
 }
 
 /// Plans a removal: the name becomes free, the address rests, the key never comes back, and what the member knew of the

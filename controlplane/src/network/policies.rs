@@ -19,16 +19,15 @@ use super::{
     row::{self, Blob, NodeRow, PolicyVersionRow},
     state::{HeldLeaf, NetworkState, PolicyVersion},
 };
-use crate::store::{Compare, MAX_OPS, MAX_VALUE, Op, Revision};
+use crate::{
+    policy::FIRST,
+    store::{Compare, MAX_OPS, MAX_VALUE, Op, Revision},
+};
 
 /// How many of the policies applied so far are kept, the one in force included.
 pub(crate) const KEPT: usize = 100;
 /// The longest comment, in bytes.
 pub(crate) const COMMENT_MAX: usize = 200;
-
-/// What the policy that a network is made with says: nobody wrote it, so this is what there is to go back to.
-const FIRST: &str =
-    "# What a network begins with: all members reach each other.\n[[allow]]\nfrom = \"*\"\nto = \"*\"\n";
 
 /// A compiled policy that shall come in force.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +66,15 @@ pub(crate) enum Refusal {
          steps, each with a part of the groups"
     )]
     TooManyMembers { members: usize, most: usize },
+    #[error(
+        "{0:?} is the name of a member by now, and it cannot be a name of the policy as well: choose another one in [names], or remove \
+         the member (meshctl nodes remove)"
+    )]
+    NameOfMember(String),
+    #[error(
+        "the policy has {names} new names, and at most {most} can come in one step; apply it in several steps, each with a part of them"
+    )]
+    TooManyNames { names: usize, most: usize },
     #[error("a comment has at most {COMMENT_MAX} bytes and no control characters")]
     Comment,
     #[error(transparent)]
@@ -79,6 +87,16 @@ pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Resu
     let in_force = state.policy_revision();
     if wish.base != 0 && wish.base != in_force {
         return Err(Refusal::Conflict { base: wish.base, in_force });
+    }
+    // It was compiled before this turn, and a member may have joined since.
+    let records = || {
+        wish.leaves.iter().filter_map(|leaf| match leaf {
+            Leaf::Name(record) => Some(&record.name),
+            Leaf::Rule(_) => None,
+        })
+    };
+    if let Some(taken) = records().find(|name| state.names.contains_key(*name)) {
+        return Err(Refusal::NameOfMember(taken.clone()));
     }
     let regrouped = regrouped(state, wish.groups);
     let held = state.policy.as_ref();
@@ -93,6 +111,13 @@ pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Resu
         compare: vec![Compare::unchanged(place, held.map_or(0, |policy| policy.signed.revision))],
         ops: vec![create::policy(state.id, wish.leaves, serial, Some(serial), &state.authority, now)?],
     };
+    // Nor may one join through another coordinator at this moment. Names of several labels are nobody's, and those that are in
+    // force are kept from members already.
+    let labels = records().filter(|name| !name.contains('.') && !state.is_name_of_policy(name));
+    plan.compare.extend(labels.map(|name| Compare::absent(Part::Name(name.clone()).of(state.id))));
+    if plan.compare.len() > MAX_OPS {
+        return Err(Refusal::TooManyNames { names: plan.compare.len(), most: MAX_OPS });
+    }
     let version = PolicyVersionRow {
         text: wish.text.into(),
         applied_ms: now.as_millis(),
@@ -105,7 +130,7 @@ pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Resu
     plan.ops.extend(
         state.policies.keys().take(too_many).map(|old| Op::delete(Part::PolicyVersion(*old).of(state.id))),
     );
-    let most = MAX_OPS.saturating_sub(plan.ops.len());
+    let most = MAX_OPS.saturating_sub(plan.ops.len().max(plan.compare.len()));
     if regrouped.len() > most {
         return Err(Refusal::TooManyMembers { members: regrouped.len(), most });
     }

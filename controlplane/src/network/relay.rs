@@ -57,7 +57,9 @@ pub(crate) fn plan(
     now: UnixTime,
 ) -> Result<Plan, enroll::Refusal> {
     let name = enroll::free_name(state, NAME)?;
-    Ok(plan_named(state.id, &state.authority, name, newcomer, vault, now)?)
+    let mut plan = plan_named(state.id, &state.authority, name, newcomer, vault, now)?;
+    plan.compare.extend(state.names_of_policy_unchanged());
+    Ok(plan)
 }
 
 /// Plans the relay of a network that may not be there yet. It has no IPv4 address: nobody talks to it but in sessions, and the

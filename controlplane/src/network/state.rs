@@ -3,7 +3,7 @@
 //! Nothing here waits or writes. What to write is planned by the modules beside this one, as pure functions of a state.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Arc, OnceLock},
 };
@@ -26,7 +26,10 @@ use super::{
     pool::Taken,
     row::{self, AddressRow, Damage, NetworkRow, NodeRow, PolicyRow, PolicyVersionRow, RemovedRow, TokenRow},
 };
-use crate::{store::Revision, vault::Vault};
+use crate::{
+    store::{Compare, Revision},
+    vault::Vault,
+};
 
 /// A signed record with its hash, shared by every map it is in.
 #[derive(Debug, Clone)]
@@ -105,6 +108,8 @@ impl HeldLeaf {
 pub(crate) struct PolicyState {
     pub(crate) signed: Signed<Policy>,
     pub(crate) leaves: Vec<HeldLeaf>,
+    /// The names of its name records: no member may take one, as nodes would ask it for what the policy says.
+    pub(crate) names: BTreeSet<String>,
     pub(crate) tree: MerkleTree,
     /// Which of the [policies](NetworkState::policies) it is; `None`: the one that the network was made with.
     pub(crate) version: Option<u64>,
@@ -147,7 +152,8 @@ pub struct NetworkState {
     pub(crate) changes: Changes,
     /// Which rules select which members.
     pub(crate) edges: Edges,
-    /// Counts the changes of what names mean: members that came, went or changed.
+    /// Counts the changes of what compiling a policy reads: members that came, went, or have another name, kind, tag, address or
+    /// route.
     pub(crate) roster: u64,
     /// The digest of a map in which everybody sees everything; empty after every change.
     pub(super) common_digest: OnceLock<[u8; 32]>,
@@ -269,6 +275,7 @@ impl NetworkState {
         revision: Revision,
         vault: &Vault,
     ) -> Result<(), Damage> {
+        let meant = self.member(id).map(meaning);
         match value {
             Some(value) => {
                 let row: NodeRow = row::parse(key, value)?;
@@ -296,7 +303,10 @@ impl NetworkState {
                 }
             }
         }
-        self.roster += 1;
+        // Renewals and regrouping change nothing for a policy that is being compiled, and there may be thousands of them.
+        if self.member(id).map(meaning) != meant {
+            self.roster += 1;
+        }
         self.touch(Item::Member(id));
         Ok(())
     }
@@ -326,7 +336,8 @@ impl NetworkState {
             if tree.root() != signed.record.root || tree.size() != signed.record.size {
                 return Err(Damage::at(key, "the leaves are not those that were signed"));
             }
-            self.policy = Some(PolicyState { signed, leaves, tree, version: row.version });
+            let names = leaves.iter().filter_map(HeldLeaf::name).map(|record| record.name.clone()).collect();
+            self.policy = Some(PolicyState { signed, leaves, names, tree, version: row.version });
         }
         if self.policy.as_ref().map(|policy| policy.tree.root()) != former {
             let leaves = self.policy.iter().flat_map(|policy| &policy.leaves);
@@ -432,6 +443,18 @@ impl NetworkState {
         leaves.filter_map(|(place, held)| Some((place, held.rule()?)))
     }
 
+    /// Whether a record of the policy in force has this name, as a whole.
+    pub(crate) fn is_name_of_policy(&self, name: &str) -> bool {
+        self.policy.as_ref().is_some_and(|policy| policy.names.contains(name))
+    }
+
+    /// The condition under which a name that is no record's stays that until it is taken: another coordinator may put another policy
+    /// in force at the same moment.
+    pub(super) fn names_of_policy_unchanged(&self) -> Option<Compare> {
+        let held = self.policy.as_ref()?;
+        Some(Compare::unchanged(Part::Policy.of(self.id), held.signed.revision))
+    }
+
     /// Finds a member by its name or id.
     pub(crate) fn find(&self, name_or_id: &str) -> Option<&Node> {
         let by_name = self.names.get(name_or_id).copied();
@@ -443,6 +466,12 @@ impl NetworkState {
 fn standing(member: &Member) -> impl PartialEq + use<> {
     let Member { tags, groups, ipv4, ipv6, routes, relay, .. } = member;
     (tags.clone(), groups.clone(), *ipv4, *ipv6, routes.clone(), *relay)
+}
+
+/// What compiling a policy reads of a member.
+fn meaning(member: &Member) -> impl PartialEq + use<> {
+    let Member { name, kind, relay, tags, ipv4, ipv6, routes, .. } = member;
+    (name.clone(), *kind, *relay, tags.clone(), *ipv4, *ipv6, routes.clone())
 }
 
 fn parse_address(key: &str, value: &[u8], revision: Revision) -> Result<Taken, Damage> {
