@@ -1,6 +1,6 @@
 //! The tests of a file: openings that must pass or must not, judged by the filter that the nodes run.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ringmesh_tunnel::{
     filter::{Decision, Direction, Filter, Opening},
@@ -17,6 +17,12 @@ use super::{
 
 /// The most openings that the tests of one file may be about, all pairs and address families counted.
 pub const OPENINGS_MAX: usize = 20_000;
+
+/// The most words of rules that these openings may be compared with, each counted once for every opening: about a second's work.
+pub const COMPARISONS_MAX: usize = 100_000_000;
+
+/// How many pairs of a rule and a member one filter is made for at a time, which bounds its memory.
+const CLAUSES_MAX: usize = 1_000_000;
 
 /// The longest description of a rule in a message, characters.
 const RULE_TEXT_MAX: usize = 120;
@@ -58,24 +64,39 @@ struct Pair {
 
 /// Judges the tests; what fails is an error at the word that asked for it.
 pub(super) fn judge(tests: &[Test<'_>], members: &[Member], rules: &[&Rule], report: &mut Report<'_>) {
-    let mut left = OPENINGS_MAX;
+    let mut left = Left { openings: OPENINGS_MAX, comparisons: COMPARISONS_MAX };
+    let words =
+        rules.iter().map(|rule| rule.sources.len() + rule.destinations.len() + rule.ports.len()).sum();
     for (number, test) in (1_u32..).zip(tests) {
-        if let Err(what) = enough(test, members, &mut left) {
-            report.error(test.at, || {
-                format!("test {number} makes it more than {OPENINGS_MAX} {what} to judge: test fewer pairs")
-            });
+        if let Err(what) = left.take(test, members, words) {
+            report.error(test.at, || format!("test {number} makes it {what}: test fewer pairs"));
             return;
         }
         Judge { number, test, members, rules }.judge(report);
     }
 }
 
-/// Takes what a test costs at most from what may still be judged.
-fn enough(test: &Test<'_>, members: &[Member], left: &mut usize) -> Result<(), &'static str> {
-    let ends = |parties: &[Party]| parties.iter().map(|party| party.addresses(members).len()).sum::<usize>();
-    let openings = ends(&test.from).saturating_mul(ends(&test.to)).saturating_mul(test.asked.len());
-    *left = left.checked_sub(openings).ok_or("openings")?;
-    Ok(())
+/// What the tests of one file may still cost.
+struct Left {
+    openings: usize,
+    comparisons: usize,
+}
+
+impl Left {
+    /// Takes what a test costs at most, where every opening may be compared with each of `words`.
+    fn take(&mut self, test: &Test<'_>, members: &[Member], words: usize) -> Result<(), String> {
+        let ends =
+            |parties: &[Party]| parties.iter().map(|party| party.addresses(members).len()).sum::<usize>();
+        let openings = ends(&test.from).saturating_mul(ends(&test.to)).saturating_mul(test.asked.len());
+        let too_many = |most: usize, what: &str| format!("more than {most} {what}");
+        self.openings =
+            self.openings.checked_sub(openings).ok_or_else(|| too_many(OPENINGS_MAX, "openings to judge"))?;
+        self.comparisons = self
+            .comparisons
+            .checked_sub(openings.saturating_mul(words))
+            .ok_or_else(|| too_many(COMPARISONS_MAX, "comparisons of openings with the words of rules"))?;
+        Ok(())
+    }
 }
 
 struct Judge<'j> {
@@ -94,17 +115,31 @@ struct Failures {
 
 impl Judge<'_> {
     fn judge(&self, report: &mut Report<'_>) {
+        let pairs: Vec<(Party, Party)> = self
+            .test
+            .from
+            .iter()
+            .flat_map(|from| self.test.to.iter().map(move |to| (*from, *to)))
+            .filter(|(from, to)| self.is_judged(*from, *to))
+            .collect();
+        let (outward, inward) = (self.verdicts(&pairs, Direction::Out), self.verdicts(&pairs, Direction::In));
         let mut failures: Vec<Failures> = self.test.asked.iter().map(|_| Failures::default()).collect();
-        let (mut pairs, mut meet) = (0_usize, 0_usize);
-        for from in &self.test.from {
-            for to in &self.test.to {
-                if !self.is_judged(*from, *to) {
-                    continue;
+        let mut verdicts = outward.into_iter().zip(inward);
+        let mut meet = 0_usize;
+        for (from, to) in &pairs {
+            for addresses in self.addresses(*from, *to) {
+                meet += 1;
+                let pair = Pair { source: from.member, destination: to.member, addresses };
+                for (((_, must_pass), failures), (out, inward)) in
+                    self.test.asked.iter().zip(&mut failures).zip(&mut verdicts)
+                {
+                    if (out.passes && inward.passes) != *must_pass {
+                        failures.add(pair, out.rule.or(inward.rule).filter(|_| !must_pass));
+                    }
                 }
-                pairs += 1;
-                meet += self.pair(*from, *to, &mut failures);
             }
         }
+        let pairs = pairs.len();
         if pairs == 0 {
             return report
                 .warning(self.test.at, || format!("test {} tests nothing: {}", self.number, self.why()));
@@ -144,37 +179,53 @@ impl Judge<'_> {
         }
     }
 
-    /// Judges everything asked for between two members; returns how many pairs of addresses there are.
-    fn pair(&self, from: Party, to: Party, failures: &mut [Failures]) -> usize {
-        let (source, destination) = (&self.members[from.member], &self.members[to.member]);
+    /// The addresses between which packets can go from one party to the other.
+    fn addresses(&self, from: Party, to: Party) -> impl Iterator<Item = (IpAddr, IpAddr)> + use<> {
+        let far = to.addresses(self.members);
+        from.addresses(self.members).into_iter().flat_map(move |near| {
+            let far = far.clone().into_iter().filter(move |far| far.is_ipv4() == near.is_ipv4());
+            far.map(move |far| (near, far))
+        })
+    }
+
+    /// What one end of each pair says to everything asked for, in the order of pairs, addresses and what is asked. Each member's
+    /// filter is made once for all pairs that it judges, and only one is there at a time.
+    fn verdicts(&self, pairs: &[(Party, Party)], direction: Direction) -> Vec<Verdict> {
+        let ends = |(from, to): &(Party, Party)| match direction {
+            Direction::Out => (from.member, to.member),
+            Direction::In => (to.member, from.member),
+        };
+        let (mut starts, mut verdicts) = (Vec::with_capacity(pairs.len()), Vec::new());
+        let mut judged_by: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (place, pair) in pairs.iter().enumerate() {
+            starts.push(verdicts.len());
+            let openings = self.addresses(pair.0, pair.1).count() * self.test.asked.len();
+            verdicts.extend(std::iter::repeat_n(Verdict::UNFILTERED, openings));
+            judged_by.entry(ends(pair).0).or_default().push(place);
+        }
         let rules = || (0_u64..).zip(self.rules.iter().copied());
-        let outward = has_filter(source).then(|| Filter::of(source, [destination], rules(), &[]));
-        let inward = has_filter(destination).then(|| Filter::of(destination, [source], rules(), &[]));
-        let mut pairs = 0;
-        for near in from.addresses(self.members) {
-            for far in to.addresses(self.members).into_iter().filter(|far| far.is_ipv4() == near.is_ipv4()) {
-                pairs += 1;
-                let pair = Pair { source: from.member, destination: to.member, addresses: (near, far) };
-                for ((asked, must_pass), failures) in self.test.asked.iter().zip(failures.iter_mut()) {
-                    let opening = opening(asked.it, near, far);
-                    let decisions = [
-                        outward
-                            .as_ref()
-                            .map(|filter| filter.decide(destination.id, Direction::Out, &opening)),
-                        inward.as_ref().map(|filter| filter.decide(source.id, Direction::In, &opening)),
-                    ];
-                    let decisions = || decisions.iter().flatten();
-                    if decisions().all(|decision| decision.is_allowed()) != *must_pass {
-                        let rule = decisions().find_map(|decision| match decision {
-                            Decision::Allowed { rule } => *rule,
-                            Decision::Denied | Decision::DeniedLocally { .. } => None,
-                        });
-                        failures.add(pair, rule.filter(|_| !must_pass));
+        let at_once = CLAUSES_MAX / self.rules.len().max(1) + 1;
+        for (judge, places) in judged_by {
+            let judge = &self.members[judge];
+            if !has_filter(judge) {
+                continue;
+            }
+            for places in places.chunks(at_once) {
+                let peers = places.iter().map(|place| &self.members[ends(&pairs[*place]).1]);
+                let filter = Filter::of(judge, peers, rules(), &[]);
+                for place in places {
+                    let peer = self.members[ends(&pairs[*place]).1].id;
+                    let (from, to) = pairs[*place];
+                    let openings = self.addresses(from, to).flat_map(|(near, far)| {
+                        self.test.asked.iter().map(move |(asked, _)| opening(asked.it, near, far))
+                    });
+                    for (verdict, opening) in verdicts[starts[*place]..].iter_mut().zip(openings) {
+                        *verdict = filter.decide(peer, direction, &opening).into();
                     }
                 }
             }
         }
-        pairs
+        verdicts
     }
 
     fn message(&self, asked: Asked, must_pass: bool, pair: Pair, rule: Option<u64>, others: usize) -> String {
@@ -208,6 +259,28 @@ impl Judge<'_> {
         let more = if text.chars().nth(RULE_TEXT_MAX).is_some() { "…" } else { "" };
         let text: String = text.chars().take(RULE_TEXT_MAX).collect();
         format!("rule {} allows it ({text}{more})", place + 1)
+    }
+}
+
+/// What one end says to an opening.
+#[derive(Debug, Clone, Copy)]
+struct Verdict {
+    passes: bool,
+    /// The place of the rule that allows it.
+    rule: Option<u64>,
+}
+
+impl Verdict {
+    /// Of a device that has no filter.
+    const UNFILTERED: Self = Self { passes: true, rule: None };
+}
+
+impl From<Decision> for Verdict {
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Allowed { rule } => Self { passes: true, rule },
+            Decision::Denied | Decision::DeniedLocally { .. } => Self { passes: false, rule: None },
+        }
     }
 }
 

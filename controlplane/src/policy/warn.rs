@@ -169,6 +169,10 @@ impl Selected<'_> {
     }
 }
 
+/// How many comparisons of words it may take to find rules that add nothing: a fraction of a second's work. Files of people take
+/// thousands.
+pub(super) const COMPARISONS_MAX: usize = 10_000_000;
+
 /// Warns of rules that allow nothing that one earlier rule does not allow, whoever has which tag and address.
 fn redundant(
     file: &PolicyFile,
@@ -178,28 +182,143 @@ fn redundant(
     idle: &[bool],
     report: &mut Report<'_>,
 ) {
-    let wider = Wider::of(rules, membership, members);
-    let sides: Vec<[Vec<usize>; 2]> =
-        rules.iter().map(|rule| [wider.numbers(&rule.sources), wider.numbers(&rule.destinations)]).collect();
-    let ports: Vec<Ports> = rules.iter().map(|rule| Ports::of(&rule.ports)).collect();
+    let mut search = Search::of(rules, Wider::of(rules, membership, members));
     for (later, text) in file.rules.iter().enumerate() {
         if report.is_full() {
             return;
         }
-        if idle.get(later).copied().unwrap_or_default() {
-            continue;
-        }
-        let earlier = (0..later).find(|earlier| {
-            let protocols = (rules[*earlier].protocol, rules[later].protocol);
-            let service = protocols.0 == Protocol::Any
-                || (protocols.0 == protocols.1 && ports[*earlier].covers(&ports[later]));
-            service && (0..2).all(|side| wider.covers(&sides[*earlier][side], &sides[later][side]))
-        });
-        if let Some(earlier) = earlier {
-            report.warning(text.at, || {
+        let is_idle = idle.get(later).copied().unwrap_or_default();
+        let found = if is_idle { Ok(None) } else { search.earlier(later) };
+        match found {
+            Ok(Some(earlier)) => report.warning(text.at, || {
                 format!("rule {} adds nothing: rule {} allows all of it already", later + 1, earlier + 1)
-            });
+            }),
+            Ok(None) => {}
+            Err(Exhausted) => {
+                return report.warning(text.at, || {
+                    format!(
+                        "from rule {} on, rules that add nothing are not looked for: the rules before have too many words in common",
+                        later + 1
+                    )
+                });
+            }
         }
+        search.add(later);
+    }
+}
+
+/// The comparisons that may be made are made.
+struct Exhausted;
+
+/// The rules so far by the words of their sides, so that a rule is compared only with those that may allow all of it.
+struct Search<'r> {
+    rules: &'r [&'r Rule],
+    wider: Wider<'r>,
+    ports: Vec<Ports>,
+    /// For each rule the number of its sources' words and of its destinations': sides that are alike have one number.
+    sides: Vec<[usize; 2]>,
+    words: Vec<Vec<usize>>,
+    /// For each side, by word: the earlier rules that have it there.
+    having: [Vec<Vec<usize>>; 2],
+    /// Whether the first of two sides selects all that the second does, as far as that was asked.
+    known: BTreeMap<(usize, usize), bool>,
+    left: usize,
+}
+
+impl<'r> Search<'r> {
+    fn of(rules: &'r [&'r Rule], wider: Wider<'r>) -> Self {
+        let mut numbers: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
+        let mut number = |selectors: &[Selector]| {
+            let next = numbers.len();
+            *numbers.entry(wider.numbers(selectors)).or_insert(next)
+        };
+        let sides = rules.iter().map(|rule| [number(&rule.sources), number(&rule.destinations)]).collect();
+        let mut words = vec![Vec::new(); numbers.len()];
+        for (side, number) in numbers {
+            words[number] = side;
+        }
+        Self {
+            rules,
+            ports: rules.iter().map(|rule| Ports::of(&rule.ports)).collect(),
+            sides,
+            words,
+            having: [(); 2].map(|()| vec![Vec::new(); wider.by.len()]),
+            wider,
+            known: BTreeMap::new(),
+            left: COMPARISONS_MAX,
+        }
+    }
+
+    /// Takes in a rule, as one that is earlier than those to come.
+    fn add(&mut self, rule: usize) {
+        for (having, side) in self.having.iter_mut().zip(self.sides[rule]) {
+            self.words[side].iter().for_each(|word| having[*word].push(rule));
+        }
+    }
+
+    /// The first of the rules so far that allows all that the rule `later` does.
+    fn earlier(&mut self, later: usize) -> Result<Option<usize>, Exhausted> {
+        let mut candidates = self.candidates(later)?;
+        candidates.sort_unstable();
+        candidates.dedup();
+        for earlier in candidates {
+            let (one, other) = (self.rules[earlier], self.rules[later]);
+            self.spend(1 + one.ports.len().max(1).saturating_mul(other.ports.len()))?;
+            let service = one.protocol == Protocol::Any
+                || (one.protocol == other.protocol && self.ports[earlier].covers(&self.ports[later]));
+            if service
+                && self.covers(self.sides[earlier][0], self.sides[later][0])?
+                && self.covers(self.sides[earlier][1], self.sides[later][1])?
+            {
+                return Ok(Some(earlier));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The rules so far that have the rarest word of the rule `later`, or one that means more, on the same side.
+    fn candidates(&mut self, later: usize) -> Result<Vec<usize>, Exhausted> {
+        let mut rarest: Option<(usize, [usize; 2])> = None;
+        for (place, side) in self.sides[later].into_iter().enumerate() {
+            let tried = self.words[side].iter().map(|word| self.wider.by[*word].len()).sum();
+            self.spend(tried)?;
+            for word in &self.words[side] {
+                let having = self.wider.by[*word].iter().map(|wider| self.having[place][*wider].len()).sum();
+                if rarest.is_none_or(|(fewest, _)| having < fewest) {
+                    rarest = Some((having, [place, *word]));
+                }
+            }
+        }
+        let Some((count, [place, word])) = rarest else { return Ok(Vec::new()) };
+        self.spend(count)?;
+        let wider = self.wider.by[word].iter();
+        Ok(wider.flat_map(|wider| self.having[place][*wider].iter().copied()).collect())
+    }
+
+    /// Whether one side selects all that another one does.
+    fn covers(&mut self, one: usize, other: usize) -> Result<bool, Exhausted> {
+        if one == other {
+            return Ok(true);
+        }
+        if let Some(known) = self.known.get(&(one, other)) {
+            return Ok(*known);
+        }
+        let mut covers = true;
+        for place in 0..self.words[other].len() {
+            let word = self.words[other][place];
+            self.spend(self.wider.by[word].len())?;
+            if !self.wider.is_meant(&self.words[one], word) {
+                covers = false;
+                break;
+            }
+        }
+        self.known.insert((one, other), covers);
+        Ok(covers)
+    }
+
+    fn spend(&mut self, comparisons: usize) -> Result<(), Exhausted> {
+        self.left = self.left.checked_sub(comparisons).ok_or(Exhausted)?;
+        Ok(())
     }
 }
 
@@ -268,8 +387,8 @@ impl<'r> Wider<'r> {
         numbers
     }
 
-    /// Whether one side of a rule selects all that another one does.
-    fn covers(&self, side: &[usize], other: &[usize]) -> bool {
-        other.iter().all(|word| self.by[*word].iter().any(|wider| side.binary_search(wider).is_ok()))
+    /// Whether a side of a rule has a word that means another one, or more.
+    fn is_meant(&self, side: &[usize], word: usize) -> bool {
+        self.by[word].iter().any(|wider| side.binary_search(wider).is_ok())
     }
 }

@@ -1,6 +1,9 @@
 //! Tests in files.
 
-use super::{super::OPENINGS_MAX, *};
+use super::{
+    super::{OPENINGS_MAX, judge::COMPARISONS_MAX},
+    *,
+};
 
 const RULES: &str = "tags=['web','ci']\n[groups]\nadmins=['alice','bob']\n[[allow]]\nfrom='group:admins'\nto='tag:web'\nprotocol='tcp'\nports=22\n[[allow]]\nfrom='*'\nto='10.1.0.9'\nprotocol='icmp'\n[[allow]]\nfrom=['phone','printer']\nto=['bob','phone','printer']\n";
 /// Lines of `RULES`.
@@ -101,4 +104,31 @@ fn tests_are_bounded() {
     assert!(problems[0].message.contains("more than 20000 openings to judge"), "{}", problems[0]);
     roster.members.truncate(70);
     assert!(check(text, &roster).is_ok());
+    // With many rules to compare each opening with, fewer pairs are enough.
+    let rules = "[[allow]]\nfrom='m1'\nto='m2'\nports=[2,3,4]\nprotocol='tcp'\n".repeat(1100);
+    assert_eq!(70 * 70 * 4 * 1100 * 5, COMPARISONS_MAX + 7_800_000);
+    let problems = check(&format!("{rules}{text}"), &roster).unwrap_err();
+    assert!(problems[0].message.contains("more than 100000000 comparisons"), "{}", problems[0]);
+    roster.members.truncate(10);
+    assert!(check(&format!("{rules}{text}"), &roster).is_ok());
+}
+
+#[test]
+fn each_pair_of_many_is_judged_by_the_filters_of_both_its_ends() {
+    let members = (1..=30).map(|i| member(i, &format!("m{i}"))).collect();
+    // Of all pairs that are asked about, one may open what must be denied, and every other one what must be allowed.
+    let text = "[[allow]]\nfrom='m7'\nto='m19'\nprotocol='tcp'\nports=22\n[[test]]\nfrom='*'\nto='*'\ndeny='tcp/22'\nallow='tcp/22'";
+    let problems = lines(&check(text, &Roster { members }).unwrap_err());
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let others = 30 * 29 * 2 - 2 - 1;
+    let starts = [
+        "\"m1\" may not open tcp/22 to \"m2\" over IPv4".to_owned(),
+        "\"m7\" may open tcp/22 to \"m19\" over IPv4 (100.64.0.7 -> 100.64.0.19): rule 1 allows it"
+            .to_owned(),
+    ];
+    let ends = [format!("and {others} more such openings"), "and 1 more such openings".to_owned()];
+    for (start, end) in starts.iter().zip(ends) {
+        let found = problems.iter().find(|problem| problem.contains(start));
+        assert!(found.is_some_and(|problem| problem.ends_with(&end)), "{start}: {problems:?}");
+    }
 }

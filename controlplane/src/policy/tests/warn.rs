@@ -98,3 +98,40 @@ fn a_rule_that_an_earlier_one_holds_is_warned_of() {
         assert_eq!(warnings(&format!("{head}{first}{second}")), Vec::<String>::new(), "{first}{second}");
     }
 }
+
+/// `count` rules between sides that share 250 words and differ in one each.
+fn much_alike(count: usize, word: impl Fn(usize) -> String) -> String {
+    let addresses: Vec<String> = (1..=250).map(|host| format!("'10.1.2.{host}'")).collect();
+    let mut text = format!("[hosts]\na=[{}]\n", addresses.join(","));
+    for number in 0..count {
+        text.push_str(&rule("['alice','host:a']", &format!("['host:a','{}']", word(number)), ""));
+    }
+    text
+}
+
+#[test]
+fn rules_that_are_much_alike_are_told_apart_by_what_is_rare() {
+    let own = |number: usize| format!("10.1.{}.{}", 3 + number / 250, 1 + number % 250);
+    let text = much_alike(2000, own) + &rule("'alice'", "'10.1.3.1'", "");
+    // Each pair on its own would be 2,000 * 2,000 / 2 * 251 comparisons, fifty times what may be made.
+    let last = 2 + 2000 * 4 + 1;
+    assert_eq!(
+        warnings(&text),
+        [format!("{last}:1 warning: rule 2001 adds nothing: rule 1 allows all of it already")]
+    );
+}
+
+#[test]
+fn the_search_for_rules_that_add_nothing_ends_and_says_so() {
+    // Sides of 200 common words and seven of fourteen others: no word is rare, and no side holds another one.
+    let sevens = (0_u32..1 << 14).filter(|words| words.count_ones() == 7).take(1200);
+    let addresses: Vec<String> = (1..=200).map(|host| format!("'10.1.2.{host}'")).collect();
+    let mut text = format!("[hosts]\na=[{}]\n", addresses.join(","));
+    for words in sevens {
+        let own = (0..14).filter(|word| words >> word & 1 == 1).map(|word| format!(",'10.1.3.{word}'"));
+        text.push_str(&rule(&format!("['host:a'{}]", own.collect::<String>()), "'bob'", ""));
+    }
+    let found = warnings(&text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("on, rules that add nothing are not looked for"), "{found:?}");
+}
