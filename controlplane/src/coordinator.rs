@@ -24,7 +24,10 @@ use ringmesh_tunnel::{
     key::NetworkId,
     netmap::{NodeRecord, Record as _, candidate_is_allowed},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{MutexGuard, Semaphore, watch},
+    time::Instant,
+};
 
 pub use self::maintenance::MaintenanceError;
 use self::relay::Standing;
@@ -100,6 +103,8 @@ struct Inner {
     closing: watch::Sender<bool>,
     /// Those who plan here take turns, so that they only conflict with other replicas.
     turn: tokio::sync::Mutex<()>,
+    /// Who compiles policies: a few at a time, however many ask, as a thread of theirs runs to its end.
+    compiling: Arc<Semaphore>,
     presences: Presences,
     nonces: Nonces,
     failures: Mutex<Failures>,
@@ -128,6 +133,7 @@ impl Coordinator {
             fault: watch::Sender::new(None),
             closing: watch::Sender::new(false),
             turn: tokio::sync::Mutex::default(),
+            compiling: Arc::new(Semaphore::new(policy::COMPILING_MAX)),
             presences: Presences::default(),
             nonces: Nonces::new(),
             failures: Mutex::default(),
@@ -286,7 +292,16 @@ impl Coordinator {
         &self,
         plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
     ) -> Result<(T, Revision, Instant), Refused> {
-        let _turn = self.0.turn.lock().await;
+        let turn = self.0.turn.lock().await;
+        self.transact_in(&turn, plan).await
+    }
+
+    /// As [`transact_at`](Self::transact_at), for who has the turn already.
+    async fn transact_in<T, E: Into<Refused>>(
+        &self,
+        _turn: &MutexGuard<'_, ()>,
+        plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
+    ) -> Result<(T, Revision, Instant), Refused> {
         for _ in 0..MAX_TRIES {
             let planned = self.with_registry(|registry| plan(registry, self.now()));
             let (value, Plan { compare, ops }) = planned.map_err(Into::into)?;

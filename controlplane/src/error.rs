@@ -76,6 +76,8 @@ pub(crate) enum Refused {
     ShuttingDown,
     #[error("too many changes at once; try again")]
     Contended,
+    #[error("other policies are being compiled, and that takes long; try again")]
+    Compiling,
     #[error("the node record is refused: {0}")]
     NodeRecord(String),
     #[error(
@@ -139,6 +141,7 @@ impl Refused {
             Self::Barred
             | Self::TooManyChallenges
             | Self::Contended
+            | Self::Compiling
             | Self::ShuttingDown
             | Self::RelayDown => (Unavailable, Reason::Busy),
             Self::RelayInUse | Self::NoRelay => (FailedPrecondition, Reason::Conflict),

@@ -7,13 +7,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use ringmesh_tunnel::{
     key::{NetworkId, NodeId},
     netmap::{Member, NameRecord, Rule},
 };
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{Coordinator, MAX_TRIES};
 use crate::{
@@ -84,9 +85,12 @@ impl Coordinator {
         let operator = *by.who();
         let text: Arc<str> = text.into();
         let user = blocking(move || operator.user_name()).await?;
-        for _ in 0..MAX_TRIES {
+        for attempt in 0..MAX_TRIES {
+            // Members who come and go may make what was compiled stale each time; they wait if that goes on.
+            let permit = self.permit().await?;
+            let turn = if attempt < FREE_TRIES { None } else { Some(self.0.turn.lock().await) };
             let (roster, at) = self.with_network(network, |state| (roster(state), state.roster))?;
-            let compiled = compile(text.clone(), roster).await?;
+            let compiled = compile(permit, text.clone(), roster).await?;
             let wish = Wish {
                 leaves: &compiled.leaves,
                 groups: &compiled.groups,
@@ -107,7 +111,12 @@ impl Coordinator {
                     None => (Planned::InForce, Plan::default()),
                 })
             };
-            let (planned, _, at) = self.transact_at(plan).await?;
+            let turn = match turn {
+                Some(turn) => turn,
+                None => self.0.turn.lock().await,
+            };
+            let (planned, _, at) = self.transact_in(&turn, plan).await?;
+            drop(turn);
             if matches!(planned, Planned::Stale) {
                 continue;
             }
@@ -157,7 +166,9 @@ impl Coordinator {
             let names: Vec<NameRecord> = state.names_of_policy().cloned().collect();
             (roster(state), rules, names, state.policy_revision())
         })?;
+        let permit = self.permit().await?;
         blocking(move || {
+            let _permit = permit;
             let compiled = match check(&text, &roster) {
                 Ok(compiled) => compiled,
                 Err(problems) => {
@@ -183,7 +194,12 @@ impl Coordinator {
         text: String,
     ) -> Result<Result<Vec<Rule>, String>, Refused> {
         let roster = self.with_network(network, roster)?;
-        let compiled = blocking(move || check(&text, &roster)).await?;
+        let permit = self.permit().await?;
+        let compiled = blocking(move || {
+            let _permit = permit;
+            check(&text, &roster)
+        })
+        .await?;
         Ok(compiled.map(|compiled| compiled.rules().cloned().collect()).map_err(|problems| list(&problems)))
     }
 
@@ -202,6 +218,21 @@ impl Coordinator {
             };
             Ok(state.trace(question, now, standing)?)
         })?
+    }
+}
+
+/// How many policies are compiled at one time.
+pub(super) const COMPILING_MAX: usize = 2;
+/// How long a policy waits for others to be compiled before its author is put off.
+const COMPILING_WAIT: Duration = Duration::from_secs(3);
+/// How often a policy is compiled beside other changes before they must wait for it.
+const FREE_TRIES: usize = 3;
+
+impl Coordinator {
+    /// The right to compile. It goes with the thread that does, which runs on when the one who asked is gone.
+    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, Refused> {
+        let waiting = tokio::time::timeout(COMPILING_WAIT, self.0.compiling.clone().acquire_owned());
+        waiting.await.map_err(|_| Refused::Compiling)?.map_err(|_| Refused::ShuttingDown)
     }
 }
 
@@ -253,8 +284,12 @@ fn check(text: &str, roster: &Roster) -> Result<Compiled, Vec<Problem>> {
     policy::check(text, roster)
 }
 
-async fn compile(text: Arc<str>, roster: Roster) -> Result<Compiled, Refused> {
-    let checked = blocking(move || check(&text, &roster)).await?;
+async fn compile(permit: OwnedSemaphorePermit, text: Arc<str>, roster: Roster) -> Result<Compiled, Refused> {
+    let checked = blocking(move || {
+        let _permit = permit;
+        check(&text, &roster)
+    })
+    .await?;
     checked.map_err(|problems| Refused::Policy(list(&problems)))
 }
 

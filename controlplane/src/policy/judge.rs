@@ -19,7 +19,7 @@ use super::{
 pub const OPENINGS_MAX: usize = 20_000;
 
 /// The most words of rules that these openings may be compared with, each counted once for every opening: about a second's work.
-pub const COMPARISONS_MAX: usize = 100_000_000;
+pub(super) const COMPARISONS_MAX: usize = 100_000_000;
 
 /// How many pairs of a rule and a member one filter is made for at a time, which bounds its memory.
 const CLAUSES_MAX: usize = 1_000_000;

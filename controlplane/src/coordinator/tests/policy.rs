@@ -146,3 +146,38 @@ async fn of_a_member_and_a_record_of_one_name_at_the_same_moment_only_one_comes_
         );
     }
 }
+
+#[tokio::test]
+async fn only_so_many_policies_are_compiled_at_one_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(directory.path(), false).await;
+    let network = network_of(&coordinator);
+    let held = [coordinator.permit().await.unwrap(), coordinator.permit().await.unwrap()];
+    let rules = || coordinator.rules_of(network, "[[allow]]\nfrom='*'\nto='*'\n".into());
+    let refused = rules().await.unwrap_err();
+    assert!(matches!(refused, Refused::Compiling), "{refused:?}");
+    let status = tonic::Status::from(refused);
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    drop(held);
+    assert_eq!(rules().await.unwrap().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn renewals_and_regrouping_are_of_no_matter_to_a_policy_that_is_compiled() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(directory.path(), false).await;
+    let (network, token) = (network_of(&coordinator), token(&coordinator).await);
+    let count = || coordinator.with_network(network, |state| state.roster).unwrap();
+    let before = count();
+    let id = join(&coordinator, token, "a", "").await.unwrap();
+    assert_eq!(count(), before + 1, "a new member may be named");
+    let groups = BTreeMap::from([(id, vec!["staff".to_owned()])]);
+    let wish =
+        policies::Wish { leaves: &[], groups: &groups, rules: 0, text: "", by: "root", comment: "", base: 0 };
+    let regroup = |registry: &Registry, now| {
+        policies::plan(registry.network(network).unwrap(), &wish, now).map(|plan| ((), plan.unwrap()))
+    };
+    coordinator.transact(regroup).await.unwrap();
+    let groups = coordinator.with_network(network, |state| state.member(id).unwrap().groups.clone()).unwrap();
+    assert_eq!((groups, count()), (vec!["staff".to_owned()], before + 1));
+}
