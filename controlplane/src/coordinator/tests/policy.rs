@@ -10,8 +10,10 @@ use ringmesh_tunnel::{
 
 use super::*;
 use crate::{
+    auth::{Authed, Operator},
     error::Refused,
     network::{NetworkState, members, policies},
+    server::Caller,
     store::Outcome,
 };
 
@@ -180,4 +182,30 @@ async fn renewals_and_regrouping_are_of_no_matter_to_a_policy_that_is_compiled()
     coordinator.transact(regroup).await.unwrap();
     let groups = coordinator.with_network(network, |state| state.member(id).unwrap().groups.clone()).unwrap();
     assert_eq!((groups, count()), (vec!["staff".to_owned()], before + 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_who_come_and_go_do_not_hold_a_policy_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(directory.path(), false).await;
+    let (network, token) = (network_of(&coordinator), token(&coordinator).await);
+    let churning = {
+        let coordinator = coordinator.clone();
+        tokio::spawn(async move {
+            loop {
+                let id = join(&coordinator, token, "", "churn").await.unwrap();
+                coordinator.remove(&Authed::itself(), network, id).await.unwrap();
+            }
+        })
+    };
+    // It takes so long to compile that somebody comes or goes each time.
+    let rule = "[[allow]]\nfrom='*'\nto='*'\nprotocol='tcp'\nports=[1,3,5,7,9]\n";
+    let mut request = tonic::Request::new(());
+    request.extensions_mut().insert(Caller { uid: nix::unistd::geteuid().as_raw(), pid: None });
+    let operator = Authed::<Operator>::of_caller(&request).unwrap();
+    let before = coordinator.with_network(network, |state| state.roster).unwrap();
+    let applied = coordinator.apply_policy(&operator, network, rule.repeat(2000), 0, "").await.unwrap();
+    let after = coordinator.with_network(network, |state| state.roster).unwrap();
+    churning.abort();
+    assert!(applied.changed && after > before + 6, "{before} {after}");
 }
