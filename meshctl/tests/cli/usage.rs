@@ -123,7 +123,7 @@ fn a_daemon_that_is_not_running_is_said_to_be_so() {
         &["leave"],
         &["node", "down"],
         &["filter", "list"],
-        &["filter", "add"],
+        &["filter", "add", "--all"],
         &["filter", "remove", "1"],
         &["dns", "status"],
         &["dns", "query", "web1"],
