@@ -142,7 +142,11 @@ async fn the_coordinators_own_relay_is_not_counted() {
     let mut a = coordinator.member("a").await;
     let stream = a.sync().await.unwrap();
     let _following = acknowledging(a, stream);
-    let request = admin::ApplyPolicyRequest { text: "# nothing is allowed".into(), wait_ms: 8000, ..Default::default() };
+    let request = admin::ApplyPolicyRequest {
+        text: "# nothing is allowed".into(),
+        wait_ms: 8000,
+        ..Default::default()
+    };
     let applied = apply_as(&mut operator, request).await.unwrap();
     assert_eq!(sorted(applied.installation.as_ref().unwrap()), (vec!["a"], vec![]));
     coordinator.stop().await;
