@@ -46,7 +46,7 @@ fn a_rule_bites_on_its_port_in_its_direction_and_the_reply_passes() {
                 assert!(is_silence(ask_tcp(&mut bob.machine, to, 22).await), "not the other way");
             }
             // And with no rule at all nothing.
-            world.apply("").await;
+            world.apply("# nothing is allowed").await;
             assert!(is_silence(ask_tcp(&mut alice.machine, bob.ipv4, 22).await));
         });
     });

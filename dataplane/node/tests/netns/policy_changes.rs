@@ -173,7 +173,7 @@ fn without_a_policy_in_force_nothing_passes() {
             let [mut alice, mut bob] = members(&world, ["alice", "bob"]).await;
             serve_tcp(&mut bob.machine, &[22]).await;
             until_tcp(&mut alice.machine, bob.ipv4, 22).await;
-            world.apply("").await;
+            world.apply("# nothing is allowed").await;
             let told = bob.node.filter().await;
             assert!(told.rules.is_empty(), "{told:?}");
             assert!(is_silence(ask_tcp(&mut alice.machine, bob.ipv4, 22).await));
