@@ -128,12 +128,13 @@ impl Gate {
         };
         let rule = match self.still_allowed(flows, passage.peer, place) {
             Ok(rule) => rule,
-            Err(_) if segment == Some(Segment::Open) => {
-                // Whoever asks for a connection anew is judged by that alone.
-                flows.remove(place, &self.hash);
-                return self.open(flows, passage, key, ends, segment);
-            }
             Err(reason) => {
+                let anew = segment == Some(Segment::Open);
+                // Whoever asks for a connection anew is judged by that alone. One that is denied has nothing forgotten.
+                if anew && self.new_flow(passage, key, ends, segment).is_ok() {
+                    flows.remove(place, &self.hash);
+                    return self.open(flows, passage, key, ends, segment);
+                }
                 flows.refused_again(place, direction, now);
                 return Err(reason);
             }

@@ -51,6 +51,8 @@ fn cut_flow_is_not_opened_again_the_other_way_round_by_its_own_packets() {
         for _ in 0..20 {
             assert!(node.judge(Out, &segment(ENDS[0], In, Out, ACK)).is_err());
             assert!(node.judge(In, &segment(ENDS[0], In, In, ACK)).is_err());
+            // Nor can the peer have it forgotten by asking anew for what is denied.
+            assert!(node.judge(In, &segment(ENDS[0], In, In, SYN)).is_err());
             node.wait(seconds(200));
         }
         // A connection that really is begun from here is another matter.

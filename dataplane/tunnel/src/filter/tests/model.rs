@@ -268,7 +268,7 @@ impl Model {
         if let Some(at) = known
             && let Err(reason) = self.still(at)
         {
-            if flags != Some(SYN) {
+            if flags != Some(SYN) || self.decide(direction, sent).is_err() {
                 let flow = &mut self.flows[at];
                 if flags.is_some() || flow.opened == direction {
                     flow.last = now;
