@@ -59,14 +59,19 @@ pub(crate) fn exit_of(reason: Reason, code: Code, root: bool) -> Exit {
         | Reason::NetworkUnknown
         | Reason::NodeRemoved
         | Reason::NotTrusted
+        | Reason::CredentialInvalid
+        | Reason::CredentialExpired
+        | Reason::CredentialRevoked
         | Reason::Clock => Exit::Refused,
         // Root was refused by a decision, anybody else for want of rights.
         Reason::NotPermitted if root => Exit::Refused,
-        Reason::NotPermitted => Exit::Permission,
+        Reason::NotPermitted | Reason::CredentialMissing => Exit::Permission,
         Reason::NameTaken
         | Reason::KeyTaken
         | Reason::PoolExhausted
         | Reason::AlreadyJoined
+        | Reason::RequestIdReused
+        | Reason::EventsForgotten
         | Reason::Conflict => Exit::Conflict,
         Reason::NameInvalid
         | Reason::NodeUnknown
@@ -112,6 +117,13 @@ fn cure_of(daemon: Daemon, reason: Reason, code: Code, root: bool) -> Option<Str
         Reason::Unreachable => "check the coordinator's address and port, its firewall, and that it runs",
         Reason::Busy => "try again in a few seconds",
         Reason::NodeUnknown => "see the names with: meshctl peers, or on the coordinator: meshctl nodes list",
+        Reason::CredentialMissing | Reason::CredentialInvalid => {
+            "use a key that `meshctl key create` made on the coordinator, whole"
+        }
+        Reason::CredentialExpired | Reason::CredentialRevoked => {
+            "make a new key on the coordinator: meshctl key create"
+        }
+        Reason::EventsForgotten => "look at what there is now: meshctl events",
         Reason::NotPermitted if !root => return Some(rights::with_sudo()),
         Reason::Host if code == Code::PermissionDenied && !root => return Some(rights::with_sudo()),
         Reason::Unspecified
@@ -126,6 +138,8 @@ fn cure_of(daemon: Daemon, reason: Reason, code: Code, root: bool) -> Option<Str
         | Reason::PolicyInvalid
         | Reason::Host
         | Reason::Conflict
+        // Whoever chose the id knows.
+        | Reason::RequestIdReused
         | Reason::NoReply => return None,
     };
     Some(text.to_owned())
@@ -189,6 +203,12 @@ mod tests {
             (Reason::TokenRevoked, 7),
             (Reason::TokenRole, 2),
             (Reason::PolicyInvalid, 2),
+            (Reason::CredentialMissing, 5),
+            (Reason::CredentialInvalid, 7),
+            (Reason::CredentialExpired, 7),
+            (Reason::CredentialRevoked, 7),
+            (Reason::EventsForgotten, 9),
+            (Reason::RequestIdReused, 9),
             (Reason::NameTaken, 9),
             (Reason::NameInvalid, 2),
             (Reason::KeyTaken, 9),

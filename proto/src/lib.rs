@@ -44,5 +44,41 @@ pub mod local {
     tonic::include_proto!("ringmesh.local.v1");
 }
 
-/// The encoded `FileDescriptorSet` of all packages, for gRPC reflection.
+/// `ringmesh.options.v1`: what is said of methods.
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unused_qualifications,
+    clippy::all,
+    clippy::restriction,
+    reason = "generated"
+)]
+pub mod options {
+    tonic::include_proto!("ringmesh.options.v1");
+}
+
+/// Who may call what: the `access` option of every method of ours. A method without one does not build.
+pub mod access {
+    pub use crate::options::Access;
+
+    /// A method and who may call it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Method {
+        /// As in a request: `/package.Service/Method`.
+        pub path: &'static str,
+        /// Never [`Access::Unspecified`].
+        pub access: Access,
+    }
+
+    /// All methods, service by service.
+    pub const METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/access.rs"));
+
+    /// Who may call the method of a request; `None` if there is no such method of ours.
+    #[must_use]
+    pub fn of(path: &str) -> Option<Access> {
+        METHODS.iter().find(|method| method.path == path).map(|method| method.access)
+    }
+}
+
+/// The encoded `FileDescriptorSet` of all packages and what they import, with their comments: for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

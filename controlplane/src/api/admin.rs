@@ -107,7 +107,7 @@ impl NetworkService for Admin {
         request: Request<proto::CreateNetworkRequest>,
     ) -> Answer<proto::CreateNetworkResponse> {
         let operator = Authed::<Operator>::of_caller(&request)?;
-        let proto::CreateNetworkRequest { name, ipv4_pool, zone } = request.into_inner();
+        let proto::CreateNetworkRequest { name, ipv4_pool, zone, request_id: _ } = request.into_inner();
         let default = NetworkConfig::default();
         let config = NetworkConfig {
             name,

@@ -132,7 +132,7 @@ impl PolicyService for Admin {
     ) -> Answer<proto::ApplyPolicyResponse> {
         let begun = Instant::now();
         let operator = Authed::<Operator>::of_caller(&request)?;
-        let proto::ApplyPolicyRequest { network, text, base_revision, wait_ms, comment } =
+        let proto::ApplyPolicyRequest { network, text, base_revision, wait_ms, comment, request_id: _ } =
             request.into_inner();
         let network = self.network(&operator, &network)?;
         let applied =
@@ -162,7 +162,8 @@ impl PolicyService for Admin {
     ) -> Answer<proto::ApplyPolicyResponse> {
         let begun = Instant::now();
         let operator = Authed::<Operator>::of_caller(&request)?;
-        let proto::RollbackPolicyRequest { network, revision, wait_ms } = request.into_inner();
+        let proto::RollbackPolicyRequest { network, revision, wait_ms, request_id: _, base_revision: _ } =
+            request.into_inner();
         let network = self.network(&operator, &network)?;
         let applied = self.coordinator.rollback_policy(&operator, network, revision).await?;
         Ok(Response::new(self.applied(&operator, network, applied, wait_ms, begun).await?))

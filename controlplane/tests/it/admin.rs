@@ -209,6 +209,7 @@ async fn networks_nodes_tokens_and_policy_can_be_looked_at_and_named() {
         name: name.into(),
         ipv4_pool: ipv4_pool.into(),
         zone: zone.into(),
+        ..Default::default()
     };
     let lab = operator.networks.create_network(create("lab", "10.8.0.0/16", "lab.test")).await.unwrap();
     let lab = lab.into_inner().network.unwrap();

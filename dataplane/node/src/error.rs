@@ -107,13 +107,22 @@ impl From<Failure> for Status {
 /// The gRPC code that tells a generic client most about a reason.
 fn usual_code(reason: Reason) -> Code {
     match reason {
-        Reason::TokenInvalid | Reason::ProofInvalid | Reason::NotTrusted => Code::Unauthenticated,
+        Reason::TokenInvalid
+        | Reason::ProofInvalid
+        | Reason::NotTrusted
+        | Reason::CredentialMissing
+        | Reason::CredentialInvalid
+        | Reason::CredentialExpired
+        | Reason::CredentialRevoked => Code::Unauthenticated,
         Reason::TokenExpired
         | Reason::TokenUsed
         | Reason::TokenRevoked
         | Reason::NodeRemoved
         | Reason::NotPermitted => Code::PermissionDenied,
-        Reason::NameTaken | Reason::KeyTaken | Reason::AlreadyJoined => Code::AlreadyExists,
+        Reason::NameTaken | Reason::KeyTaken | Reason::AlreadyJoined | Reason::RequestIdReused => {
+            Code::AlreadyExists
+        }
+        Reason::EventsForgotten => Code::OutOfRange,
         Reason::NameInvalid | Reason::InvalidArgument | Reason::TokenRole | Reason::PolicyInvalid => {
             Code::InvalidArgument
         }

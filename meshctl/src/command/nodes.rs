@@ -56,7 +56,7 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             let doing = format!("remove node {node}");
             let mut nodes = coordinator.nodes();
             let wait_ms = installed::first(wait);
-            let request = RemoveNodeRequest { network: network.clone(), node, wait_ms };
+            let request = RemoveNodeRequest { network: network.clone(), node, wait_ms, ..Default::default() };
             let mut removed = Removed::from(coordinator.call(&doing, nodes.remove_node(request)).await?);
             let waited = installed::rest(&coordinator, &network, wait, &mut removed.installation).await;
             output::result(format, &removed)?;

@@ -299,6 +299,7 @@ impl Apply {
             base_revision: self.base.unwrap_or(plan.base_revision),
             wait_ms: installed::first(self.wait),
             comment: self.comment,
+            ..Default::default()
         };
         let mut policies = self.coordinator.policies();
         let response = self.coordinator.call("apply the policy", policies.apply_policy(request)).await;
@@ -422,6 +423,7 @@ async fn rollback(
         // first only until then).
         revision: earlier.revision,
         wait_ms: installed::first(wait),
+        ..Default::default()
     };
     let mut policies = coordinator.policies();
     let response = coordinator.call("take back the policy", policies.rollback_policy(request)).await;

@@ -93,7 +93,7 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             check_id(&id)?;
             let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
             let mut tokens = coordinator.tokens();
-            let request = RevokeTokenRequest { network, id };
+            let request = RevokeTokenRequest { network, id, ..Default::default() };
             let response = coordinator.call("revoke the token", tokens.revoke_token(request)).await?;
             output::result(format, &Revoked::from(response))
         }
@@ -115,6 +115,7 @@ pub(crate) async fn create(
         tags: terms.tags,
         ephemeral: terms.ephemeral,
         relay,
+        ..Default::default()
     };
     coordinator.call("create a token", coordinator.tokens().create_token(request)).await
 }

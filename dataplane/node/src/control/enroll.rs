@@ -149,7 +149,13 @@ fn is_definite(reason: Reason) -> bool {
         | Reason::NoReply
         | Reason::NotTrusted
         | Reason::Clock
-        | Reason::Conflict => false,
+        | Reason::Conflict
+        | Reason::CredentialMissing
+        | Reason::CredentialInvalid
+        | Reason::CredentialExpired
+        | Reason::CredentialRevoked
+        | Reason::EventsForgotten
+        | Reason::RequestIdReused => false,
     }
 }
 

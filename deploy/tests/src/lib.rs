@@ -1,0 +1,3 @@
+//! What the tests of `deploy/` share. The tests themselves are in `tests/`, one file for each thing that is shipped.
+
+#![forbid(unsafe_code)]
