@@ -13,6 +13,7 @@ mod changes;
 pub(crate) mod create;
 mod edges;
 pub(crate) mod enroll;
+pub(crate) mod events;
 pub(crate) mod key;
 #[cfg(test)]
 mod large;
