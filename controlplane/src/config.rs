@@ -38,7 +38,7 @@ pub struct Config {
     /// Seconds between heartbeats to each node, 1 to 300; a node that misses three is let go.
     pub heartbeat_seconds: u32,
     /// Whether `state_dir` was just restored from a backup, so that revision and serials must be raised beyond what nodes have
-    /// seen since. Only by flag: it is about one start.
+    /// seen since. Only by flag: it is about one start. One that [`back_up`](crate::back_up) made says so by itself.
     #[serde(skip)]
     pub restored: bool,
     /// The network that is made at the first start. Later changes of it are not taken over.
@@ -93,8 +93,8 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0_u16; 8], 443)),
             advertise: Vec::new(),
-            state_dir: "/var/lib/mesh/coordinator".into(),
-            admin_socket: "/run/mesh/coordinator.sock".into(),
+            state_dir: "/var/lib/mesh-coordinator".into(),
+            admin_socket: "/run/mesh-coordinator/coordinator.sock".into(),
             heartbeat_seconds: 20,
             restored: false,
             network: NetworkConfig::default(),

@@ -1,14 +1,21 @@
 //! The command line, as it is parsed: every flag is also an environment variable.
 
-use std::{ffi::OsStr, path::PathBuf};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 use clap::{Arg, ArgAction, Args, CommandFactory as _, Parser, Subcommand, builder::BoolishValueParser};
+
+use ringmesh_node::config::{DEFAULT_RELAY_SOCKET, DEFAULT_SOCKET};
 
 use crate::{
     command::{
         cleanup, coordinator, demo, dns, filter, join, network, node, nodes, ping, policy, relay, status,
         token, trace, why,
     },
+    connect::Connection,
+    daemon::Daemon,
     failure::{Exit, Failure},
     output::Format,
 };
@@ -119,6 +126,24 @@ pub(crate) struct NodeSocket {
     pub(crate) socket: PathBuf,
 }
 
+impl NodeSocket {
+    /// Connects to the node daemon. On a machine that is only a relay that daemon is the relay, with a socket of its own: it is
+    /// asked where no other one was named.
+    pub(crate) async fn connect(&self) -> Result<Connection, Failure> {
+        let relay = Path::new(DEFAULT_RELAY_SOCKET);
+        match Connection::open(Daemon::Node, &self.socket).await {
+            Err(failure)
+                if failure.exit() == Exit::NotRunning
+                    && self.socket == Path::new(DEFAULT_SOCKET)
+                    && relay.exists() =>
+            {
+                Connection::open(Daemon::Relay, relay).await
+            }
+            result => result,
+        }
+    }
+}
+
 /// Where the coordinator answers its operators.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AdminSocket {
@@ -127,7 +152,7 @@ pub(crate) struct AdminSocket {
         long,
         env = "MESH_COORDINATOR_SOCKET",
         value_name = "PATH",
-        default_value = "/run/mesh/coordinator.sock"
+        default_value = "/run/mesh-coordinator/coordinator.sock"
     )]
     pub(crate) socket: PathBuf,
 }
@@ -167,7 +192,7 @@ pub(crate) fn seconds(text: &str) -> Result<u64, String> {
 }
 
 /// The path seen from `/`, where daemons live.
-pub(crate) fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| {
         Failure::new(Exit::Usage, format!("the path {} cannot be used", path.display()))
             .cause(error.to_string())

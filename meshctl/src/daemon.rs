@@ -1,4 +1,4 @@
-//! The two daemons as the command line sees them: what they are called, where they answer, how they are started.
+//! The daemons as the command line sees them: what they are called, where they answer, how they are started.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,8 @@ pub(crate) enum Daemon {
     Node,
     /// The coordinator, `mesh-coordinator`.
     Coordinator,
+    /// The relay, `mesh-relay`: the node daemon in another role.
+    Relay,
 }
 
 impl Daemon {
@@ -17,6 +19,7 @@ impl Daemon {
         match self {
             Self::Node => "meshd",
             Self::Coordinator => "mesh-coordinator",
+            Self::Relay => "mesh-relay",
         }
     }
 
@@ -25,6 +28,7 @@ impl Daemon {
         match self {
             Self::Node => ["node", "run"],
             Self::Coordinator => ["coordinator", "run"],
+            Self::Relay => ["relay", "run"],
         }
     }
 
@@ -33,13 +37,14 @@ impl Daemon {
         match self {
             Self::Node => "meshd.service",
             Self::Coordinator => "mesh-coordinator.service",
+            Self::Relay => "mesh-relay.service",
         }
     }
 
     /// Its log in the state directory when it runs in the background.
     pub(crate) fn log(self, state_dir: &Path) -> PathBuf {
         state_dir.join(match self {
-            Self::Node => "meshd.log",
+            Self::Node | Self::Relay => "meshd.log",
             Self::Coordinator => "coordinator.log",
         })
     }
@@ -59,6 +64,7 @@ impl Daemon {
                     .to_owned()
             }
             Self::Coordinator => "meshctl coordinator up".to_owned(),
+            Self::Relay => "meshctl relay run --token TOKEN".to_owned(),
         }
     }
 }

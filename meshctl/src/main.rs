@@ -1,6 +1,6 @@
 //! `meshctl`, the one executable of Ringmesh: the command line, the node daemon and the coordinator.
 //!
-//! Called as `meshd` or `mesh-coordinator` (a link of that name) it is that daemon. [`cli`] says what can be asked, `command/`
+//! Called as `meshd`, `mesh-coordinator` or `mesh-relay` (a link of that name) it is that daemon. [`cli`] says what can be asked, `command/`
 //! does it, [`output`] says what came of it, [`failure`] how it ends.
 
 #![forbid(unsafe_code)]
@@ -76,7 +76,8 @@ fn misunderstood(text: &str) -> Failure {
 fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let called = arguments.next().unwrap_or_default();
     let name = Path::new(&called).file_name().unwrap_or_default();
-    let daemon = [Daemon::Node, Daemon::Coordinator].into_iter().find(|daemon| name == daemon.name());
+    let daemon =
+        [Daemon::Node, Daemon::Coordinator, Daemon::Relay].into_iter().find(|daemon| name == daemon.name());
     let words = daemon.map(Daemon::arguments).into_iter().flatten().map(OsString::from);
     [OsString::from("meshctl")].into_iter().chain(words).chain(arguments).collect()
 }
@@ -132,6 +133,7 @@ mod tests {
         assert_eq!(words("/usr/bin/meshctl", &["status"]), ["meshctl", "status"]);
         assert_eq!(words("/usr/sbin/meshd", &["--io", "poll"]), ["meshctl", "node", "run", "--io", "poll"]);
         assert_eq!(words("mesh-coordinator", &[]), ["meshctl", "coordinator", "run"]);
+        assert_eq!(words("mesh-relay", &[]), ["meshctl", "relay", "run"]);
         assert_eq!(words("./meshctl-0.1", &["version"]), ["meshctl", "version"]);
     }
 

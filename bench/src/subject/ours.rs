@@ -15,7 +15,7 @@ use super::{Daemons, Up, output};
 use crate::cpu::cpus;
 
 /// Where the daemons listen for clients; every host has its own `/run`.
-const COORDINATOR_SOCKET: &str = "/run/mesh/coordinator.sock";
+const COORDINATOR_SOCKET: &str = "/run/mesh-coordinator/coordinator.sock";
 const NODE_SOCKET: &str = "/run/mesh/meshd.sock";
 const PORT: u16 = 443;
 /// Where a node takes SSH streams when it is asked to.

@@ -4,8 +4,6 @@ use ringmesh_proto::local::{DnsQueryRequest, DnsStatusRequest};
 
 use crate::{
     cli::NodeSocket,
-    connect::Connection,
-    daemon::Daemon,
     failure::{Exit, Failure},
     output::{
         self, Format,
@@ -37,14 +35,14 @@ pub(crate) enum Command {
 pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
         Command::Status { socket } => {
-            let node = Connection::open(Daemon::Node, &socket.socket).await?;
+            let node = socket.connect().await?;
             let response = node
                 .call("show how names are answered", node.local().dns_status(DnsStatusRequest {}))
                 .await?;
             output::result(format, &Status::from(response))
         }
         Command::Query { name, kind, socket } => {
-            let node = Connection::open(Daemon::Node, &socket.socket).await?;
+            let node = socket.connect().await?;
             let doing = format!("resolve {name}");
             let request = DnsQueryRequest { name: name.clone(), r#type: kind.to_ascii_uppercase() };
             let response = node.call(&doing, node.local().dns_query(request)).await?;

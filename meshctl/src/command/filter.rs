@@ -4,8 +4,6 @@ use ringmesh_proto::local::{AddDenialRequest, FilterRequest, RemoveDenialRequest
 
 use crate::{
     cli::{NodeSocket, seconds},
-    connect::Connection,
-    daemon::Daemon,
     failure::{Exit, Failure},
     output::{
         self, Format,
@@ -128,18 +126,18 @@ impl What {
 pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
         Command::List { socket } => {
-            let node = Connection::open(Daemon::Node, &socket.socket).await?;
+            let node = socket.connect().await?;
             let response = node.call("show the filter", node.local().filter(FilterRequest {})).await?;
             output::result(format, &Filter::from(response))
         }
         Command::Add { what, socket } => {
             let request = what.request()?;
-            let node = Connection::open(Daemon::Node, &socket.socket).await?;
+            let node = socket.connect().await?;
             let response = node.call("add the denial", node.local().add_denial(request)).await?;
             output::result(format, &Added { denial: Denial::from(response.denial.unwrap_or_default()) })
         }
         Command::Remove { id, socket } => {
-            let node = Connection::open(Daemon::Node, &socket.socket).await?;
+            let node = socket.connect().await?;
             let request = RemoveDenialRequest { id };
             let doing = format!("remove denial {id}");
             node.call(&doing, node.local().remove_denial(request)).await?;

@@ -4,15 +4,13 @@ use ringmesh_proto::local::LeaveRequest;
 
 use super::status::{self, Args};
 use crate::{
-    connect::Connection,
-    daemon::Daemon,
     failure::Failure,
     output::{self, Format, leave::Left},
 };
 
 /// `meshctl leave`.
 pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
-    let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
+    let connection = args.socket.connect().await?;
     let before = status::ask(&connection).await?;
     let removed = before.state == "removed";
     let name = before.network.and_then(|network| network.self_).map(|me| me.name);

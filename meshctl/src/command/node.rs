@@ -174,10 +174,18 @@ impl BackEnd {
 impl Common {
     /// The file, with flags and variables laid over it; not checked as a whole, since more may be laid over it.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
-        let file = match &self.config {
+        self.lay_over(match &self.config {
             Some(path) => Config::load(path),
             None => Config::load_default(),
-        };
+        })
+    }
+
+    /// The same for a relay, which has a file and places of its own.
+    pub(crate) fn relay_config(&self) -> Result<Config, Failure> {
+        self.lay_over(Config::load_relay(self.config.as_deref()))
+    }
+
+    fn lay_over(&self, file: Result<Config, ringmesh_node::Failure>) -> Result<Config, Failure> {
         let mut config = file.map_err(|failure| process::node_failure("read the configuration", &failure))?;
         let over = self.clone();
         config.state_dir = absolute(&over.state_dir.unwrap_or(config.state_dir))?;

@@ -6,8 +6,6 @@ use ringmesh_proto::local::PingRequest;
 
 use crate::{
     cli::NodeSocket,
-    connect::Connection,
-    daemon::Daemon,
     failure::{Exit, Failure},
     output::{self, Format, ping::Ping},
 };
@@ -35,7 +33,7 @@ pub(crate) struct Args {
 
 /// `meshctl ping`; succeeds if any echo was answered.
 pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
-    let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
+    let connection = args.socket.connect().await?;
     let doing = format!("ping {}", args.node);
     let request = PingRequest {
         node: args.node,

@@ -32,6 +32,11 @@ pub(crate) enum Command {
 
 /// How to be a relay.
 #[derive(Debug, clap::Args)]
+#[command(
+    mut_arg("config", |arg| arg.help("Its configuration file [default: /etc/mesh/relay.toml, if there]")),
+    mut_arg("state_dir", |arg| arg.help("Where it keeps key, membership and map [default: /var/lib/mesh-relay]")),
+    mut_arg("socket", |arg| arg.help("Its unix socket [default: /run/mesh-relay/meshd.sock]")),
+)]
 pub(crate) struct Run {
     #[command(flatten)]
     newcomer: join::Newcomer,
@@ -98,7 +103,7 @@ pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
 }
 
 fn serve(format: Format, args: Run) -> Result<(), Failure> {
-    let config = args.relay.lay_over(args.common.config()?)?;
+    let config = args.relay.lay_over(args.common.relay_config()?)?;
     if args.daemon.check {
         process::checked();
         return Ok(());

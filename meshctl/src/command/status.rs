@@ -5,7 +5,6 @@ use ringmesh_proto::local::{StatusRequest, StatusResponse};
 use crate::{
     cli::NodeSocket,
     connect::Connection,
-    daemon::Daemon,
     failure::{Exit, Failure},
     output::{self, Format, peers::Peers, status::Status},
 };
@@ -27,7 +26,7 @@ pub(crate) async fn ask(connection: &Connection) -> Result<StatusResponse, Failu
 
 /// `meshctl status`.
 pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
-    let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
+    let connection = args.socket.connect().await?;
     let status = ask(&connection).await?;
     let verdict = verdict(&status);
     output::result(format, &Status::from(status))?;
@@ -36,7 +35,7 @@ pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
 
 /// `meshctl peers`.
 pub(crate) async fn peers(format: Format, args: Args) -> Result<(), Failure> {
-    let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
+    let connection = args.socket.connect().await?;
     let status = ask(&connection).await?;
     let verdict = verdict(&status);
     output::result(format, &Peers::from(status))?;

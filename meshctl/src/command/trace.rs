@@ -40,7 +40,7 @@ pub(crate) struct Args {
         long,
         env = "MESH_COORDINATOR_SOCKET",
         value_name = "PATH",
-        default_value = "/run/mesh/coordinator.sock"
+        default_value = "/run/mesh-coordinator/coordinator.sock"
     )]
     coordinator_socket: PathBuf,
     #[command(flatten)]

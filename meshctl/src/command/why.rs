@@ -4,8 +4,6 @@ use ringmesh_proto::local::WhyRequest;
 
 use crate::{
     cli::NodeSocket,
-    connect::Connection,
-    daemon::Daemon,
     failure::Failure,
     output::{self, Format, why::Why},
 };
@@ -21,7 +19,7 @@ pub(crate) struct Args {
 
 /// `meshctl why`. That a peer is not reached is an answer, and no failure of the question.
 pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
-    let connection = Connection::open(Daemon::Node, &args.socket.socket).await?;
+    let connection = args.socket.connect().await?;
     let doing = format!("tell how {} is reached", args.node);
     let request = WhyRequest { node: args.node };
     let answer = connection.call(&doing, connection.local().why(request)).await?;

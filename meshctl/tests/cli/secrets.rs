@@ -110,7 +110,7 @@ fn no_secret_is_in_argv_environment_trace_log_or_the_coordinators_files() {
         let all: Vec<&Canary> = tokens.iter().chain(secrets.iter().flatten()).collect();
         is_clean(&by_flag, "/var/lib/mesh/meshd.log", &all);
         is_clean(&by_variable, "/var/lib/mesh/meshd.log", &all);
-        is_clean(&coordinator, "/var/lib/mesh/coordinator/coordinator.log", &all);
+        is_clean(&coordinator, "/var/lib/mesh-coordinator/coordinator.log", &all);
 
         // Stopped, so that nothing waits to be written.
         coordinator.run(&["coordinator", "down"]).ok();

@@ -29,6 +29,12 @@ pub const DEFAULT_CONFIG: &str = "/etc/mesh/node.toml";
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh";
 /// Where the local API listens by default.
 pub const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
+/// Where a relay's configuration is looked for if no other file is named.
+pub const DEFAULT_RELAY_CONFIG: &str = "/etc/mesh/relay.toml";
+/// Where a relay's state lies by default.
+pub const DEFAULT_RELAY_STATE_DIR: &str = "/var/lib/mesh-relay";
+/// Where a relay's local API listens by default.
+pub const DEFAULT_RELAY_SOCKET: &str = "/run/mesh-relay/meshd.sock";
 /// Where links of other programs are accepted by default.
 pub const DEFAULT_LINK_SOCKET: &str = "/run/mesh/link.sock";
 /// The UDP port tried first when none is fixed.
@@ -146,6 +152,30 @@ impl Config {
     pub fn load_default() -> Result<Self, Failure> {
         let path = Path::new(DEFAULT_CONFIG);
         if path.exists() { Self::load(path) } else { Ok(Self::default()) }
+    }
+
+    /// Reads the file of a daemon that is a relay and nothing else: `path`, or [`DEFAULT_RELAY_CONFIG`] if it exists. State and
+    /// socket are a relay's own unless the file says otherwise, so that a node can run beside it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_relay(path: Option<&Path>) -> Result<Self, Failure> {
+        let usual = Path::new(DEFAULT_RELAY_CONFIG);
+        let mut config = match path.or_else(|| usual.exists().then_some(usual)) {
+            Some(path) => Self::load(path)?,
+            None => Self::default(),
+        };
+        // What the file leaves out is what a node would have.
+        for (key, node, relay) in [
+            (&mut config.state_dir, DEFAULT_STATE_DIR, DEFAULT_RELAY_STATE_DIR),
+            (&mut config.socket, DEFAULT_SOCKET, DEFAULT_RELAY_SOCKET),
+        ] {
+            if key.as_path() == Path::new(node) {
+                *key = relay.into();
+            }
+        }
+        config.relay.get_or_insert_default();
+        Ok(config)
     }
 
     fn parse(text: &str, name: &str) -> Result<Self, Failure> {
@@ -382,6 +412,19 @@ mod tests {
         assert_eq!(relay.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(relay.forwarded_header, ringmesh_relay::ForwardedHeader::Forwarded);
         assert_eq!(Config::parse("[relay]", "node.toml").unwrap().relay, Some(RelayMode::default()));
+    }
+
+    #[test]
+    fn a_relay_has_places_of_its_own_unless_its_file_says_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("relay.toml");
+        fs::write(&file, "listen_port = 3478\nsocket = \"/r/x.sock\"\n").unwrap();
+        let relay = Config::load_relay(Some(&file)).unwrap();
+        assert_eq!(relay.state_dir, Path::new(DEFAULT_RELAY_STATE_DIR));
+        assert_eq!((relay.socket.to_str(), relay.listen_port), (Some("/r/x.sock"), Some(3478)));
+        assert_eq!(relay.relay, Some(RelayMode::default()));
+        fs::write(&file, "listen_prot = 3478\n").unwrap();
+        assert!(Config::load_relay(Some(&file)).unwrap_err().to_string().contains("line 1"));
     }
 
     #[test]

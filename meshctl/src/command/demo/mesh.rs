@@ -37,7 +37,7 @@ use crate::{
 pub(super) const LOGS: &str = "/run/ringmesh-demo";
 /// Where the daemons answer, each on its own machine.
 const NODE_SOCKET: &str = "/run/mesh/meshd.sock";
-const ADMIN_SOCKET: &str = "/run/mesh/coordinator.sock";
+const ADMIN_SOCKET: &str = "/run/mesh-coordinator/coordinator.sock";
 /// A daemon that is not ready by then does not start.
 const START: Duration = Duration::from_secs(20);
 /// A daemon asked to end gets this long.
