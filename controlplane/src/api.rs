@@ -7,7 +7,7 @@ mod admin;
 pub(crate) mod challenge;
 mod control;
 pub mod convert;
-mod local;
+mod guard;
 mod policy;
 mod relay;
 mod sync;
@@ -63,23 +63,13 @@ pub async fn operator_routes(coordinator: &Coordinator) -> Routes {
     let reflection_v1alpha = reflection().build_v1alpha().expect("invariant: our own descriptors");
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(local::OperatorsOnly(
-            NetworkServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
-        ))
-        .add_service(local::OperatorsOnly(
-            NodeServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
-        ))
-        .add_service(local::OperatorsOnly(
-            TokenServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
-        ))
-        .add_service(local::OperatorsOnly(
-            PolicyServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
-        ))
-        .add_service(local::OperatorsOnly(
-            RelayServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE),
-        ))
-        .add_service(local::OperatorsOnly(health))
-        .add_service(local::OperatorsOnly(reflection_v1))
-        .add_service(local::OperatorsOnly(reflection_v1alpha));
-    routes.routes()
+        .add_service(NetworkServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(NodeServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(TokenServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(PolicyServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(RelayServiceServer::new(admin()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(health)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha);
+    guard::Guard::before(routes.routes())
 }

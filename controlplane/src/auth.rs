@@ -4,6 +4,7 @@
 
 mod failures;
 mod nonce;
+mod pass;
 
 use ringmesh_proto::control as proto;
 use ringmesh_tunnel::{
@@ -14,12 +15,13 @@ use ringmesh_tunnel::{
 pub(crate) use self::{
     failures::Failures,
     nonce::{Nonces, random},
+    pass::{MayLook, Operator, Pass, Reader, Steward},
 };
 use crate::{
     coordinator::Coordinator,
     error::Refused,
     network::{NetworkState, enroll::Joiner},
-    server::{Caller, Connection},
+    server::Connection,
 };
 
 /// Somebody who has proved to be a `P`.
@@ -31,21 +33,6 @@ pub(crate) struct Authed<P> {
 impl<P> Authed<P> {
     pub(crate) const fn who(&self) -> &P {
         &self.who
-    }
-}
-
-/// Root or the coordinator's own user on this machine.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Operator {
-    /// By the kernel.
-    uid: u32,
-}
-
-impl Operator {
-    /// The user's name on this machine, or its number. May ask a directory service, and so take its time.
-    pub(crate) fn user_name(self) -> String {
-        let user = nix::unistd::User::from_uid(self.uid.into());
-        user.ok().flatten().map_or_else(|| format!("uid {}", self.uid), |user| user.name)
     }
 }
 
@@ -72,12 +59,6 @@ pub(crate) struct Joining {
     pub(crate) joiner: Joiner,
 }
 
-impl MayRemove for Operator {
-    fn may_remove(&self, _: NetworkId, _: NodeId) -> bool {
-        true
-    }
-}
-
 impl MayRemove for Itself {
     fn may_remove(&self, _: NetworkId, _: NodeId) -> bool {
         true
@@ -90,25 +71,16 @@ impl MayRemove for NodeOf {
     }
 }
 
+/// Who may make a network: an operator of all of them, or the coordinator.
+pub(crate) trait MayMakeNetworks {}
+
+impl MayMakeNetworks for Steward {}
+impl MayMakeNetworks for Itself {}
+
 impl Authed<Itself> {
     /// For the coordinator's own tasks.
     pub(crate) const fn itself() -> Self {
         Self { who: Itself }
-    }
-}
-
-impl Authed<Operator> {
-    /// By what the kernel says of the program at the other end of the unix socket.
-    pub(crate) fn of_caller<T>(request: &tonic::Request<T>) -> Result<Self, Refused> {
-        match request.extensions().get::<Caller>() {
-            Some(caller) if caller.is_operator() => Ok(Self { who: Operator { uid: caller.uid } }),
-            Some(caller) => {
-                tracing::warn!(uid = caller.uid, pid = caller.pid, "refused a local caller");
-                Err(Refused::NotOperator { uid: caller.uid })
-            }
-            // Not the unix socket.
-            None => Err(Refused::NotPermitted),
-        }
     }
 }
 

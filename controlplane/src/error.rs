@@ -62,6 +62,8 @@ pub(crate) enum Refused {
     RelayDown,
     #[error("this is not permitted here")]
     NotPermitted,
+    #[error("the API key is for one network, and this concerns the whole coordinator")]
+    NotOfOneNetwork,
     #[error("user {uid} may not give orders to this coordinator: only root and its own user may (use sudo)")]
     NotOperator { uid: u32 },
     #[error("too many failed attempts from this address; wait a minute")]
@@ -137,7 +139,9 @@ impl Refused {
             Self::Proof | Self::NoSession => (Unauthenticated, Reason::ProofInvalid),
             Self::NodeUnknown => (NotFound, Reason::NodeUnknown),
             Self::NodeRemoved => (PermissionDenied, Reason::NodeRemoved),
-            Self::NotPermitted | Self::NotOperator { .. } => (PermissionDenied, Reason::NotPermitted),
+            Self::NotPermitted | Self::NotOfOneNetwork | Self::NotOperator { .. } => {
+                (PermissionDenied, Reason::NotPermitted)
+            }
             Self::Barred
             | Self::TooManyChallenges
             | Self::Contended

@@ -1,4 +1,4 @@
-//! `ringmesh.admin.v1`: what operators ask. Every method begins with the proof that the caller is one.
+//! `ringmesh.admin.v1`: what operators and automation ask. Every method begins with the proof of what the caller may.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::{convert, relay};
 use crate::{
-    auth::{Authed, NodeOf, Operator},
+    auth::{Authed, MayLook, NodeOf, Operator, Reader, Steward},
     config::NetworkConfig,
     coordinator::Coordinator,
     error::Refused,
@@ -36,10 +36,12 @@ impl Admin {
         Self { coordinator }
     }
 
-    /// Finds a network by its name or id; empty: the only one.
-    pub(super) fn network(&self, _by: &Authed<Operator>, name: &str) -> Result<NetworkId, Refused> {
+    /// Finds a network by its name or id; empty: the only one. The one place that decides which networks are there for whom:
+    /// what is outside of a caller's scope is not told apart from what does not exist.
+    pub(super) fn network(&self, by: &Authed<impl MayLook>, name: &str) -> Result<NetworkId, Refused> {
+        let scope = by.who().scope();
         self.coordinator.with_registry(|registry| {
-            let mut all = registry.networks();
+            let mut all = registry.networks().filter(|state| scope.has(state.id));
             if !name.is_empty() {
                 let named = |state: &&NetworkState| state.name == name || state.id.to_string() == name;
                 return all
@@ -51,7 +53,8 @@ impl Admin {
                 (Some(only), None) => Ok(only.id()),
                 (None, _) => Err(Refused::NetworkNotFound(name.into())),
                 (Some(_), Some(_)) => {
-                    let names: Vec<&str> = registry.networks().map(|state| state.name.as_str()).collect();
+                    let seen = registry.networks().filter(|state| scope.has(state.id));
+                    let names: Vec<&str> = seen.map(|state| state.name.as_str()).collect();
                     Err(Refused::NetworkAmbiguous(names.join(", ")))
                 }
             }
@@ -95,9 +98,10 @@ impl NetworkService for Admin {
         &self,
         request: Request<proto::ListNetworksRequest>,
     ) -> Answer<proto::ListNetworksResponse> {
-        let _operator = Authed::<Operator>::of_caller(&request)?;
+        let scope = Authed::<Reader>::of(&request)?.who().scope();
         let networks = self.coordinator.with_registry(|registry| {
-            registry.networks().map(|state| convert::network(state, registry.revision())).collect()
+            let seen = registry.networks().filter(|state| scope.has(state.id));
+            seen.map(|state| convert::network(state, registry.revision())).collect()
         });
         Ok(Response::new(proto::ListNetworksResponse { networks }))
     }
@@ -106,7 +110,7 @@ impl NetworkService for Admin {
         &self,
         request: Request<proto::CreateNetworkRequest>,
     ) -> Answer<proto::CreateNetworkResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let steward = Authed::<Steward>::of(&request)?;
         let proto::CreateNetworkRequest { name, ipv4_pool, zone, request_id: _ } = request.into_inner();
         let default = NetworkConfig::default();
         let config = NetworkConfig {
@@ -117,7 +121,7 @@ impl NetworkService for Admin {
             },
             zone: if zone.is_empty() { default.zone } else { zone },
         };
-        let id = self.coordinator.create_network(&operator, &config).await?;
+        let id = self.coordinator.create_network(&steward, &config).await?;
         let network =
             self.coordinator.with_place(id, |state, place| convert::network(state, place.durable))?;
         Ok(Response::new(proto::CreateNetworkResponse { network: Some(network) }))
@@ -130,8 +134,8 @@ impl NodeService for Admin {
         &self,
         request: Request<proto::ListNodesRequest>,
     ) -> Answer<proto::ListNodesResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
-        let network = self.network(&operator, &request.get_ref().network)?;
+        let reader = Authed::<Reader>::of(&request)?;
+        let network = self.network(&reader, &request.get_ref().network)?;
         let presences = self.coordinator.presence();
         let response = self.coordinator.with_place(network, |state, place| {
             let nodes = state.nodes.iter().map(|(id, node)| {
@@ -147,7 +151,7 @@ impl NodeService for Admin {
         &self,
         request: Request<proto::RemoveNodeRequest>,
     ) -> Answer<proto::RemoveNodeResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let operator = Authed::<Operator>::of(&request)?;
         let network = self.network(&operator, &request.get_ref().network)?;
         let who = self.find(network, &request.get_ref().node)?;
         let node = self.node(who)?;
@@ -170,16 +174,16 @@ impl NodeService for Admin {
         &self,
         request: Request<proto::WaitInstalledRequest>,
     ) -> Answer<proto::WaitInstalledResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let reader = Authed::<Reader>::of(&request)?;
         let proto::WaitInstalledRequest { network, revision, wait_ms } = request.into_inner();
-        let network = self.network(&operator, &network)?;
+        let network = self.network(&reader, &network)?;
         let revision = match revision {
             0 => self.coordinator.with_place(network, |_, place| place.durable)?,
             named => named,
         };
         let patience = Duration::from_millis(wait_ms.into());
         let installation =
-            self.coordinator.installation(&operator, network, revision, Instant::now(), patience).await?;
+            self.coordinator.installation(&reader, network, revision, Instant::now(), patience).await?;
         Ok(Response::new(convert::installation(installation)))
     }
 
@@ -188,7 +192,7 @@ impl NodeService for Admin {
         request: Request<proto::AddStockDeviceRequest>,
     ) -> Answer<proto::AddStockDeviceResponse> {
         use base64::{Engine as _, engine::general_purpose::STANDARD};
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let operator = Authed::<Operator>::of(&request)?;
         let request = request.into_inner();
         let network = self.network(&operator, &request.network)?;
         let key = request.public_key.parse().map_err(Refused::field("public_key"))?;
@@ -206,7 +210,7 @@ impl TokenService for Admin {
         &self,
         request: Request<proto::CreateTokenRequest>,
     ) -> Answer<proto::CreateTokenResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let operator = Authed::<Operator>::of(&request)?;
         let request = request.into_inner();
         let network = self.network(&operator, &request.network)?;
         let wish = Wish {
@@ -225,8 +229,8 @@ impl TokenService for Admin {
         &self,
         request: Request<proto::ListTokensRequest>,
     ) -> Answer<proto::ListTokensResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
-        let network = self.network(&operator, &request.get_ref().network)?;
+        let reader = Authed::<Reader>::of(&request)?;
+        let network = self.network(&reader, &request.get_ref().network)?;
         let tokens = self.coordinator.with_network(network, |state| {
             state.tokens.iter().map(|(id, token)| convert::token(*id, &token.row)).collect()
         })?;
@@ -237,7 +241,7 @@ impl TokenService for Admin {
         &self,
         request: Request<proto::RevokeTokenRequest>,
     ) -> Answer<proto::RevokeTokenResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let operator = Authed::<Operator>::of(&request)?;
         let request = request.into_inner();
         let network = self.network(&operator, &request.network)?;
         let id = request.id.parse().map_err(Refused::field("id"))?;
@@ -252,9 +256,9 @@ impl RelayService for Admin {
         &self,
         request: Request<proto::ListRelayClientsRequest>,
     ) -> Answer<proto::ListRelayClientsResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
-        let network = self.network(&operator, &request.get_ref().network)?;
-        let report = self.coordinator.relay_report(&operator, network).await?;
+        let reader = Authed::<Reader>::of(&request)?;
+        let network = self.network(&reader, &request.get_ref().network)?;
+        let report = self.coordinator.relay_report(&reader, network).await?;
         let response = self.coordinator.with_network(network, |state| relay::clients(&report, state))?;
         Ok(Response::new(response))
     }

@@ -15,7 +15,7 @@ use super::{
     convert,
 };
 use crate::{
-    auth::{Authed, Operator},
+    auth::{Authed, Operator, Reader},
     coordinator::{Applied, Forecast, NameChange},
     error::Refused,
     network::{
@@ -66,9 +66,9 @@ impl PolicyService for Admin {
         &self,
         request: Request<proto::GetPolicyRequest>,
     ) -> Answer<proto::GetPolicyResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let reader = Authed::<Reader>::of(&request)?;
         let proto::GetPolicyRequest { network, revision } = request.into_inner();
-        let network = self.network(&operator, &network)?;
+        let network = self.network(&reader, &network)?;
         let mut response = self.coordinator.with_network(network, |state| {
             let held = state.policy.as_ref().map(|policy| &policy.signed.record);
             let is_in_force = revision == 0 || revision == state.policy_revision();
@@ -114,15 +114,15 @@ impl PolicyService for Admin {
         &self,
         request: Request<proto::PlanPolicyRequest>,
     ) -> Answer<proto::PlanPolicyResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let reader = Authed::<Reader>::of(&request)?;
         let proto::PlanPolicyRequest { network, text, most } = request.into_inner();
-        let network = self.network(&operator, &network)?;
+        let network = self.network(&reader, &network)?;
         let most = match most {
             0 => CHANGES,
             most => most.min(CHANGES_MAX),
         };
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let forecast = self.coordinator.plan_policy(&operator, network, text, most).await?;
+        let forecast = self.coordinator.plan_policy(&reader, network, text, most).await?;
         Ok(Response::new(planned(forecast)))
     }
 
@@ -131,7 +131,7 @@ impl PolicyService for Admin {
         request: Request<proto::ApplyPolicyRequest>,
     ) -> Answer<proto::ApplyPolicyResponse> {
         let begun = Instant::now();
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let operator = Authed::<Operator>::of(&request)?;
         let proto::ApplyPolicyRequest { network, text, base_revision, wait_ms, comment, request_id: _ } =
             request.into_inner();
         let network = self.network(&operator, &network)?;
@@ -144,9 +144,9 @@ impl PolicyService for Admin {
         &self,
         request: Request<proto::ListPoliciesRequest>,
     ) -> Answer<proto::ListPoliciesResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let reader = Authed::<Reader>::of(&request)?;
         let proto::ListPoliciesRequest { network, most } = request.into_inner();
-        let network = self.network(&operator, &network)?;
+        let network = self.network(&reader, &network)?;
         let most = if most == 0 { usize::MAX } else { usize::try_from(most).unwrap_or(usize::MAX) };
         let policies = self.coordinator.with_network(network, |state| {
             let in_force = state.policy.as_ref().and_then(|policy| policy.version);
@@ -161,7 +161,7 @@ impl PolicyService for Admin {
         request: Request<proto::RollbackPolicyRequest>,
     ) -> Answer<proto::ApplyPolicyResponse> {
         let begun = Instant::now();
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let operator = Authed::<Operator>::of(&request)?;
         let proto::RollbackPolicyRequest { network, revision, wait_ms, request_id: _, base_revision: _ } =
             request.into_inner();
         let network = self.network(&operator, &network)?;
@@ -170,12 +170,12 @@ impl PolicyService for Admin {
     }
 
     async fn trace(&self, request: Request<proto::TraceRequest>) -> Answer<proto::TraceResponse> {
-        let operator = Authed::<Operator>::of_caller(&request)?;
+        let reader = Authed::<Reader>::of(&request)?;
         let proto::TraceRequest { network, source, destination, protocol, port } = request.into_inner();
-        let network = self.network(&operator, &network)?;
+        let network = self.network(&reader, &network)?;
         let transport = Transport::parse(&protocol, port).map_err(Refused::from)?;
         let question = Question { source, destination, transport };
-        Ok(Response::new(traced(self.coordinator.trace(&operator, network, &question)?)))
+        Ok(Response::new(traced(self.coordinator.trace(&reader, network, &question)?)))
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Coordinator;
 use crate::{
-    auth::{Authed, NodeOf, Operator},
+    auth::{Authed, MayLook, NodeOf},
     error::Refused,
     store::Revision,
 };
@@ -50,7 +50,7 @@ impl Coordinator {
     /// If there is no such network, or no such revision yet.
     pub(crate) async fn installation(
         &self,
-        _by: &Authed<Operator>,
+        _by: &Authed<impl MayLook>,
         network: NetworkId,
         revision: Revision,
         since: Instant,

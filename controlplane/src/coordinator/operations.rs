@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::Coordinator;
 use crate::{
-    auth::{Authed, Joining, MayRemove, NodeOf, Operator},
+    auth::{Authed, Joining, MayMakeNetworks, MayRemove, NodeOf, Operator},
     config::NetworkConfig,
     error::Refused,
     network::{
@@ -131,7 +131,7 @@ impl Coordinator {
     /// Makes a network.
     pub(crate) async fn create_network(
         &self,
-        _by: &Authed<impl MayRemove>,
+        _by: &Authed<impl MayMakeNetworks>,
         config: &NetworkConfig,
     ) -> Result<NetworkId, Refused> {
         config.check().map_err(Refused::field("network"))?;

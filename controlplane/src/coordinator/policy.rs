@@ -18,7 +18,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{Coordinator, MAX_TRIES};
 use crate::{
-    auth::{Authed, NodeOf, Operator},
+    auth::{Authed, MayLook, NodeOf, Operator},
     error::Refused,
     network::{
         NetworkState, Plan, Registry,
@@ -82,9 +82,8 @@ impl Coordinator {
         base: Revision,
         comment: &str,
     ) -> Result<Applied, Refused> {
-        let operator = *by.who();
         let text: Arc<str> = text.into();
-        let user = blocking(move || operator.user_name()).await?;
+        let user = by.who().actor().await.name;
         for attempt in 0..MAX_TRIES {
             // Members who come and go may make what was compiled stale each time; they wait if that goes on.
             let permit = self.permit().await?;
@@ -156,7 +155,7 @@ impl Coordinator {
     /// Says what is wrong with a policy file and what it would change, and changes nothing.
     pub(crate) async fn plan_policy(
         &self,
-        _by: &Authed<Operator>,
+        _by: &Authed<impl MayLook>,
         network: NetworkId,
         text: String,
         most: usize,
@@ -206,7 +205,7 @@ impl Coordinator {
     /// Follows a packet from one member to another.
     pub(crate) fn trace(
         &self,
-        _by: &Authed<Operator>,
+        _by: &Authed<impl MayLook>,
         network: NetworkId,
         question: &Question,
     ) -> Result<Trace, Refused> {

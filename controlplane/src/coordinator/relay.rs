@@ -14,7 +14,7 @@ use ringmesh_tunnel::key::{NetworkId, NodeId};
 
 use super::{Coordinator, MaintenanceError};
 use crate::{
-    auth::{Authed, Operator},
+    auth::{Authed, MayLook},
     error::Refused,
     network::{
         NetworkState, Plan, Registry,
@@ -96,7 +96,7 @@ impl Coordinator {
     /// What the relay tells of a network.
     pub(crate) async fn relay_report(
         &self,
-        _by: &Authed<Operator>,
+        _by: &Authed<impl MayLook>,
         network: NetworkId,
     ) -> Result<NetworkReport, Refused> {
         if !self.0.options.relay {

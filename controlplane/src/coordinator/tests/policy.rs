@@ -10,7 +10,7 @@ use ringmesh_tunnel::{
 
 use super::*;
 use crate::{
-    auth::{Authed, Operator},
+    auth::{Authed, Operator, Pass},
     error::Refused,
     network::{NetworkState, members, policies},
     server::Caller,
@@ -200,9 +200,8 @@ async fn members_who_come_and_go_do_not_hold_a_policy_off() {
     };
     // It takes so long to compile that somebody comes or goes each time.
     let rule = "[[allow]]\nfrom='*'\nto='*'\nprotocol='tcp'\nports=[1,3,5,7,9]\n";
-    let mut request = tonic::Request::new(());
-    request.extensions_mut().insert(Caller { uid: nix::unistd::geteuid().as_raw(), pid: None });
-    let operator = Authed::<Operator>::of_caller(&request).unwrap();
+    let user = Caller { uid: nix::unistd::geteuid().as_raw(), pid: None };
+    let operator: Authed<Operator> = Pass::of_user(&user).unwrap().try_into().unwrap();
     let before = coordinator.with_network(network, |state| state.roster).unwrap();
     let applied = coordinator.apply_policy(&operator, network, rule.repeat(2000), 0, "").await.unwrap();
     let after = coordinator.with_network(network, |state| state.roster).unwrap();
