@@ -17,7 +17,7 @@ fn up_starts_a_coordinator_once_and_prints_a_join_line_each_time() {
         let site = Site::new();
         let machine = site.machine("coordinator");
         let first = machine.run(&["coordinator", "up"]);
-        assert!(first.stderr.contains("/var/lib/mesh/coordinator/coordinator.log"), "{first:?}");
+        assert!(first.stderr.contains("/var/lib/mesh-coordinator/coordinator.log"), "{first:?}");
         assert!(
             first.stderr.contains(&format!("nodes will connect to {}:443 or [", machine.host.ipv4())),
             "{first:?}"
@@ -78,7 +78,7 @@ fn a_background_daemon_outlives_its_terminal() {
         {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        let log = machine.read("/var/lib/mesh/coordinator/coordinator.log").unwrap();
+        let log = machine.read("/var/lib/mesh-coordinator/coordinator.log").unwrap();
         let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let seen =
             |message: &str| events.iter().any(|event| event["message"].as_str().unwrap().contains(message));
@@ -234,7 +234,7 @@ fn a_taken_port_is_a_conflict_and_nothing_is_left_running() {
         assert!(message.contains("mesh-coordinator did not start") && message.contains("443"), "{message}");
         assert_eq!(machine.processes().len(), 0);
         assert!(
-            machine.read("/var/lib/mesh/coordinator/coordinator.log").is_none(),
+            machine.read("/var/lib/mesh-coordinator/coordinator.log").is_none(),
             "{:?}",
             machine.traces()
         );
