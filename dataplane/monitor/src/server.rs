@@ -1,8 +1,33 @@
-//! The HTTP side: few routes, little read, everything bounded.
+//! The HTTP side: few routes, little read, everything bounded. A connection is answered once and closed.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::Subject;
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+use crate::{Subject, answer};
+
+/// How many connections there are at most. Who comes when there are as many makes the oldest one go, so that no one can keep
+/// the others out by holding theirs.
+pub const CONNECTIONS: usize = 64;
+/// How long a request's head may take to come.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, with the reading of the answer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of a request is read at most, in bytes; and how many headers. Prometheus sends half a kilobyte.
+const HEAD_LIMIT: usize = 8192;
+const HEADERS: usize = 64;
+/// How long there is nothing accepted when the system has no descriptor left.
+const EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Why the address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +64,7 @@ impl Monitor {
         self.listener.local_addr()
     }
 
-    /// Answers until `shutdown` ends.
+    /// Answers until `shutdown` ends. What is being answered then is cut.
     ///
     /// # Errors
     /// Only if the listener cannot be used at all.
@@ -48,8 +73,55 @@ impl Monitor {
         subject: Arc<dyn Subject>,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        let listener = tokio::net::TcpListener::from_std(self.listener)?;
-        let routes = axum::Router::new().with_state(subject);
-        axum::serve(listener, routes).with_graceful_shutdown(shutdown).await
+        let listener = TcpListener::from_std(self.listener)?;
+        let routes = answer::routes(subject);
+        let mut crowd = Crowd::default();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => crowd.admit(stream, routes.clone()),
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection to the metrics was not accepted");
+                        sleep(EXHAUSTED).await;
+                    }
+                },
+                Some(_) = crowd.running.join_next() => {}
+            }
+        }
     }
+}
+
+/// The connections there are, oldest first.
+#[derive(Debug, Default)]
+struct Crowd {
+    running: JoinSet<()>,
+    order: VecDeque<AbortHandle>,
+}
+
+impl Crowd {
+    fn admit(&mut self, stream: TcpStream, routes: Router) {
+        self.order.retain(|connection| !connection.is_finished());
+        if self.order.len() >= CONNECTIONS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            oldest.abort();
+        }
+        self.order.push_back(self.running.spawn(async move {
+            // Broken off by either side: nobody is left to be told.
+            let _ = timeout(CONNECTION_TIMEOUT, answer(stream, routes)).await;
+        }));
+    }
+}
+
+async fn answer(stream: TcpStream, routes: Router) -> hyper::Result<()> {
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_LIMIT)
+        .max_headers(HEADERS)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .await
 }
