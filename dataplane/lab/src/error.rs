@@ -1,6 +1,6 @@
 //! What can go wrong, and what the person who runs into it can do.
 
-use std::{fmt, io};
+use std::{fmt, io, path::PathBuf};
 
 /// Why a lab, or something in it, could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +47,9 @@ pub enum LabError {
         /// The program's own words.
         said: String,
     },
+    /// The root directory of a small Debian is not there.
+    #[error("{0} is no Debian: deploy/dev/test makes it, as root")]
+    NoDebian(PathBuf),
     /// A host was to use a router with which it shares no switch.
     #[error("{host} is not on the router's switch: attach it first")]
     NotAttached {

@@ -105,17 +105,11 @@ impl Host {
     /// It is in a process group of its own, so a terminal's Ctrl-C is for the lab's holder to handle, and ends with
     /// the sandbox or, outside one, with the thread that started it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command, LabError> {
-        let join = self.namespace.joiner().map_err(|e| LabError::system("hold namespaces", e))?;
-        let mortal = sandbox::inside().is_none();
-        let mut command = Command::new(program);
-        command.process_group(0);
-        before_exec(&mut command, move || {
-            if mortal {
-                prctl::set_pdeathsig(Signal::SIGKILL)?;
-            }
-            join()
-        });
-        Ok(command)
+        command_in(&self.namespace, program)
+    }
+
+    pub(crate) fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
     }
 
     /// Runs `work` on this host, on a thread of its own, and answers its result.
@@ -228,4 +222,19 @@ impl Interface {
         self.switch.link_up(&self.port)?;
         self.switch.await_carrier(&self.port)
     }
+}
+
+/// A program to run in `namespace`; see [`Host::command`].
+pub(crate) fn command_in(namespace: &Namespace, program: impl AsRef<OsStr>) -> Result<Command, LabError> {
+    let join = namespace.joiner().map_err(|e| LabError::system("hold namespaces", e))?;
+    let mortal = sandbox::inside().is_none();
+    let mut command = Command::new(program);
+    command.process_group(0);
+    before_exec(&mut command, move || {
+        if mortal {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+        }
+        join()
+    });
+    Ok(command)
 }

@@ -21,12 +21,14 @@
 //!
 //! [`Lab::router`] puts a router between two switches, which may translate addresses; [`Host::block`] makes any host drop
 //! UDP, or TCP to a port (both by `nft`, Debian's package nftables). An [`Impair`] is a road between two addresses that
-//! loses, delays and alters datagrams by a seed, and a [`Capture`] shows what passed an interface.
+//! loses, delays and alters datagrams by a seed, and a [`Capture`] shows what passed an interface. [`debian`] boots a whole small
+//! Debian on a host, with systemd.
 
 #![deny(unsafe_code)]
 
 #[allow(unsafe_code, reason = "the kernel tells by getsockopt how many frames it dropped")]
 mod capture;
+pub mod debian;
 mod error;
 mod firewall;
 mod host;

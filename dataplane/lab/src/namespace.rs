@@ -69,6 +69,11 @@ impl Namespace {
         Ok(Self { held, id: (id.dev(), id.ino()) })
     }
 
+    /// A number that no other one on this machine has while this one is there.
+    pub(crate) fn unique(&self) -> u64 {
+        self.id.1
+    }
+
     /// The network namespace's descriptor, for netlink.
     pub(crate) fn net(&self) -> &File {
         &self.held[0].1
