@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 mod answer;
+mod listen;
 mod process;
 mod scrape;
 mod series;
@@ -20,6 +21,7 @@ pub use prometheus_client::{
 };
 
 pub use self::{
+    listen::Listen,
     series::{LABEL_LIMIT, Series},
     server::{BindError, CONNECTIONS, Monitor},
     subject::{Check, Subject, Version},

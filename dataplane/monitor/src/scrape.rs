@@ -51,7 +51,15 @@ impl Scrapes {
 
     async fn measure(&self) -> Result<String, Failure> {
         let mut ours = Registry::with_prefix(PREFIX);
-        timeout(MEASURING, self.subject.measure(&mut ours)).await.map_err(|_| Failure::Slow)?;
+        let measured = async {
+            self.subject.measure(&mut ours).await;
+            self.subject.ready().await
+        };
+        let checks = timeout(MEASURING, measured).await.map_err(|_| Failure::Slow)?;
+        let ready = checks
+            .iter()
+            .fold(Series::gauge(), |ready, check| ready.count([("check", check.name)], u64::from(check.ok)));
+        ours.register("ready", "Whether each check of /readyz holds, 1 or 0", ready);
         let version = self.subject.version();
         ours.register(
             "build",
