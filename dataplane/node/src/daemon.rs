@@ -29,48 +29,94 @@ use crate::{
     local::{LocalSocket, serve},
     mesh::{Mesh, Route, Stage},
     plane::{Plane, Prepared},
+    relaying::RelayPorts,
     state::{Identity, StateDir, StateFile},
 };
 
 /// How long `join` waits for the first map once the node is enrolled.
 const FIRST_MAP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Runs the daemon until `shutdown` completes; then interface, routes and socket are gone.
-///
-/// `ready` is sent to once the local API answers and, if the node has joined and holds a map, packets flow.
+/// The group that may read through a node's socket where none is configured and the machine has it.
+const NODE_GROUP: &str = "mesh";
+/// The same of a relay.
+const RELAY_GROUP: &str = "mesh-relay";
+
+/// A daemon that has its state directory, its socket and, if it is a relay, its ports, and does not run yet. Dropping it gives them
+/// back.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    state: Arc<StateDir>,
+    socket: LocalSocket,
+    ports: Option<Arc<RelayPorts>>,
+}
+
+/// Takes what can be taken before a runtime and threads are there, and with rights that a process may give up afterwards: all a relay
+/// needs, and a node's socket, which is given to its group. What a node needs of the network it takes when it joins, by
+/// `CAP_NET_ADMIN` and `CAP_NET_BIND_SERVICE`.
 ///
 /// # Errors
-/// The configuration, the state or the machine does not let it start, or the data plane broke; the message names the cure.
+/// The configuration, the state or the machine does not let it start; the message names the cure.
+pub fn bind(config: Config) -> Result<Bound, Failure> {
+    config.check()?;
+    let state = Arc::new(StateDir::open(&config.state_dir)?);
+    let usual = if config.relay.is_some() { RELAY_GROUP } else { NODE_GROUP };
+    let socket = LocalSocket::bind(&config.socket, config.socket_group.as_deref(), usual)?;
+    let ports = match &config.relay {
+        Some(mode) => Some(Arc::new(RelayPorts::bind(&config, mode)?)),
+        None => None,
+    };
+    Ok(Bound { config, state, socket, ports })
+}
+
+/// [`bind`]s and runs the daemon in a process that keeps its rights; see [`Bound::run`].
+///
+/// # Errors
+/// As [`bind`] and [`Bound::run`].
 pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send,
     ready: oneshot::Sender<()>,
 ) -> Result<(), Failure> {
-    config.check()?;
-    let state = Arc::new(StateDir::open(&config.state_dir)?);
-    take_back_what_was_left(&state).await;
-    let socket = LocalSocket::bind(&config.socket, config.socket_group.as_deref()).await?;
-    let daemon = Arc::new(Daemon::new(config, state));
-    daemon.resume().await?;
-    let (stop, stopped) = watch::channel(false);
-    let mut wait = stopped.clone();
-    let mut api = tokio::spawn(serve(Arc::clone(&daemon), socket, async move {
-        let _ = wait.wait_for(|stop| *stop).await;
-    }));
-    info!(version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
-    // Nobody has to wait for it.
-    let _ = ready.send(());
-    let result = tokio::select! {
-        () = shutdown => Ok(()),
-        words = daemon.broken() => Err(Failure::new(Reason::Host, words)),
-        ended = &mut api => ended.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string()))),
-    };
-    daemon.close().await;
-    let _ = stop.send(true);
-    // An open ping must not keep the daemon from ending.
-    let _ = timeout(Duration::from_secs(1), api).await;
-    info!("the node daemon ends");
-    result
+    bind(config)?.run(shutdown, ready).await
+}
+
+impl Bound {
+    /// Runs the daemon until `shutdown` completes; then interface, routes and socket are gone.
+    ///
+    /// `ready` is sent to once the local API answers and, if the node has joined and holds a map, packets flow.
+    ///
+    /// # Errors
+    /// The state or the machine does not let it start, or the data plane broke; the message names the cure.
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send,
+        ready: oneshot::Sender<()>,
+    ) -> Result<(), Failure> {
+        let Self { config, state, socket, ports } = self;
+        take_back_what_was_left(&state).await;
+        let daemon = Arc::new(Daemon::new(config, state, ports));
+        daemon.resume().await?;
+        let (stop, stopped) = watch::channel(false);
+        let mut wait = stopped.clone();
+        let mut api = tokio::spawn(serve(Arc::clone(&daemon), socket, async move {
+            let _ = wait.wait_for(|stop| *stop).await;
+        }));
+        info!(version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
+        // Nobody has to wait for it.
+        let _ = ready.send(());
+        let result = tokio::select! {
+            () = shutdown => Ok(()),
+            words = daemon.broken() => Err(Failure::new(Reason::Host, words)),
+            ended = &mut api => ended.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string()))),
+        };
+        daemon.close().await;
+        let _ = stop.send(true);
+        // An open ping must not keep the daemon from ending.
+        let _ = timeout(Duration::from_secs(1), api).await;
+        info!("the node daemon ends");
+        result
+    }
 }
 
 /// Takes back what a killed predecessor told the machine of names. What cannot be taken back is no reason not to start.
@@ -122,6 +168,8 @@ fn interface_socket() -> Result<std::net::UdpSocket, Failure> {
 pub(crate) struct Daemon {
     config: Config,
     state: Arc<StateDir>,
+    /// A relay's.
+    ports: Option<Arc<RelayPorts>>,
     mesh: RwLock<Option<Arc<Mesh>>>,
     /// Tells [`broken`](Self::broken) to look at the mesh anew.
     changed: watch::Sender<()>,
@@ -140,10 +188,11 @@ pub(crate) struct PingPlan {
 }
 
 impl Daemon {
-    fn new(config: Config, state: Arc<StateDir>) -> Self {
+    fn new(config: Config, state: Arc<StateDir>, ports: Option<Arc<RelayPorts>>) -> Self {
         Self {
             config,
             state,
+            ports,
             mesh: RwLock::new(None),
             changed: watch::Sender::new(()),
             change: tokio::sync::Mutex::new(()),
@@ -165,7 +214,7 @@ impl Daemon {
         let Some(mesh) = Mesh::load(&self.config, &self.state)? else { return Ok(()) };
         // A crash came between the membership and this.
         self.state.remove(StateFile::Pending)?;
-        let mesh = Arc::new(mesh);
+        let mesh = Arc::new(mesh.on_ports(self.ports.clone()));
         mesh.resume().await?;
         mesh.start().await;
         self.set_mesh(Some(mesh));
@@ -261,7 +310,7 @@ impl Daemon {
         let wanted = if self.config.relay.is_some() { "its ports" } else { "a TUN device and a UDP port" };
         tell(&format!("asking this machine for {wanted}"));
         // Before the token is spent on a machine that would not let packets flow.
-        let prepared = Prepared::open(&self.config)?;
+        let prepared = Prepared::open(&self.config, self.ports.as_deref())?;
         match &prepared {
             Prepared::Packets(_) => {
                 tell(&format!("{} and UDP port {} are there", self.config.interface, prepared.port()));
@@ -307,7 +356,7 @@ impl Daemon {
         let state = Arc::clone(&self.state);
         let mesh = Mesh::new(self.config.clone(), state, identity, membership, map, enrolled.secrets)?;
         mesh.use_prepared(prepared);
-        let mesh = Arc::new(mesh);
+        let mesh = Arc::new(mesh.on_ports(self.ports.clone()));
         mesh.start().await;
         let joined = match self.unless_closing(first_map(&mesh)).await {
             Ok(()) => {

@@ -37,5 +37,5 @@ mod state;
 mod worker;
 
 pub use config::Config;
-pub use daemon::{cleanup, run};
+pub use daemon::{Bound, bind, cleanup, run};
 pub use error::{ERROR_DOMAIN, Failure};

@@ -33,7 +33,7 @@ use crate::{
     error::Failure,
     fallback::{self, DialOpen, Hub},
     handshaker,
-    relaying::{PreparedRelay, RelayPlane},
+    relaying::{PreparedRelay, RelayPlane, RelayPorts},
     worker,
 };
 
@@ -192,13 +192,13 @@ pub(crate) enum Prepared {
 }
 
 impl Prepared {
-    /// Takes what the configuration asks for.
+    /// Takes what the configuration asks for. `ports` are a relay's, taken before.
     ///
     /// # Errors
     /// Names what the machine refuses and the cure; nothing is left behind.
-    pub(crate) fn open(config: &Config) -> Result<Self, Failure> {
-        match &config.relay {
-            Some(mode) => PreparedRelay::open(config, mode).map(Self::Relay),
+    pub(crate) fn open(config: &Config, ports: Option<&RelayPorts>) -> Result<Self, Failure> {
+        match config.relay.as_ref().zip(ports) {
+            Some((mode, ports)) => PreparedRelay::open(ports, mode).map(Self::Relay),
             None => PreparedPackets::open(config).map(Self::Packets),
         }
     }

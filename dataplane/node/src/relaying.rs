@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringmesh_proto::control::Reason;
-use ringmesh_relay::{Handle, Rates, Report, Server, ServerConfig, StartError, TlsLimits};
+use ringmesh_relay::{Handle, Ports, Rates, Report, Server, ServerConfig, TlsLimits};
 use ringmesh_tunnel::{
     Floors, PeerConfig,
     key::NetworkId,
@@ -31,7 +31,32 @@ const WEBSOCKET_PATH: &str = "/relay/v1";
 /// How often is looked whether the relay still runs.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// A relay's ports, taken before anything else is done, so that a machine which refuses them is noticed first.
+/// A relay's ports, taken before anything else is done: a machine which refuses them is noticed first, and a process that gave up
+/// its rights still has them. They stay taken for as long as the daemon runs.
+#[derive(Debug)]
+pub(crate) struct RelayPorts {
+    udp: Ports,
+    websockets: Option<(SocketAddr, std::net::TcpListener)>,
+}
+
+impl RelayPorts {
+    /// Binds them. Needs no runtime.
+    ///
+    /// # Errors
+    /// Names what the machine refuses and the cure; nothing is left behind.
+    pub(crate) fn bind(config: &Config, mode: &RelayMode) -> Result<Self, Failure> {
+        let websockets = match mode.websocket_listen {
+            Some(address) => Some((address, listen(address)?)),
+            None => None,
+        };
+        let port = config.listen_port.unwrap_or(DEFAULT_PORT);
+        let ServerConfig { listen_v4, listen_v6, .. } = server_config(mode);
+        let udp = Ports::bind(listen_v4, listen_v6, port).map_err(|error| udp_failure(port, &error))?;
+        Ok(Self { udp, websockets })
+    }
+}
+
+/// A relay that has its ports and serves nobody yet.
 #[derive(Debug)]
 pub(crate) struct PreparedRelay {
     handle: Handle,
@@ -39,17 +64,21 @@ pub(crate) struct PreparedRelay {
 }
 
 impl PreparedRelay {
-    /// Binds the ports and starts the relay's threads, which serve nobody yet.
+    /// Starts the relay's threads on `ports`.
     ///
     /// # Errors
-    /// Names what the machine refuses and the cure; nothing is left behind.
-    pub(crate) fn open(config: &Config, mode: &RelayMode) -> Result<Self, Failure> {
-        let websockets = match mode.websocket_listen {
-            Some(address) => Some((listen(address)?, tls_config()?)),
+    /// Names what the machine refuses and the cure.
+    pub(crate) fn open(ports: &RelayPorts, mode: &RelayMode) -> Result<Self, Failure> {
+        let websockets = match &ports.websockets {
+            Some((address, listener)) => {
+                let again = listener.try_clone().and_then(TcpListener::from_std);
+                Some((again.map_err(|error| Failure::host(websockets_at(*address), &error))?, tls_config()?))
+            }
             None => None,
         };
-        let port = config.listen_port.unwrap_or(DEFAULT_PORT);
-        let handle = Server::start(server_config(port, mode)).map_err(|error| start_failure(port, &error))?;
+        let port = ports.udp.port();
+        let udp = ports.udp.try_clone().map_err(|error| udp_failure(port, &error))?;
+        let handle = Server::start_on(server_config(mode), udp).map_err(|error| host(&error))?;
         Ok(Self { handle, websockets })
     }
 
@@ -167,11 +196,10 @@ impl Drop for RelayPlane {
 }
 
 /// What the relay's server is told of a configuration.
-fn server_config(port: u16, mode: &RelayMode) -> ServerConfig {
+fn server_config(mode: &RelayMode) -> ServerConfig {
     ServerConfig {
         listen_v4: Some(Ipv4Addr::UNSPECIFIED),
         listen_v6: Some(Ipv6Addr::UNSPECIFIED),
-        port,
         rates: Rates::from_mbit(mode.client_rate_mbit, mode.total_rate_mbit),
         trusted_proxies: mode.trusted_proxies.clone(),
         forwarded_header: mode.forwarded_header,
@@ -195,8 +223,12 @@ fn websocket_urls(mode: &RelayMode, listens: Option<SocketAddr>, host: &[IpAddr]
     urls.filter(|url| url.len() <= URL_MAX).take(WEBSOCKETS_MAX).collect()
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let doing = format!("relay.websocket_listen = \"{address}\"");
+fn websockets_at(address: SocketAddr) -> String {
+    format!("relay.websocket_listen = \"{address}\"")
+}
+
+fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
+    let doing = websockets_at(address);
     let listener = std::net::TcpListener::bind(address).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AddrInUse {
             let text = "another program listens there; stop it, or give another address";
@@ -205,7 +237,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
         Failure::host(&doing, &error)
     })?;
     listener.set_nonblocking(true).map_err(|error| Failure::host(&doing, &error))?;
-    TcpListener::from_std(listener).map_err(|error| Failure::host(&doing, &error))
+    Ok(listener)
 }
 
 /// A certificate of the relay's own: nodes do not judge it, since the session inside says who the relay is.
@@ -226,22 +258,16 @@ fn tls_config() -> Result<Arc<rustls::ServerConfig>, Failure> {
     Ok(Arc::new(config))
 }
 
-fn start_failure(port: u16, error: &StartError) -> Failure {
-    match error {
-        StartError::Bind { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => Failure::new(
+fn udp_failure(port: u16, error: &std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::AddrInUse {
+        return Failure::new(
             Reason::Conflict,
             format!(
                 "UDP port {port} is taken: stop the program that has it, or give the relay another listen_port"
             ),
-        ),
-        StartError::Bind { source, .. } => {
-            Failure::host(format!("taking UDP port {port} for the relay"), source)
-        }
-        StartError::Threads(_)
-        | StartError::NoRandomness
-        | StartError::TooManyNetworks
-        | StartError::Stopped(_) => host(error),
+        );
     }
+    Failure::host(format!("taking UDP port {port} for the relay"), error)
 }
 
 fn host(error: &dyn std::fmt::Display) -> Failure {
@@ -272,7 +298,7 @@ mod tests {
 
     #[test]
     fn limits_are_in_force_unless_they_are_lifted_expressly() {
-        let rates = |mode: &RelayMode| server_config(1, mode).rates;
+        let rates = |mode: &RelayMode| server_config(mode).rates;
         assert_eq!(rates(&RelayMode::default()), Rates { client: 125_000_000, total: Some(250_000_000) });
         let told = RelayMode { client_rate_mbit: 8, total_rate_mbit: 80, ..RelayMode::default() };
         assert_eq!(rates(&told), Rates { client: 1_000_000, total: Some(10_000_000) });
@@ -280,18 +306,18 @@ mod tests {
         assert_eq!(rates(&lifted).total, None);
     }
 
-    #[tokio::test]
-    async fn a_taken_port_is_named_with_the_cure() {
+    #[test]
+    fn a_taken_port_is_named_with_the_cure() {
         let taken = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let config = Config { listen_port: Some(port), ..Config::default() };
-        let failure = PreparedRelay::open(&config, &RelayMode::default()).unwrap_err();
+        let failure = RelayPorts::bind(&config, &RelayMode::default()).unwrap_err();
         assert_eq!(failure.reason(), Reason::Conflict);
         assert!(failure.to_string().contains("listen_port"), "{failure}");
 
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mode = RelayMode { websocket_listen: taken.local_addr().ok(), ..RelayMode::default() };
-        let failure = PreparedRelay::open(&Config { listen_port: Some(1), ..config }, &mode).unwrap_err();
+        let failure = RelayPorts::bind(&Config { listen_port: Some(1), ..config }, &mode).unwrap_err();
         assert!(failure.to_string().contains("websocket_listen"), "{failure}");
     }
 }

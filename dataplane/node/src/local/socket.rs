@@ -3,21 +3,28 @@
 use std::{
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown},
+            net::UnixListener,
+        },
+    },
     path::{Path, PathBuf},
 };
 
 use ringmesh_proto::control::Reason;
-use rustix::fs::{Mode, fchmod};
-use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use rustix::{
+    fs::{Mode, fchmod},
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
 use tracing::{debug, warn};
 
 use crate::error::Failure;
 
 /// Connections that wait to be accepted.
-const BACKLOG: u32 = 64;
-/// The group of the socket where none is configured and the machine has it.
-const USUAL_GROUP: &str = "mesh";
+const BACKLOG: i32 = 64;
 
 /// A listening socket file of ours. Dropping it removes the file.
 #[derive(Debug)]
@@ -29,11 +36,12 @@ pub(crate) struct LocalSocket {
 }
 
 impl LocalSocket {
-    /// Binds `path` with mode 0660, replacing a file that a dead daemon left.
+    /// Binds `path` with mode 0660, replacing a file that a dead daemon left. It is given to `group`, which must be there, or to
+    /// `usual` if the machine has that. Needs no runtime.
     ///
     /// # Errors
     /// A daemon answers there already, something else is in the way, or the system refuses.
-    pub(crate) async fn bind(path: &Path, group: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) fn bind(path: &Path, group: Option<&str>, usual: &str) -> Result<Self, Failure> {
         let shown = path.display();
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             // 0755: who may connect is decided by the socket's own mode.
@@ -41,25 +49,25 @@ impl LocalSocket {
                 Failure::host(format!("creating {} for the socket", directory.display()), &error)
             })?;
         }
-        clear_the_way(path).await?;
+        clear_the_way(path)?;
         let listener =
             private_listener(path).map_err(|error| Failure::host(format!("listening on {shown}"), &error))?;
         let inode = fs::symlink_metadata(path).ok().map(|found| found.ino());
         let socket = Self { path: path.to_owned(), inode, listener: Some(listener) };
-        socket.give_to_group(group)?;
+        socket.give_to_group(group, usual)?;
         fs::set_permissions(path, Permissions::from_mode(0o660))
             .map_err(|error| Failure::host(format!("opening {shown} to its group"), &error))?;
         debug!(socket = %shown, "the local API listens");
         Ok(socket)
     }
 
-    /// The listener; once.
-    pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
-        self.listener.take()
+    /// The listener, for the runtime that is to wait for it; once.
+    pub(crate) fn take_listener(&mut self) -> Option<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.listener.take()?).ok()
     }
 
-    fn give_to_group(&self, group: Option<&str>) -> Result<(), Failure> {
-        let name = group.unwrap_or(USUAL_GROUP);
+    fn give_to_group(&self, group: Option<&str>, usual: &str) -> Result<(), Failure> {
+        let name = group.unwrap_or(usual);
         let Some(id) = group_id(name) else {
             return match group {
                 Some(name) => Err(Failure::invalid(format!(
@@ -93,14 +101,21 @@ impl Drop for LocalSocket {
 /// Listens with mode 0600. Linux gives the file of a unix socket the mode that the socket had when it was bound, less the
 /// umask: there is no moment at which the file is open to more, and the umask, which all threads share, is left alone.
 fn private_listener(path: &Path) -> io::Result<UnixListener> {
-    let socket = UnixSocket::new_stream()?;
+    let socket = unix_stream()?;
     fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    socket.bind(path)?;
-    socket.listen(BACKLOG)
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// One that never waits: not even for a daemon that accepts nothing.
+fn unix_stream() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
 /// Removes a socket file that nobody listens on; anything else stays.
-async fn clear_the_way(path: &Path) -> Result<(), Failure> {
+fn clear_the_way(path: &Path) -> Result<(), Failure> {
     let shown = path.display();
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -113,14 +128,17 @@ async fn clear_the_way(path: &Path) -> Result<(), Failure> {
             format!("{shown} is in the way and is not a socket: move it, or give another --socket"),
         ));
     }
-    match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+    let asking = |error: io::Error| Failure::host(format!("asking who listens on {shown}"), &error);
+    let address = SocketAddrUnix::new(path).map_err(|error| asking(error.into()))?;
+    match rustix::net::connect(unix_stream().map_err(asking)?, &address) {
+        Err(Errno::CONNREFUSED) => fs::remove_file(path)
             .map_err(|error| Failure::host(format!("removing the stale socket {shown}"), &error)),
-        Ok(_) => Err(Failure::new(
+        // It listens, and has more connections waiting than it takes.
+        Ok(()) | Err(Errno::AGAIN) => Err(Failure::new(
             Reason::Conflict,
             format!("a daemon listens on {shown} already: stop it, or give this one its own --socket"),
         )),
-        Err(error) => Err(Failure::host(format!("asking who listens on {shown}"), &error)),
+        Err(error) => Err(asking(error.into())),
     }
 }
 
@@ -139,65 +157,65 @@ fn group_id(name: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_socket_is_for_owner_and_group_only_and_is_removed_at_the_end() {
+    #[test]
+    fn the_socket_is_for_owner_and_group_only_and_is_removed_at_the_end() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("run/meshd.sock");
-        let socket = LocalSocket::bind(&path, None).await.unwrap();
+        let socket = LocalSocket::bind(&path, None, "no-such-group").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         drop(socket);
         assert!(!path.exists());
     }
 
-    #[tokio::test]
-    async fn a_fresh_socket_is_for_its_owner_only_until_its_group_is_set() {
+    #[test]
+    fn a_fresh_socket_is_for_its_owner_only_until_its_group_is_set() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("meshd.sock");
         let _listener = private_listener(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     }
 
-    #[tokio::test]
-    async fn a_successors_socket_stays_when_the_former_one_ends() {
+    #[test]
+    fn a_successors_socket_stays_when_the_former_one_ends() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("meshd.sock");
-        let former = LocalSocket::bind(&path, None).await.unwrap();
+        let former = LocalSocket::bind(&path, None, "no-such-group").unwrap();
         // Moved, not removed: a free inode could be given to the successor.
         fs::rename(&path, root.path().join("moved")).unwrap();
-        let _successor = LocalSocket::bind(&path, None).await.unwrap();
+        let _successor = LocalSocket::bind(&path, None, "no-such-group").unwrap();
         drop(former);
         assert!(path.exists());
     }
 
-    #[tokio::test]
-    async fn a_listening_daemon_is_not_displaced_but_a_dead_ones_file_is() {
+    #[test]
+    fn a_listening_daemon_is_not_displaced_but_a_dead_ones_file_is() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("meshd.sock");
-        let first = LocalSocket::bind(&path, None).await.unwrap();
-        let refused = LocalSocket::bind(&path, None).await.unwrap_err();
+        let first = LocalSocket::bind(&path, None, "no-such-group").unwrap();
+        let refused = LocalSocket::bind(&path, None, "no-such-group").unwrap_err();
         assert_eq!(refused.reason(), Reason::Conflict);
         assert!(path.exists());
         drop(first);
 
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a dead daemon's file");
-        LocalSocket::bind(&path, None).await.unwrap();
+        LocalSocket::bind(&path, None, "no-such-group").unwrap();
     }
 
-    #[tokio::test]
-    async fn a_plain_file_is_never_replaced() {
+    #[test]
+    fn a_plain_file_is_never_replaced() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("precious");
         fs::write(&path, "text").unwrap();
-        let refused = LocalSocket::bind(&path, None).await.unwrap_err();
+        let refused = LocalSocket::bind(&path, None, "no-such-group").unwrap_err();
         assert_eq!(refused.reason(), Reason::Conflict);
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");
     }
 
-    #[tokio::test]
-    async fn an_unknown_group_is_named() {
+    #[test]
+    fn an_unknown_group_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let refused = LocalSocket::bind(&root.path().join("s"), Some("no-such-group")).await.unwrap_err();
+        let refused = LocalSocket::bind(&root.path().join("s"), Some("no-such-group"), "mesh").unwrap_err();
         assert!(refused.to_string().contains("groupadd no-such-group"), "{refused}");
     }
 

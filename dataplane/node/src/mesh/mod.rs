@@ -55,7 +55,7 @@ use crate::{
     links::LinkBook,
     peers,
     plane::{DataPlane, Plane, Prepared},
-    relaying::RelayPlane,
+    relaying::{RelayPlane, RelayPorts},
     roads::Roads,
     state::{Identity, Membership, Secrets, Standing, StateDir, StateFile, Timestamps},
 };
@@ -123,6 +123,8 @@ pub(crate) struct Mesh {
     /// A map was installed.
     installed: Notify,
     prepared: Mutex<Option<Prepared>>,
+    /// A relay's.
+    ports: Option<Arc<RelayPorts>>,
     /// The map on disk lacks what is not durable.
     unsaved: AtomicBool,
     /// The same, for the task that waits for it.
@@ -180,6 +182,7 @@ impl Mesh {
             plane: watch::Sender::new(None),
             installed: Notify::new(),
             prepared: Mutex::new(None),
+            ports: None,
             unsaved: AtomicBool::new(false),
             put_off: Notify::new(),
             saving: tokio::sync::Mutex::new(()),
@@ -206,6 +209,12 @@ impl Mesh {
         let secrets = Secrets::load(state, membership.network, &identity.noise_secret())?;
         let map = load_map(state, &membership)?;
         Self::new(config.clone(), Arc::clone(state), identity, membership, map, secrets).map(Some)
+    }
+
+    /// Of a relay, on whose ports it is to be.
+    pub(crate) fn on_ports(mut self, ports: Option<Arc<RelayPorts>>) -> Self {
+        self.ports = ports;
+        self
     }
 
     /// Hands over a TUN device and a port that were taken early.
@@ -370,7 +379,7 @@ impl Mesh {
         }
         let prepared = match prepared {
             Some(prepared) => prepared,
-            None => Prepared::open(&self.config)?,
+            None => Prepared::open(&self.config, self.ports.as_deref())?,
         };
         let floors = self.timestamps.lock().unwrap_or_else(PoisonError::into_inner).floors();
         match prepared {

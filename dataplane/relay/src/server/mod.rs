@@ -49,6 +49,7 @@ use crate::rate::Rates;
 pub use self::engine::MAX_NETWORKS;
 pub use self::report::{NetworkReport, Report};
 pub use self::tls::TlsLimits;
+pub use self::udp::Ports;
 pub use self::upgrade::{ForwardedHeader, PATH, SUBPROTOCOL, UnknownHeader};
 
 /// Commands that wait for the thread; then their senders do.
@@ -234,6 +235,19 @@ impl Server {
     ///
     /// If the port cannot be had, or no thread.
     pub fn start(config: ServerConfig) -> Result<Handle, StartError> {
+        let port = config.port;
+        let ports = Ports::bind(config.listen_v4, config.listen_v6, port)
+            .map_err(|source| StartError::Bind { port, source })?;
+        Self::start_on(config, ports)
+    }
+
+    /// The same on sockets that were taken before; what the configuration says of addresses and port is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// If no thread can be had.
+    pub fn start_on(config: ServerConfig, ports: Ports) -> Result<Handle, StartError> {
+        let port = ports.port();
         let (handshakes, handshake_thread) = handshakes::start().map_err(StartError::Threads)?;
         let requests = handshakes.requests.clone();
         let (commands, commands_in) = mpsc::channel(COMMANDS);
@@ -241,9 +255,9 @@ impl Server {
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let relay_thread = thread::Builder::new()
             .name("relay".to_owned())
-            .spawn(move || run(config, handshakes, commands_in, offers_in, &started))
+            .spawn(move || run(config, ports, handshakes, commands_in, offers_in, &started))
             .map_err(StartError::Threads)?;
-        let port = start.recv().map_err(|_| Stopped)??;
+        start.recv().map_err(|_| Stopped)??;
         let threads = Arc::new(Mutex::new(vec![relay_thread, handshake_thread]));
         Ok(Handle { port, commands, offers, requests, threads })
     }
@@ -391,10 +405,11 @@ impl Drop for TellPanic {
 /// The thread: makes its runtime, says whether it could, and runs until it is told to stop.
 fn run(
     config: ServerConfig,
+    ports: Ports,
     handshakes: Queues,
     commands: mpsc::Receiver<Command>,
     offers: mpsc::Receiver<Offer>,
-    started: &std::sync::mpsc::SyncSender<Result<u16, StartError>>,
+    started: &std::sync::mpsc::SyncSender<Result<(), StartError>>,
 ) {
     let _tell = TellPanic("passes datagrams on");
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -403,12 +418,12 @@ fn run(
     };
     let local = LocalSet::new();
     local.block_on(&runtime, async {
-        let (port, v4, v6) = (config.port, config.listen_v4, config.listen_v6);
-        let sockets = match Sockets::bind(v4, v6, port) {
+        let port = ports.port();
+        let sockets = match Sockets::new(ports) {
             Ok(sockets) => Rc::new(sockets),
             Err(source) => return drop(started.send(Err(StartError::Bind { port, source }))),
         };
-        let _ = started.send(Ok(sockets.port()));
+        let _ = started.send(Ok(()));
         let shared = Rc::new(Shared {
             engine: RefCell::new(Engine::new(sockets.clone(), config.rates, config.limits, handshakes.jobs)),
             unproven: Unproven::new(config.limits.unproven, config.limits.unproven_per_source),

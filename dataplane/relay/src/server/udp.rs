@@ -45,17 +45,9 @@ pub(super) struct Port {
 }
 
 impl Port {
-    fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.set_nonblocking(true)?;
-        // Less than asked for is no reason not to start.
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-        socket.bind(&address.into())?;
-        let socket = UdpSocket::from_std(socket.into())?;
+    /// Within the runtime that is to wait for it.
+    fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
+        let socket = UdpSocket::from_std(socket)?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         let segments = state.max_gso_segments();
         Ok(Self { socket, state: RefCell::new(state), segments, refused: Cell::new(None) })
@@ -126,17 +118,21 @@ impl Batch {
     }
 }
 
-/// The sockets of both families, on one port.
+/// The UDP sockets of a server that does not run yet, of both families on one port. Taking them needs no runtime and starts no
+/// thread, so that it can be done before a process gives up its rights.
 #[derive(Debug)]
-pub(super) struct Sockets {
-    pub(super) v4: Option<Port>,
-    pub(super) v6: Option<Port>,
+pub struct Ports {
+    v4: Option<std::net::UdpSocket>,
+    v6: Option<std::net::UdpSocket>,
     port: u16,
 }
 
-impl Sockets {
-    /// Binds those that are asked for; IPv6 may be missing if IPv4 is there.
-    pub(super) fn bind(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, port: u16) -> io::Result<Self> {
+impl Ports {
+    /// Binds those that are asked for; IPv6 may be missing if IPv4 is there. Port 0: any.
+    ///
+    /// # Errors
+    /// What the system says of the port.
+    pub fn bind(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, port: u16) -> io::Result<Self> {
         let mut tried = 0;
         loop {
             match Self::bind_once(v4, v6, port) {
@@ -149,10 +145,10 @@ impl Sockets {
     }
 
     fn bind_once(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, mut port: u16) -> io::Result<Self> {
-        let bind = |ip: IpAddr, port| Port::bind(SocketAddr::new(ip, port));
+        let bind = |ip: IpAddr, port| bind(SocketAddr::new(ip, port));
         let v4 = v4.map(|ip| bind(ip.into(), port)).transpose()?;
         if let Some(v4) = &v4 {
-            port = v4.socket.local_addr()?.port();
+            port = v4.local_addr()?.port();
         }
         let v6 = match v6.map(|ip| bind(ip.into(), port)).transpose() {
             Err(error) if v4.is_some() && error.kind() != io::ErrorKind::AddrInUse => {
@@ -162,7 +158,7 @@ impl Sockets {
             bound => bound?,
         };
         if let Some(v6) = &v6 {
-            port = v6.socket.local_addr()?.port();
+            port = v6.local_addr()?.port();
         }
         if v4.is_none() && v6.is_none() {
             return Err(io::Error::new(
@@ -173,8 +169,49 @@ impl Sockets {
         Ok(Self { v4, v6, port })
     }
 
-    pub(super) fn port(&self) -> u16 {
+    /// The port, of both families.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The same sockets once more, for a server that is started again when nothing can be bound any more.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let again = |socket: &Option<std::net::UdpSocket>| {
+            socket.as_ref().map(std::net::UdpSocket::try_clone).transpose()
+        };
+        Ok(Self { v4: again(&self.v4)?, v6: again(&self.v6)?, port: self.port })
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Less than asked for is no reason not to start.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// The sockets of a server that runs.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) v4: Option<Port>,
+    pub(super) v6: Option<Port>,
+}
+
+impl Sockets {
+    /// Within the runtime that is to wait for them.
+    pub(super) fn new(ports: Ports) -> io::Result<Self> {
+        let open = |socket: Option<std::net::UdpSocket>| socket.map(Port::new).transpose();
+        Ok(Self { v4: open(ports.v4)?, v6: open(ports.v6)? })
     }
 
     /// Does what is to be done now and then.
@@ -317,7 +354,7 @@ mod tests {
     use super::*;
 
     fn sockets() -> (Sockets, StdSocket, SocketAddr) {
-        let sockets = Sockets::bind(Some(Ipv4Addr::LOCALHOST), None, 0).unwrap();
+        let sockets = Sockets::new(Ports::bind(Some(Ipv4Addr::LOCALHOST), None, 0).unwrap()).unwrap();
         let receiver = StdSocket::bind("127.0.0.1:0").unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let to = receiver.local_addr().unwrap();
