@@ -14,6 +14,7 @@
 mod advertise;
 pub mod api;
 mod auth;
+mod backup;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
@@ -29,6 +30,7 @@ pub mod tls;
 pub mod vault;
 
 pub use self::{
+    backup::{BackupError, back_up},
     config::{Config, ConfigError},
     coordinator::Coordinator,
     error::DOMAIN,

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    advertise, api,
+    advertise, api, backup,
     clock::Clock,
     config::{Config, ConfigError},
     coordinator::{Coordinator, Fault, INTERVAL, MaintenanceError, Options},
@@ -108,6 +108,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     config.check()?;
     state_dir::prepare(&config.state_dir, 0o700)?;
+    let config = Config { restored: config.restored || backup::is_restored(&config.state_dir)?, ..config };
     let store = Arc::new(if config.restored {
         SqliteStore::open_restored(&config.state_dir, RESTORED_STEP)?
     } else {
@@ -146,6 +147,7 @@ async fn serve(
     check_keys(&coordinator)?;
     if config.restored {
         coordinator.heal_restored().await?;
+        backup::is_in_use(&config.state_dir)?;
     }
     // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
     coordinator.maintain().await?;

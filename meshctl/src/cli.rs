@@ -96,6 +96,9 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Prints the page of documentation that has every command's help
+    #[command(hide = true)]
+    Reference,
 }
 
 impl Cli {

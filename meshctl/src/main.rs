@@ -86,7 +86,7 @@ fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 fn run(cli: Cli) -> Result<(), Failure> {
     use command::{
         block_on, cleanup, coordinator, demo, dns, filter, join, leave, network, node, nodes, ping, policy,
-        relay, status, token, trace, version, why,
+        reference, relay, status, token, trace, version, why,
     };
     let format = cli.output;
     match cli.command {
@@ -111,6 +111,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Network(command) => block_on(network::run(format, command)),
         Command::Demo(args) => demo::run(format, args),
         Command::Version(args) => block_on(version::run(format, args)),
+        Command::Reference => reference::run(),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::grammar(), "meshctl", &mut script);

@@ -3,6 +3,7 @@
 //! This folder is the only place with SQL. One thread owns the connection; transactions that wait are committed together,
 //! so that one sync of the disk serves many. Every value carries a checksum, and everything is read and checked at start.
 
+mod copy;
 mod open;
 mod writer;
 
@@ -18,8 +19,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-pub use self::open::OpenError;
 use self::writer::{Command, Request, Writer};
+pub use self::{copy::copy, open::OpenError};
 use super::{
     Compare, LeaseId, Op, Outcome, Revision, Snapshot, Store, StoreError, Watch, check_bounds, log::Log,
 };

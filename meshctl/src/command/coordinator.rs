@@ -7,7 +7,7 @@ use std::{
 };
 
 use ringmesh_controlplane::{
-    RelayError, StartError,
+    BackupError, RelayError, StartError,
     config::{Config, Endpoint, RelayConfig},
     server::SocketError,
     store::sqlite::OpenError,
@@ -23,7 +23,7 @@ use crate::{
     failure::{Exit, Failure},
     flags::Flags,
     launch::{self, Plan},
-    output::{self, Format, now_ms, tokens::Created},
+    output::{self, Format, backup::BackedUp, now_ms, tokens::Created},
     process, rights,
     signals::Signals,
 };
@@ -60,15 +60,40 @@ pub(crate) enum Command {
         #[command(flatten)]
         daemon: process::Options,
     },
+    /// Copies the coordinator's state, which may go on meanwhile, into a new directory that one can be started on
+    Backup {
+        /// The directory to make; it holds keys, so keep it as you keep the coordinator
+        #[arg(value_name = "DIRECTORY")]
+        destination: PathBuf,
+        #[command(flatten)]
+        state: StatePlace,
+    },
     /// Prints the coordinator's TLS certificate (PEM), for clients other than nodes to trust
     Ca {
-        /// The coordinator's configuration file [default: /etc/mesh/coordinator.toml, if there]
-        #[arg(long, env = "MESH_COORDINATOR_CONFIG", value_name = "FILE")]
-        config: Option<PathBuf>,
-        /// Where the coordinator keeps its state [default: /var/lib/mesh/coordinator]
-        #[arg(long, env = "MESH_COORDINATOR_STATE_DIR", value_name = "DIR")]
-        state_dir: Option<PathBuf>,
+        #[command(flatten)]
+        state: StatePlace,
     },
+}
+
+/// Where a coordinator keeps its state, whether it runs or not.
+#[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct StatePlace {
+    /// The coordinator's configuration file [default: /etc/mesh/coordinator.toml, if there]
+    #[arg(long, env = "MESH_COORDINATOR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the coordinator keeps its state [default: /var/lib/mesh-coordinator]
+    #[arg(long, env = "MESH_COORDINATOR_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StatePlace {
+    fn state_dir(self) -> Result<PathBuf, Failure> {
+        match self.state_dir {
+            Some(state_dir) => Ok(state_dir),
+            None => Ok(load(self.config.as_deref())?.state_dir),
+        }
+    }
 }
 
 /// What the coordinator can be told; each of these is also a key of its file.
@@ -79,10 +104,10 @@ pub(crate) struct Options {
     /// Its configuration file [default: /etc/mesh/coordinator.toml, if there]
     #[arg(long, env = "MESH_COORDINATOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where it keeps its database and keys [default: /var/lib/mesh/coordinator]
+    /// Where it keeps its database and keys [default: /var/lib/mesh-coordinator]
     #[arg(long, env = "MESH_COORDINATOR_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Its unix socket for operators [default: /run/mesh/coordinator.sock]
+    /// Its unix socket for operators [default: /run/mesh-coordinator/coordinator.sock]
     #[arg(long, env = "MESH_COORDINATOR_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Where nodes connect, address and TCP port [default: port 443 of every address]
@@ -252,7 +277,8 @@ pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
         }
         Command::Down { socket } => super::block_on(down(socket)),
         Command::Run { restored, options, daemon } => serve(&options, restored, &daemon),
-        Command::Ca { config, state_dir } => ca(config.as_deref(), state_dir),
+        Command::Backup { destination, state } => back_up(format, &destination, state),
+        Command::Ca { state } => ca(state),
     }
 }
 
@@ -340,20 +366,39 @@ fn failed(error: &StartError) -> Failure {
 }
 
 /// Whether the system refused for want of rights, somewhere down the chain of causes.
-fn is_want_of_rights(error: &StartError) -> bool {
-    let first: &(dyn std::error::Error + 'static) = error;
-    std::iter::successors(Some(first), |error| error.source())
+fn is_want_of_rights(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
+/// `meshctl coordinator backup`: reads the files, so it works whether the coordinator runs or not.
+fn back_up(format: Format, destination: &Path, state: StatePlace) -> Result<(), Failure> {
+    let destination = absolute(destination)?;
+    let revision = ringmesh_controlplane::back_up(&state.state_dir()?, &destination).map_err(|error| {
+        let exit = match &error {
+            BackupError::Exists(_) => Exit::Conflict,
+            _ if is_want_of_rights(&error) => Exit::Permission,
+            BackupError::Destination { .. } | BackupError::Database(_) | BackupError::File(_) => {
+                Exit::General
+            }
+        };
+        let failure = Failure::new(exit, "cannot make a backup").cause(error.to_string());
+        if exit == Exit::Permission && !rights::is_root() {
+            failure.attempt(rights::with_sudo())
+        } else {
+            failure
+        }
+    })?;
+    output::note(
+        "it holds the coordinator's keys; a coordinator that is started on it knows that it was restored",
+    );
+    output::result(format, &BackedUp { path: destination.display().to_string(), revision })
+}
+
 /// `meshctl coordinator ca`: the file is there while the coordinator is not.
-fn ca(config: Option<&Path>, state_dir: Option<PathBuf>) -> Result<(), Failure> {
-    let state_dir = match state_dir {
-        Some(state_dir) => state_dir,
-        None => load(config)?.state_dir,
-    };
-    let path = state_dir.join(tls::CERTIFICATE_FILE);
+fn ca(state: StatePlace) -> Result<(), Failure> {
+    let path = state.state_dir()?.join(tls::CERTIFICATE_FILE);
     let pem = std::fs::read_to_string(&path).map_err(|error| {
         let cause = format!("{}: {error}", path.display());
         let failure =

@@ -14,6 +14,7 @@ pub(crate) mod nodes;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod policy_file;
+pub(crate) mod reference;
 pub(crate) mod relay;
 pub(crate) mod status;
 pub(crate) mod token;

@@ -3,6 +3,7 @@
 //! A result is a [`Document`]: one content, shown as text to people and as JSON to programs. JSON objects carry `"v": 1`, are
 //! described by `meshctl/schemas/*.json`, and only ever gain fields. Nothing else in this program writes to the two streams.
 
+pub(crate) mod backup;
 pub(crate) mod cleanup;
 pub(crate) mod dns;
 pub(crate) mod filter;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what does not hold in a test shall end it")]
 
+mod backup;
 mod coordinator;
 mod documented;
 mod filters;

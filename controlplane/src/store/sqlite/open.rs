@@ -116,16 +116,17 @@ pub(super) fn open(directory: &Path) -> Result<Opened, OpenError> {
     let lock = lock(&directory.join("lock"))?;
     let path = directory.join(FILE);
     create(directory, &path)?;
-    let fault = |error| blame(&path, error);
-    let connection = Connection::open(&path).map_err(fault)?;
+    let connection = Connection::open(&path).map_err(|error| blame(&path, error))?;
     prepare(&connection, &path)?;
     check(&connection, &path)?;
-    let revision = connection
-        .query_row("SELECT revision FROM head", [], |row| row.get(0))
-        .optional()
-        .map_err(fault)?
-        .ok_or_else(|| corrupt(&path, "the revision is missing"))?;
+    let revision = revision(&connection, &path)?;
     Ok(Opened { connection, path, revision, lock })
+}
+
+/// The revision of a database.
+pub(super) fn revision(connection: &Connection, path: &Path) -> Result<Revision, OpenError> {
+    let found = connection.query_row("SELECT revision FROM head", [], |row| row.get(0)).optional();
+    found.map_err(|error| blame(path, error))?.ok_or_else(|| corrupt(path, "the revision is missing"))
 }
 
 /// Raises the revision by `step`, for good.
@@ -159,8 +160,8 @@ fn create(directory: &Path, path: &Path) -> Result<(), OpenError> {
     File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
 }
 
-/// Sets the modes that durability rests on, and creates the schema in an empty file.
-fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+/// Tells whether the file is empty; one of somebody else, or of a newer version of ours, is an error.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<bool, OpenError> {
     let fault = |error| blame(path, error);
     connection.busy_timeout(Duration::from_secs(5)).map_err(fault)?;
     let application: i32 =
@@ -176,6 +177,13 @@ fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     if version > SCHEMA_VERSION {
         return Err(OpenError::Newer { path: path.into(), found: version, known: SCHEMA_VERSION });
     }
+    Ok(fresh)
+}
+
+/// Sets the modes that durability rests on, and creates the schema in an empty file.
+fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let fault = |error| blame(path, error);
+    let fresh = identify(connection, path)?;
     let mode: String =
         connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(fault)?;
     if mode != "wal" {
@@ -196,7 +204,7 @@ fn prepare(connection: &Connection, path: &Path) -> Result<(), OpenError> {
 }
 
 /// Reads every page and every entry.
-fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let fault = |error| blame(path, error);
     let verdict: String =
         connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(fault)?;
@@ -225,7 +233,7 @@ fn corrupt(path: &Path, detail: &str) -> OpenError {
 }
 
 /// Tells a damaged file from one that cannot be used for other reasons.
-fn blame(path: &Path, source: rusqlite::Error) -> OpenError {
+pub(super) fn blame(path: &Path, source: rusqlite::Error) -> OpenError {
     match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => corrupt(path, &source.to_string()),
         _ if matches!(
