@@ -43,7 +43,9 @@ locals {
     )
   }
 
-  firewall_rules = concat(
+  firewall_rules = tolist([for rule in local.ports : merge(rule, { sources = tolist(rule.sources) })])
+
+  ports = concat(
     local.role_ports[var.role],
     length(var.ssh_sources) > 0 ? [{ description = "SSH", protocol = "tcp", port = var.ssh_port, sources = var.ssh_sources }] : [],
     length(var.metrics_sources) > 0 ? [{ description = "metrics", protocol = "tcp", port = local.metrics_port, sources = var.metrics_sources }] : [],
@@ -120,6 +122,16 @@ resource "terraform_data" "machine" {
   }
 
   lifecycle {
+    precondition {
+      condition     = var.join_token == null || can(regex("^mesh1_[A-Za-z0-9_-]{40,}$", var.join_token))
+      error_message = "join_token must be a token as `meshctl token create` prints it: mesh1_... (its value is not shown)."
+    }
+
+    precondition {
+      condition     = var.join_token == null || var.role != "coordinator"
+      error_message = "join_token is for a node or relay: a coordinator joins nothing."
+    }
+
     precondition {
       condition     = nonsensitive(length(local.user_data)) <= 16384
       error_message = "The user-data would be longer than 16384 bytes, which is what every cloud takes."

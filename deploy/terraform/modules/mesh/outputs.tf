@@ -35,3 +35,8 @@ output "metrics_targets" {
   description = "What Prometheus may scrape, `host:port`: none unless `metrics_sources` lets somebody, and for a node or relay whose `addresses` are not known."
   value       = length(var.metrics_sources) > 0 && length(local.hosts) > 0 ? ["${local.hosts[0]}:${local.metrics_port}"] : []
 }
+
+output "metrics_port" {
+  description = "The TCP port of its metrics."
+  value       = local.metrics_port
+}
