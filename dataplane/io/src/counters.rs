@@ -32,4 +32,8 @@ pub struct Counters {
     pub receive_errors: u64,
     /// Receiving operations started again after the kernel ended them (io_uring: all buffers were in use).
     pub rearms: u64,
+    /// io_uring: operations that the kernel took from the submission queue.
+    pub submissions: u64,
+    /// io_uring: times a turn found more completions than the completion queue has room for. None is lost, but each time costs.
+    pub completions_overflowed: u64,
 }

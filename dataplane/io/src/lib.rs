@@ -24,6 +24,7 @@ pub mod affinity;
 mod back_end;
 mod counters;
 mod memory;
+pub mod names;
 mod outbox;
 mod pause;
 mod poll;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::filter::Direction;
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// The reason for which a packet or datagram, or word of one, was dropped. Never an error and never a reply: a
@@ -132,6 +134,10 @@ drop_reasons! {
     DatagramUnfit = "datagram_unfit",
     /// A datagram that the network refused: no route, too long for the device, no socket of that family.
     DatagramRefused = "datagram_refused",
+    /// A datagram for a stream that takes less than is sent.
+    LinkFull = "link_full",
+    /// A datagram for a stream that had ended, of which the tunnel had not heard yet.
+    LinkGone = "link_gone",
     /// An event that found the daemon's queue full. No packet is lost, but the answer to a ping may be.
     EventQueueFull = "event_queue_full",
 }
@@ -142,21 +148,36 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// How often each [`DropReason`] occurred.
+/// How often each [`DropReason`] occurred, by direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DropCounters([u64; DropReason::ALL.len()]);
+pub struct DropCounters {
+    /// Of what came from the network, or was to go to TUN.
+    inbound: [u64; DropReason::ALL.len()],
+    /// Of what came from TUN, or was to go to the network.
+    outbound: [u64; DropReason::ALL.len()],
+}
 
 impl Default for DropCounters {
     fn default() -> Self {
-        Self([0; DropReason::ALL.len()])
+        Self { inbound: [0; DropReason::ALL.len()], outbound: [0; DropReason::ALL.len()] }
     }
 }
 
 impl DropCounters {
-    /// How often `reason` occurred.
+    /// How often `reason` occurred, in both directions together.
     #[must_use]
     pub fn get(&self, reason: DropReason) -> u64 {
-        self.0.get(reason as usize).copied().unwrap_or(0)
+        self.by(Direction::In, reason) + self.by(Direction::Out, reason)
+    }
+
+    /// How often `reason` occurred in one direction.
+    #[must_use]
+    pub fn by(&self, direction: Direction, reason: DropReason) -> u64 {
+        let counts = match direction {
+            Direction::In => &self.inbound,
+            Direction::Out => &self.outbound,
+        };
+        counts.get(reason as usize).copied().unwrap_or(0)
     }
 
     /// Every reason with its count, zeros included.
@@ -167,13 +188,17 @@ impl DropCounters {
     /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.inbound.iter().chain(&self.outbound).sum()
     }
 
-    /// Counts one drop.
-    pub fn add(&mut self, reason: DropReason) {
-        if let Some(count) = self.0.get_mut(reason as usize) {
-            *count += 1;
+    /// Counts `times` drops.
+    pub fn add(&mut self, direction: Direction, reason: DropReason, times: u64) {
+        let counts = match direction {
+            Direction::In => &mut self.inbound,
+            Direction::Out => &mut self.outbound,
+        };
+        if let Some(count) = counts.get_mut(reason as usize) {
+            *count += times;
         }
     }
 }
@@ -211,9 +236,11 @@ mod tests {
     fn every_reason_has_its_own_counter_and_name() {
         let mut counters = DropCounters::default();
         for &reason in DropReason::ALL {
-            counters.add(reason);
+            counters.add(Direction::In, reason, 1);
+            counters.add(Direction::Out, reason, 2);
         }
-        assert!(counters.iter().all(|(_, count)| count == 1));
+        assert!(counters.iter().all(|(_, count)| count == 3));
+        assert!(DropReason::ALL.iter().all(|&reason| counters.by(Direction::Out, reason) == 2));
         let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.as_str()).collect();
         names.sort_unstable();
         names.dedup();

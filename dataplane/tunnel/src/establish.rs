@@ -1,6 +1,7 @@
 //! How sessions come about: what to do with each result of the handshaker, and when to begin a handshake at all.
 
 use crate::drop_reason::DropReason;
+use crate::filter::Direction;
 use crate::handshake::cookie::COOKIE_LIFETIME;
 use crate::handshake::{HandshakeId, Job, TransportKeys};
 use crate::key::PublicKey;
@@ -110,7 +111,8 @@ impl Tunnel {
         let slot = self.peers.by_key(&key).ok_or(DropReason::PeerRemoved)?;
         let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         let pending = peer.handshake.take_if(|pending| pending.id == id);
-        let index = pending.and_then(|pending| pending.index).ok_or(DropReason::SupersededHandshake)?;
+        let pending = pending.ok_or(DropReason::SupersededHandshake)?;
+        let index = pending.index.ok_or(DropReason::SupersededHandshake)?;
         let session = Session::new(index, sender, true, keys, now.monotonic);
         let fresh = peer.sessions.current().is_none();
         let ended = peer.sessions.initiated(session.ok_or(DropReason::BadHandshake)?, now.monotonic);
@@ -124,6 +126,7 @@ impl Tunnel {
         peer.owes_keepalive = true;
         let id = peer.id;
         self.release(ended.into_iter().flatten());
+        self.handshakes.initiated(now.monotonic.saturating_duration_since(pending.begun));
         self.proved(slot, from, now);
         self.push_event(Event::Established { peer: id, initiator: true });
         self.list(slot);
@@ -145,6 +148,7 @@ impl Tunnel {
         if answered_there {
             self.proved(slot, from, now);
         }
+        self.handshakes.responded += 1;
         self.push_event(Event::Established { peer: id, initiator: false });
         self.list(slot);
         self.session_begun(slot, fresh, now);
@@ -181,13 +185,16 @@ impl Tunnel {
             let insisted = goes_on && old.as_ref().is_some_and(|old| old.insist);
             let insist = why == Begin::Insist || insisted;
             let doubt = goes_on && old.as_ref().is_some_and(|old| old.doubt);
-            peer.handshake = Some(PendingHandshake { id, index: None, insist, doubt, message: None });
+            // Of one attempt, however many initiations it takes.
+            let begun = old.as_ref().map_or(now.monotonic, |old| old.begun);
+            peer.handshake = Some(PendingHandshake { id, index: None, insist, doubt, message: None, begun });
+            self.handshakes.unanswered += u64::from(old.is_some() && !at_once);
             if let Some(index) = old.and_then(|old| old.index) {
                 self.indices.remove(index);
             }
             // A full queue is a lost initiation: the next one is timed already.
             if let Err(reason) = self.push_job(job) {
-                self.drops.add(reason);
+                self.drops.add(Direction::Out, reason, 1);
             }
         }
         self.reschedule(slot);
@@ -202,7 +209,7 @@ impl Tunnel {
         }
         // If the queue is full, the handshaker's next handshake with the peer takes the old one's place.
         if let Err(reason) = self.push_job(job) {
-            self.drops.add(reason);
+            self.drops.add(Direction::Out, reason, 1);
         }
     }
 }

@@ -21,7 +21,7 @@ impl Tunnel {
     /// What the filter let pass and denied so far. Looks at each flow: for people and metrics, not for each packet.
     #[must_use]
     pub fn filter_report(&self) -> FilterReport {
-        let mut report = self.gate.counters().report(self.gate.filter());
+        let mut report = self.gate.report();
         let flows = self.peers.iter().map(|(_, peer)| (peer.id, self.gate.count(&peer.flows) as u64));
         report.flows = flows.collect();
         report

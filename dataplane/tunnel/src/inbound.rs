@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::counts::PathKind;
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
 use crate::filter::Direction;
@@ -40,15 +41,21 @@ impl Tunnel {
     ///
     /// The reason for which it was dropped; it has been counted. Nothing is ever sent in reply.
     pub fn inbound(&mut self, datagram: &mut [u8], from: Hop, now: Now) -> Result<Inbound, DropReason> {
-        self.unwrap(datagram, from, now).inspect_err(|&reason| self.drops.add(reason))
+        self.unwrap(datagram, from, now).inspect_err(|&reason| self.drops.add(Direction::In, reason, 1))
     }
 
     /// Takes off a relay's header, if there is one and the relay was heard at `from`.
     fn unwrap(&mut self, datagram: &mut [u8], from: Hop, now: Now) -> Result<Inbound, DropReason> {
-        let Some(number) = relayed::parse(datagram) else { return self.sort(datagram, from.into(), now) };
+        let Some(number) = relayed::parse(datagram) else {
+            let taken = self.sort(datagram, from.into(), now)?;
+            self.count_received(from.into(), from, &taken);
+            return Ok(taken);
+        };
         let relay = self.relay_at(from).ok_or(DropReason::UnknownRelay)?;
         let inner = datagram.get_mut(relayed::HEADER_LEN..).ok_or(DropReason::UnknownMessage)?;
-        let taken = self.sort(inner, Path::Relay(Channel { relay, number }), now)?;
+        let path = Path::Relay(Channel { relay, number });
+        let taken = self.sort(inner, path, now)?;
+        self.count_received(path, from, &taken);
         Ok(match taken {
             Inbound::Packet { range, peer } => {
                 let moved = |at: usize| at.saturating_add(relayed::HEADER_LEN);
@@ -56,6 +63,13 @@ impl Tunnel {
             }
             Inbound::Consumed => Inbound::Consumed,
         })
+    }
+
+    #[inline]
+    fn count_received(&mut self, path: Path, from: Hop, taken: &Inbound) {
+        if let Inbound::Packet { range, .. } = taken {
+            self.carried.add_received(PathKind::of(path, from), range.len());
+        }
     }
 
     fn sort(&mut self, datagram: &mut [u8], from: Path, now: Now) -> Result<Inbound, DropReason> {
@@ -155,7 +169,7 @@ impl Tunnel {
             return Err(DropReason::SpoofedSource);
         }
         let pass = self.judge(slot, Direction::In, &header, plaintext, now)?;
-        self.gate.passed(pass);
+        self.gate.passed(Direction::In, pass);
         let range = opened.start..opened.start.saturating_add(header.len);
         Ok(Inbound::Packet { range, peer: id })
     }

@@ -27,6 +27,7 @@ pub mod time;
 pub mod timers;
 pub mod tunnel;
 
+mod counts;
 mod establish;
 mod filtering;
 mod inbound;
@@ -42,6 +43,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use counts::{Carried, Durations, HandshakeCounts, PathKind, Role, Volume};
 pub use drop_reason::{DropCounters, DropReason};
 pub use handshake::{Floors, Handshaker, Job, JobDone};
 pub use inbound::Inbound;

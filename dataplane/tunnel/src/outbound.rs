@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
+use crate::counts::PathKind;
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
 use crate::filter::Direction;
+use crate::notice;
 use crate::packet::Header;
 use crate::path::{Hop, Path};
 use crate::peer::MAX_HELD_PACKETS;
@@ -46,14 +48,14 @@ impl Tunnel {
     ///
     /// The reason for which the packet was dropped; it has been counted.
     pub fn outbound(&mut self, packet: &[u8], datagram: &mut [u8], now: Now) -> Result<Outbound, DropReason> {
-        self.route(packet, datagram, now).inspect_err(|&reason| self.drops.add(reason))
+        self.route(packet, datagram, now).inspect_err(|&reason| self.drops.add(Direction::Out, reason, 1))
     }
 
     fn route(&mut self, packet: &[u8], datagram: &mut [u8], now: Now) -> Result<Outbound, DropReason> {
         let header = Header::parse(packet)?;
         let slot = self.allowed_ips.lookup(header.destination).ok_or(DropReason::NoAllowedIp)?;
         let pass = self.judge(slot, Direction::Out, &header, packet, now)?;
-        self.gate.passed(pass);
+        self.gate.passed(Direction::Out, pass);
         self.touch(slot, now.monotonic);
         if let Some((len, to)) = self.seal(slot, packet, None, Sent::Data, datagram, now)? {
             self.send_twin(slot, datagram.get(..len).unwrap_or_default());
@@ -86,6 +88,9 @@ impl Tunnel {
         let rekey = session.wants_rekey_on_send(now.monotonic);
 
         peer.sent_bytes += len as u64;
+        if !notice::is_own(packet) {
+            self.carried.add_sent(PathKind::of(path, hop), packet.len());
+        }
         peer.timers.authenticated_sent(now.monotonic);
         if sent == Sent::Data {
             peer.timers.data_sent(now.monotonic, &mut self.random);
@@ -147,7 +152,7 @@ impl Tunnel {
             return Err(DropReason::NoPath);
         }
         let mut buffer = if peer.held.len() >= MAX_HELD_PACKETS {
-            self.drops.add(DropReason::HeldTooMany);
+            self.drops.add(Direction::Out, DropReason::HeldTooMany, 1);
             peer.held.pop_front().unwrap_or_default()
         } else {
             self.spare_buffers.pop().unwrap_or_default()

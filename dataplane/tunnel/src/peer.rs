@@ -154,6 +154,8 @@ pub(crate) struct PendingHandshake {
     pub(crate) doubt: bool,
     /// The initiation, once made: what goes again, unchanged, when there is another path to send it by.
     pub(crate) message: Option<Box<[u8; INITIATION_LEN]>>,
+    /// When the first initiation of the attempt was asked for.
+    pub(crate) begun: Instant,
 }
 
 /// A ping whose answer is awaited.

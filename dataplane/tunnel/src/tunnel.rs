@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::allowed_ips::AllowedIps;
+use crate::counts::{Carried, HandshakeCounts};
 use crate::drop_reason::{DropCounters, DropReason};
 use crate::establish::Begin;
-use crate::filter::Gate;
+use crate::filter::{Direction, Gate};
 use crate::handshake::mac::Stamp;
 use crate::handshake::{Job, JobDone, Outcome};
 use crate::index::{IndexTable, MAX_WORKERS};
@@ -172,6 +173,8 @@ pub struct Tunnel {
     /// The peers that relay for us.
     pub(crate) relays: Vec<Slot>,
     pub(crate) drops: DropCounters,
+    pub(crate) carried: Carried,
+    pub(crate) handshakes: HandshakeCounts,
     pub(crate) spare_buffers: Vec<Vec<u8>>,
     pub(crate) last_handshake_id: u64,
 }
@@ -213,6 +216,8 @@ impl Tunnel {
             actions: Vec::new(),
             relays: Vec::new(),
             drops: DropCounters::default(),
+            carried: Carried::default(),
+            handshakes: HandshakeCounts::default(),
             spare_buffers: Vec::new(),
             last_handshake_id: 0,
         })
@@ -333,6 +338,9 @@ impl Tunnel {
 
     /// Takes the result of a job.
     pub fn handle_job(&mut self, done: JobDone, now: Now) {
+        if let (Outcome::Dropped(_) | Outcome::CookieReply { .. }, Some(role)) = (&done.outcome, done.role) {
+            self.handshakes.refused(role);
+        }
         let handled = match done.outcome {
             Outcome::Initiated { peer, id, noise } => self.initiated(peer, id, &noise, now),
             Outcome::Responded { peer, from, sender, noise, keys } => {
@@ -349,7 +357,7 @@ impl Tunnel {
             Outcome::Abandoned => Ok(()),
         };
         if let Err(reason) = handled {
-            self.drops.add(reason);
+            self.drops.add(Direction::In, reason, 1);
         }
     }
 
@@ -370,12 +378,12 @@ impl Tunnel {
     pub fn poll_transmit(&mut self, datagram: &mut [u8], now: Now) -> Option<Transmit> {
         while let Some(message) = self.messages.pop_front() {
             let Some(to) = self.hop(message.path, now.monotonic) else {
-                self.drops.add(DropReason::NoPath);
+                self.drops.add(Direction::Out, DropReason::NoPath, 1);
                 continue;
             };
             match message.emit(datagram) {
                 Ok(len) => return Some(Transmit { len, to }),
-                Err(reason) => self.drops.add(reason),
+                Err(reason) => self.drops.add(Direction::Out, reason, 1),
             }
         }
         while let Some((path, sealed)) = self.twins.pop_front() {
@@ -394,7 +402,7 @@ impl Tunnel {
                         peer.listed = false;
                     }
                 }
-                Err(reason) => self.drops.add(reason),
+                Err(reason) => self.drops.add(Direction::Out, reason, 1),
             }
         }
         None
@@ -473,7 +481,7 @@ impl Tunnel {
 
     /// Counts a job that the queue to the handshaker had no room for.
     pub fn drop_job(&mut self, _job: Job) {
-        self.drops.add(DropReason::HandshakeQueueFull);
+        self.drops.add(Direction::In, DropReason::HandshakeQueueFull, 1);
     }
 
     /// Takes the next event.
@@ -516,7 +524,9 @@ impl Tunnel {
                 // crossed, or ours was faster.
                 let lately = |at: Instant| now.monotonic.saturating_duration_since(at) < CONTENT_FOR;
                 let content = peer.last_opened.is_some_and(lately);
-                if peer.sessions.has_unconfirmed() && !content {
+                let unconfirmed = peer.sessions.has_unconfirmed();
+                self.handshakes.unconfirmed += u64::from(unconfirmed);
+                if unconfirmed && !content {
                     self.begin_handshake(slot, Begin::Insist, now);
                 }
             }
@@ -528,6 +538,7 @@ impl Tunnel {
                 let (id, relay) = (peer.id, peer.relay);
                 peer.notices.clear();
                 peer.owes_keepalive = false;
+                self.handshakes.unanswered += u64::from(peer.handshake.is_some());
                 self.end_handshake(slot);
                 self.drop_held(slot, DropReason::PeerUnreachable);
                 self.push_event(Event::Unreachable { peer: id });
@@ -561,6 +572,18 @@ impl Tunnel {
     #[must_use]
     pub const fn drops(&self) -> &DropCounters {
         &self.drops
+    }
+
+    /// What went and came, by kind of path.
+    #[must_use]
+    pub const fn carried(&self) -> &Carried {
+        &self.carried
+    }
+
+    /// How handshakes ended.
+    #[must_use]
+    pub const fn handshakes(&self) -> &HandshakeCounts {
+        &self.handshakes
     }
 
     /// Whom a packet to `address` goes to.
@@ -615,7 +638,7 @@ impl Tunnel {
 
     pub(crate) fn drop_held(&mut self, slot: Slot, reason: DropReason) {
         while let Some(packet) = self.peers.get_mut(slot).and_then(|peer| peer.held.pop_front()) {
-            self.drops.add(reason);
+            self.drops.add(Direction::Out, reason, 1);
             self.recycle(packet);
         }
     }

@@ -227,7 +227,9 @@ impl UringIo {
         let until = pauses.chain(deadline).min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         self.counters.system_calls += 1;
-        self.ring.enter(mem::take(&mut self.fresh) + patience, timeout)?;
+        let taken = self.ring.enter(mem::take(&mut self.fresh) + patience, timeout)?;
+        self.counters.submissions += taken as u64;
+        self.counters.completions_overflowed += u64::from(self.ring.has_overflowed());
         let now = Now::read();
         self.settle(now.monotonic)?;
         Ok(now)

@@ -96,8 +96,8 @@ impl Ring {
 
     /// Submits what is queued and waits for `want` completions, for at most `timeout`.
     ///
-    /// Returns early without error on a signal and at the timeout.
-    pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<()> {
+    /// Returns early without error on a signal and at the timeout. Gives how many operations the kernel took.
+    pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<usize> {
         let queued = self.inner.submission().len() as u32;
         let timespec = timeout.map(Timespec::from);
         let mut args = SubmitArgs::new();
@@ -109,7 +109,7 @@ impl Ring {
         // it points to; what is queued was vouched for by whoever pushed it.
         let result = unsafe { submitter.enter(queued, want, self.enter_flags.bits(), Some(&args)) };
         match result {
-            Ok(_) => Ok(()),
+            Ok(taken) => Ok(taken),
             // ETIME: the deadline. EINTR: a signal. EBUSY and EAGAIN: completions must be taken before more is
             // submitted, which is what the caller does next.
             Err(error)
@@ -118,10 +118,15 @@ impl Ring {
                     Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
                 ) =>
             {
-                Ok(())
+                Ok(0)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether more completions wait than their queue has room for; the kernel keeps them until there is some.
+    pub(super) fn has_overflowed(&mut self) -> bool {
+        self.inner.submission().cq_overflow()
     }
 
     /// The next completion that has arrived.

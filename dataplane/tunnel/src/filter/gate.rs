@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::flow::{FlowHash, Flows, Key, New, Passed, Piece, RuleSlot, Step, Tick, Ticks};
-use super::report::Counters;
+use super::report::{Counters, FilterReport};
 use super::{Decision, Direction, Filter, Opening};
 use crate::drop_reason::DropReason;
 use crate::key::NodeId;
@@ -22,6 +22,8 @@ pub(crate) struct Gate {
     /// Counts the filters there were: a flow that an earlier one judged is judged anew.
     generation: u32,
     counters: Counters,
+    passed_in: u64,
+    passed_out: u64,
     hash: FlowHash,
     ticks: Ticks,
 }
@@ -48,6 +50,8 @@ impl Gate {
             filter: Arc::new(Filter::deny_all()),
             generation: 0,
             counters: Counters::default(),
+            passed_in: 0,
+            passed_out: 0,
             hash: FlowHash::new(random)?,
             ticks: Ticks::default(),
         })
@@ -64,10 +68,13 @@ impl Gate {
         }
     }
 
-    pub(crate) const fn counters(&self) -> &Counters {
-        &self.counters
+    /// What was counted so far, without the flows.
+    pub(crate) fn report(&self) -> FilterReport {
+        let report = self.counters.report(&self.filter);
+        FilterReport { passed_in: self.passed_in, passed_out: self.passed_out, ..report }
     }
 
+    #[cfg(test)]
     pub(crate) fn filter(&self) -> &Filter {
         &self.filter
     }
@@ -79,7 +86,12 @@ impl Gate {
 
     /// Counts a packet that passed.
     #[inline]
-    pub(crate) fn passed(&mut self, pass: Pass) {
+    pub(crate) fn passed(&mut self, direction: Direction, pass: Pass) {
+        let passed = match direction {
+            Direction::In => &mut self.passed_in,
+            Direction::Out => &mut self.passed_out,
+        };
+        *passed = passed.wrapping_add(1);
         if let Pass(Some(rule)) = pass {
             self.counters.passed(rule);
         }

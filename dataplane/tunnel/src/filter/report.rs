@@ -20,6 +20,10 @@ pub struct FilterReport {
     pub flows: BTreeMap<NodeId, u64>,
     /// How many flows a peer may have: [`MAX_FLOWS`].
     pub most_flows: u64,
+    /// Packets from peers that passed, by whatever rule and filter.
+    pub passed_in: u64,
+    /// Packets to peers that passed.
+    pub passed_out: u64,
 }
 
 /// What a rule let pass.
@@ -46,6 +50,8 @@ impl FilterReport {
             *self.flows.entry(peer).or_default() += flows;
         }
         self.most_flows = self.most_flows.max(other.most_flows);
+        self.passed_in += other.passed_in;
+        self.passed_out += other.passed_out;
     }
 }
 
@@ -98,6 +104,7 @@ impl Counters {
             denials: self.denials.clone(),
             flows: BTreeMap::new(),
             most_flows: MAX_FLOWS as u64,
+            ..FilterReport::default()
         }
     }
 }

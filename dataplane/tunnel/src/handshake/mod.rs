@@ -20,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::counts::Role;
 use crate::drop_reason::DropReason;
 use crate::key::{NodeId, PresharedKey, PublicKey, SecretKey};
 use crate::message::{
@@ -103,6 +104,8 @@ impl Job {
 pub struct JobDone {
     worker: u8,
     peer: Option<NodeId>,
+    /// On whose side of a handshake the job was; none if it only ended one.
+    pub(crate) role: Option<Role>,
     pub(crate) outcome: Outcome,
 }
 
@@ -264,6 +267,11 @@ impl Handshaker {
     /// Does one job. `waiting` is how many more wait, of all workers: enough of them, and we are under load.
     pub fn run(&mut self, job: Job, waiting: usize, now: Now) -> JobDone {
         let under_load = self.under_load(waiting, now.monotonic);
+        let role = match job.kind {
+            JobKind::Initiate { .. } | JobKind::Finish { .. } => Some(Role::Initiator),
+            JobKind::Respond { .. } => Some(Role::Responder),
+            JobKind::Abandon { .. } => None,
+        };
         let outcome = match job.kind {
             JobKind::Initiate { peer, id } => self.initiate(peer, id, now),
             JobKind::Respond { message, from } => self
@@ -284,7 +292,7 @@ impl Handshaker {
             | Outcome::Finished { peer, .. } => self.peers.get(peer).map(|peer| peer.id),
             Outcome::CookieReply { .. } | Outcome::Dropped(_) | Outcome::Abandoned => None,
         };
-        JobDone { worker: job.worker, peer, outcome }
+        JobDone { worker: job.worker, peer, role, outcome }
     }
 
     fn under_load(&mut self, waiting: usize, now: Instant) -> bool {

@@ -1,6 +1,7 @@
 //! The whole core under test: two or three nodes, a wire that tests can tap, and a clock that only they move.
 
 mod cookies;
+mod counts;
 mod filter;
 mod handshakes;
 mod notices;

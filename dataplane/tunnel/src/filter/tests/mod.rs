@@ -101,7 +101,7 @@ impl Node {
         let header = Header::parse(packet)?;
         let flows = self.flows.entry(peer).or_default();
         let pass = self.gate.judge(id(peer), flows, direction, &header, packet, self.now)?;
-        self.gate.passed(pass);
+        self.gate.passed(direction, pass);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::packet::build::{fragment, icmp};
 
 fn report(node: &Node) -> FilterReport {
-    node.gate.counters().report(node.gate.filter())
+    node.gate.report()
 }
 
 #[test]
@@ -54,11 +54,13 @@ fn reports_of_workers_add_up() {
         denials: BTreeMap::from([(1, 4)]),
         flows: BTreeMap::from([(id(2), 7)]),
         most_flows: 16_384,
+        passed_in: 3,
+        passed_out: 2,
     };
     sum.merge(one.clone());
     sum.merge(FilterReport { flows: BTreeMap::from([(id(3), 1)]), ..one.clone() });
     assert_eq!(sum.rules[&3], RuleHits { packets: 10, flows: 4 });
     assert_eq!(sum.denials[&1], 8);
     assert_eq!(sum.flows, BTreeMap::from([(id(2), 7), (id(3), 1)]));
-    assert_eq!(sum.most_flows, 16_384);
+    assert_eq!((sum.most_flows, sum.passed_in, sum.passed_out), (16_384, 6, 4));
 }
