@@ -1,3 +1,6 @@
 //! What the tests of `deploy/` share. The tests themselves are in `tests/`, one file for each thing that is shipped.
 
 #![forbid(unsafe_code)]
+
+pub mod readme;
+pub mod tarball;
