@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use ringmesh_monitor::Subject;
 use ringmesh_proto::{control::Reason, local};
 use ringmesh_tunnel::{
     enroll::{JoinToken, TokenError},
@@ -31,6 +32,7 @@ use crate::{
     plane::{Plane, Prepared},
     relaying::RelayPorts,
     state::{Identity, StateDir, StateFile},
+    watched::Watched,
 };
 
 /// How long `join` waits for the first map once the node is enrolled.
@@ -76,7 +78,7 @@ pub fn bind(config: Config) -> Result<Bound, Failure> {
 pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send,
-    ready: oneshot::Sender<()>,
+    ready: oneshot::Sender<Arc<dyn Subject>>,
 ) -> Result<(), Failure> {
     bind(config)?.run(shutdown, ready).await
 }
@@ -84,14 +86,15 @@ pub async fn run(
 impl Bound {
     /// Runs the daemon until `shutdown` completes; then interface, routes and socket are gone.
     ///
-    /// `ready` is sent to once the local API answers and, if the node has joined and holds a map, packets flow.
+    /// Once the local API answers and, if the node has joined and holds a map, packets flow, `ready` is sent what the daemon can be
+    /// watched by.
     ///
     /// # Errors
     /// The state or the machine does not let it start, or the data plane broke; the message names the cure.
     pub async fn run(
         self,
         shutdown: impl Future<Output = ()> + Send,
-        ready: oneshot::Sender<()>,
+        ready: oneshot::Sender<Arc<dyn Subject>>,
     ) -> Result<(), Failure> {
         let Self { config, state, socket, ports } = self;
         take_back_what_was_left(&state).await;
@@ -104,7 +107,7 @@ impl Bound {
         }));
         info!(version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
         // Nobody has to wait for it.
-        let _ = ready.send(());
+        let _ = ready.send(Arc::new(Watched::new(Arc::clone(&daemon))));
         let result = tokio::select! {
             () = shutdown => Ok(()),
             words = daemon.broken() => Err(Failure::new(Reason::Host, words)),
@@ -200,7 +203,12 @@ impl Daemon {
         }
     }
 
-    fn mesh(&self) -> Option<Arc<Mesh>> {
+    /// Whether the daemon passes on for others what they sealed, and nothing else.
+    pub(crate) const fn is_relay(&self) -> bool {
+        self.config.relay.is_some()
+    }
+
+    pub(crate) fn mesh(&self) -> Option<Arc<Mesh>> {
         self.mesh.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -34,6 +34,7 @@ mod plane;
 mod relaying;
 mod roads;
 mod state;
+mod watched;
 mod worker;
 
 pub use config::Config;

@@ -1,0 +1,80 @@
+//! The daemon as those see it who watch it: systemd's watchdog and whoever asks over HTTP.
+
+use std::{sync::Arc, time::Duration};
+
+use ringmesh_monitor::{COMMIT, Check, Registry, Subject, Version};
+use tokio::time::timeout;
+
+use crate::{control::VERSION, daemon::Daemon, mesh::Stage, plane::Plane};
+
+/// How long a thread may take to answer: a worker does so between two turns, which last milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A daemon that is watched.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    daemon: Arc<Daemon>,
+}
+
+impl Watched {
+    pub(crate) const fn new(daemon: Arc<Daemon>) -> Self {
+        Self { daemon }
+    }
+
+    fn plane(&self) -> Option<Arc<Plane>> {
+        self.daemon.mesh()?.plane()
+    }
+}
+
+#[async_trait::async_trait]
+impl Subject for Watched {
+    fn version(&self) -> Version {
+        let plane = self.plane();
+        let backend = plane.as_ref().and_then(|plane| plane.packets());
+        Version {
+            daemon: if self.daemon.is_relay() { "mesh-relay" } else { "meshd" },
+            version: VERSION.to_owned(),
+            commit: COMMIT.to_owned(),
+            backend: backend.map(|packets| packets.chosen().back_end.to_string()).unwrap_or_default(),
+        }
+    }
+
+    async fn measure(&self, _registry: &mut Registry) {}
+
+    async fn live(&self) -> Vec<Check> {
+        let Some(plane) = self.plane() else {
+            let detail = "none is needed yet".to_owned();
+            return vec![Check { name: "workers", ok: true, detail }];
+        };
+        let worker = async {
+            match &*plane {
+                Plane::Packets(packets) => packets.report().await.map(drop),
+                Plane::Relay(relay) => relay.report().await.map(drop),
+            }
+        };
+        let handshaker = async { plane.floors().await.map(drop) };
+        let (worker, handshaker) = tokio::join!(timeout(PATIENCE, worker), timeout(PATIENCE, handshaker));
+        [("workers", worker), ("handshaker", handshaker)]
+            .into_iter()
+            .map(|(name, answer)| match answer {
+                Ok(Ok(())) => Check { name, ok: true, detail: "answers".to_owned() },
+                Ok(Err(failure)) => Check { name, ok: false, detail: failure.to_string() },
+                Err(_) => {
+                    Check { name, ok: false, detail: format!("no answer within {} s", PATIENCE.as_secs()) }
+                }
+            })
+            .collect()
+    }
+
+    async fn ready(&self) -> Vec<Check> {
+        let (ok, detail) = match self.daemon.mesh() {
+            None => (false, "in no network".to_owned()),
+            Some(mesh) => match mesh.watch_stage().borrow().clone() {
+                Stage::Running => (true, "a map is in force".to_owned()),
+                Stage::Waiting => (false, "no map has come yet".to_owned()),
+                Stage::Stuck(failure) | Stage::Failed(failure) => (false, failure.to_string()),
+            },
+        };
+        vec![Check { name: "map", ok, detail }]
+    }
+}
