@@ -64,24 +64,28 @@ resource "digitalocean_reserved_ip_assignment" "this" {
   droplet_id = tonumber(digitalocean_droplet.this.id)
 }
 
+locals {
+  everybody = ["0.0.0.0/0", "::/0"]
+
+  inbound = concat(
+    [for rule in module.mesh.firewall_rules : { protocol = rule.protocol, ports = tostring(rule.port), sources = rule.sources }],
+    # Path MTU discovery needs it.
+    [{ protocol = "icmp", ports = null, sources = local.everybody }],
+  )
+}
+
 resource "digitalocean_firewall" "this" {
   name        = var.name
   droplet_ids = [tonumber(digitalocean_droplet.this.id)]
 
   dynamic "inbound_rule" {
-    for_each = module.mesh.firewall_rules
+    for_each = local.inbound
 
     content {
       protocol         = inbound_rule.value.protocol
-      port_range       = tostring(inbound_rule.value.port)
+      port_range       = inbound_rule.value.ports
       source_addresses = inbound_rule.value.sources
     }
-  }
-
-  # Path MTU discovery needs it.
-  inbound_rule {
-    protocol         = "icmp"
-    source_addresses = ["0.0.0.0/0", "::/0"]
   }
 
   dynamic "outbound_rule" {
@@ -90,13 +94,13 @@ resource "digitalocean_firewall" "this" {
     content {
       protocol              = outbound_rule.value
       port_range            = "1-65535"
-      destination_addresses = ["0.0.0.0/0", "::/0"]
+      destination_addresses = local.everybody
     }
   }
 
   outbound_rule {
     protocol              = "icmp"
-    destination_addresses = ["0.0.0.0/0", "::/0"]
+    destination_addresses = local.everybody
   }
 }
 
