@@ -40,9 +40,7 @@ async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
         headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let form = Form::of(&accept.join(","));
     match shared.scrapes.page().await {
-        Ok(page) => {
-            ([(header::CONTENT_TYPE, form.content_type())], form.write(&page).into_owned()).into_response()
-        }
+        Ok(page) => ([(header::CONTENT_TYPE, form.content_type())], form.write(&page)).into_response(),
         Err(failure) => (StatusCode::SERVICE_UNAVAILABLE, format!("{failure}\n")).into_response(),
     }
 }

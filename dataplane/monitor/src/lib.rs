@@ -9,6 +9,7 @@
 mod answer;
 mod listen;
 mod process;
+pub mod relay;
 mod scrape;
 mod series;
 mod server;

@@ -48,6 +48,13 @@ impl Series {
         Self { kind: MetricType::Histogram, rows: BTreeMap::new() }
     }
 
+    /// Quantiles of what there is at the moment, each under a label `quantile`: a summary without sum and count.
+    #[must_use]
+    pub const fn quantiles() -> Self {
+        // The library has no summaries; the text is corrected afterwards, and nothing else has this kind.
+        Self { kind: MetricType::Unknown, rows: BTreeMap::new() }
+    }
+
     /// Series whose labels are all they have to say; their value is 1, and the name gets `_info`.
     #[must_use]
     pub const fn info() -> Self {

@@ -1,8 +1,6 @@
 //! The two text formats of Prometheus. What `prometheus-client` writes is OpenMetrics 1.0; who does not ask for that gets the older
 //! text format 0.0.4, in which a counter's name has its `_total` everywhere, and there is neither unit nor end.
 
-use std::borrow::Cow;
-
 /// In what form series are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
@@ -47,19 +45,19 @@ impl Form {
     }
 
     /// `text`, which is OpenMetrics, in this form.
-    pub(crate) fn write(self, text: &str) -> Cow<'_, str> {
+    pub(crate) fn write(self, text: &str) -> String {
         match self {
-            Self::OpenMetrics => Cow::Borrowed(text),
-            Self::Plain => Cow::Owned(plain(text)),
+            Self::OpenMetrics => written(text, false),
+            Self::Plain => written(text, true),
         }
     }
 }
 
-fn plain(text: &str) -> String {
+fn written(text: &str, plain: bool) -> String {
     let mut written = String::with_capacity(text.len());
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
-        if line.starts_with("# UNIT ") || line == "# EOF" {
+        if plain && (line.starts_with("# UNIT ") || line == "# EOF") {
             continue;
         }
         // A metric's help and its type follow each other, and only the type says how the name goes on.
@@ -69,9 +67,10 @@ fn plain(text: &str) -> String {
             let (name, help) = help.split_once(' ').unwrap_or((help, ""));
             let (_, kind) = kind.split_once(' ').unwrap_or((kind, "unknown"));
             let (suffix, kind) = match kind {
-                "counter" => ("_total", kind),
-                "info" => ("_info", "gauge"),
-                "unknown" => ("", "untyped"),
+                // What `Series::quantiles` is for the library.
+                "unknown" => ("", "summary"),
+                "counter" if plain => ("_total", kind),
+                "info" if plain => ("_info", "gauge"),
                 other => ("", other),
             };
             lines.next();
@@ -109,5 +108,9 @@ mod tests {
                      # HELP b_info It.\n# TYPE b_info gauge\nb_info{v=\"1\"} 1\n# HELP c C.\n# TYPE c gauge\nc 2\n";
         assert_eq!(Form::Plain.write(open), plain);
         assert_eq!(Form::OpenMetrics.write(open), open);
+        let quantiles = "# HELP q Q.\n# TYPE q unknown\nq{quantile=\"1\"} 2\n";
+        for form in [Form::Plain, Form::OpenMetrics] {
+            assert_eq!(form.write(quantiles), quantiles.replace("unknown", "summary"));
+        }
     }
 }

@@ -14,8 +14,10 @@ use std::{
 };
 
 use ringmesh_monitor::{
-    COMMIT, CONNECTIONS, Check, LABEL_LIMIT, Monitor, Registry, Series, Subject, Unit, Version,
+    COMMIT, CONNECTIONS, Check, LABEL_LIMIT, Monitor, Registry, Series, Subject, Unit, Version, relay,
 };
+use ringmesh_relay::{NetworkReport, RelayDrops, Report, Traffic};
+use ringmesh_tunnel::{DropCounters, key::NetworkId};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -56,6 +58,8 @@ impl Subject for Daemon {
         let buckets = vec![(0.1, 1), (1.0, 0), (f64::INFINITY, 2)];
         let seconds = Series::histogram().observed([("role", "initiator")], 3.5, buckets);
         registry.register_with_unit("handshake_duration", "Time of handshakes", Unit::Seconds, seconds);
+        let quantiles = Series::quantiles().with([("quantile", "0.5")], 0.02).with([("quantile", "1")], 0.5);
+        registry.register_with_unit("path_rtt", "Of all paths", Unit::Seconds, quantiles);
         let mut peers = Series::gauge();
         if !self.peer_gone.load(Ordering::Relaxed) {
             peers.set([("peer", "a\"b\\c\nd\u{1}"), ("zone", &"z".repeat(500))], 0.25);
@@ -124,6 +128,8 @@ async fn promtool_accepts_what_curl_gets() {
         "ringmesh_rx_bytes_total{path=\"udp4\"} 12",
         "ringmesh_handshake_duration_seconds_bucket{le=\"+Inf\",role=\"initiator\"} 3",
         "ringmesh_handshake_duration_seconds_count{role=\"initiator\"} 3",
+        "# TYPE ringmesh_path_rtt_seconds summary",
+        "ringmesh_path_rtt_seconds{quantile=\"0.5\"} 0.02",
         "# TYPE process_cpu_seconds_total counter",
         "# TYPE process_resident_memory_bytes gauge",
         "# TYPE process_open_fds gauge",
@@ -147,6 +153,42 @@ async fn prometheus_gets_open_metrics_if_it_asks() {
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
     assert!(page.contains("# TYPE ringmesh_rx_bytes counter\n# UNIT ringmesh_rx_bytes bytes\n"), "{page}");
     assert!(page.ends_with("# EOF\n"), "{page}");
+}
+
+#[test]
+fn a_relay_tells_what_it_passed_on_for_all_networks_together() {
+    let network = NetworkReport {
+        id: NetworkId::from_bytes([1; 16]),
+        clients: Vec::new(),
+        pairs: 2,
+        taken: Traffic { datagrams: 5, bytes: 500 },
+        passed_on: Traffic { datagrams: 4, bytes: 400 },
+        drops: RelayDrops::default(),
+        session_drops: DropCounters::default(),
+    };
+    let report = Report {
+        networks: vec![network.clone(), network],
+        websockets: 1,
+        unproven_connections: 0,
+        cut_websockets: 3,
+        udp_sent: Traffic::default(),
+        drops: RelayDrops::default(),
+    };
+    let mut registry = Registry::with_prefix("ringmesh");
+    relay::measure(&mut registry, &report);
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    for line in [
+        "ringmesh_relay_bytes_total{direction=\"in\"} 1000",
+        "ringmesh_relay_bytes_total{direction=\"out\"} 800",
+        "ringmesh_relay_datagrams_total{direction=\"out\"} 8",
+        "ringmesh_relay_clients 0",
+        "ringmesh_relay_pairs 4",
+        "ringmesh_relay_drops_total{reason=\"away\"} 0",
+        "ringmesh_relay_websockets_cut_total 3",
+    ] {
+        assert!(page.lines().any(|of_page| of_page == line), "{line}\n{page}");
+    }
 }
 
 #[tokio::test]

@@ -97,6 +97,7 @@ pub struct Relay {
     next_look: Instant,
     events: VecDeque<RelayEvent>,
     drops: RelayDrops,
+    taken: Traffic,
     passed_on: Traffic,
 }
 
@@ -125,6 +126,7 @@ impl Relay {
             next_look: now.monotonic,
             events: VecDeque::new(),
             drops: RelayDrops::default(),
+            taken: Traffic::default(),
             passed_on: Traffic::default(),
         })
     }
@@ -254,6 +256,7 @@ impl Relay {
             return Err(self.count(Some(sender), reason));
         }
         client.from.add(length);
+        self.taken.add(length);
         if let Some(client) = self.clients.get_mut(receiver) {
             client.to.add(length);
         }
@@ -525,6 +528,12 @@ impl Relay {
     #[must_use]
     pub fn pairs(&self) -> usize {
         self.pairs.count()
+    }
+
+    /// What was taken from clients to be passed on, those that are gone as well.
+    #[must_use]
+    pub const fn taken(&self) -> Traffic {
+        self.taken
     }
 
     /// What was passed on, of members that are gone as well.

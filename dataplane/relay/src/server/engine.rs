@@ -363,6 +363,7 @@ impl Engine {
             id: network.id,
             clients: network.relay.clients().collect(),
             pairs: network.relay.pairs(),
+            taken: network.relay.taken(),
             passed_on: network.relay.passed_on(),
             drops: network.relay.drops().clone(),
             session_drops: network.relay.session_drops().clone(),

@@ -32,6 +32,8 @@ pub struct NetworkReport {
     pub clients: Vec<ClientReport>,
     /// Pairs that have channels.
     pub pairs: usize,
+    /// What was taken from members to be passed on, of former ones as well.
+    pub taken: Traffic,
     /// What was passed on, of former members as well.
     pub passed_on: Traffic,
     /// What was not, of former members and strangers as well.
