@@ -65,28 +65,34 @@ FEWEST_MISSPELLINGS = 60
 LEFT_ALONE = {"source", "for_each", "count"}
 
 
-def misspellings(folder, kind):
-    """For each file that has blocks of this kind: the file, its text with their arguments misspelt, and these names."""
+def misspellings(folder):
+    """For each block that makes or calls something: its file, the text with all its arguments misspelt, and these names."""
     for file in sorted(folder.glob("*.tf")):
-        names, lines = [], []
-        # What is open around a line: words of a block's head, or None for a value.
-        around = []
-        for line in file.read_text().splitlines():
-            argument = re.match(r"^( +)(\w+)( += .*)$", line)
-            in_blocks = around and None not in around and around[0] == kind and "lifecycle" not in around
-            if in_blocks and argument and argument[2] not in LEFT_ALONE:
-                name = f"{argument[2]}_x{len(names)}"
-                names.append(name)
-                lines.append(argument[1] + name + argument[3])
-            else:
-                lines.append(line)
-            head = re.match(r"^ *(\w+)[^={]*\{$", line)
-            closed = len(re.findall(r"[}\])]", line)) - len(re.findall(r"[{\[(]", line))
-            if head:
-                around.append(head[1])
-            elif closed < 0:
-                around.extend([None] * -closed)
-            else:
-                del around[len(around) - closed:]
-        if names:
-            yield file, "\n".join(lines) + "\n", names
+        whole = file.read_text().splitlines()
+        for begin, line in enumerate(whole):
+            if re.match(r"(module|resource) ", line):
+                length = whole[begin:].index("}")
+                changed, names = misspelt(whole[begin:begin + length])
+                yield file, "\n".join(whole[:begin] + changed + whole[begin + length:]) + "\n", names
+
+
+def misspelt(block):
+    lines, names = [], []
+    # What is open around a line: the first word of a block's head, or None for a value.
+    around = []
+    for line in block:
+        argument = re.match(r"^( +)(\w+)( += .*)$", line)
+        if argument and None not in around and "lifecycle" not in around and argument[2] not in LEFT_ALONE:
+            names.append(f"{argument[2]}_x{len(names)}")
+            lines.append(argument[1] + names[-1] + argument[3])
+        else:
+            lines.append(line)
+        head = re.match(r"^ *(\w+)[^={]*\{$", line)
+        more = len(re.findall(r"[{\[(]", line)) - len(re.findall(r"[}\])]", line))
+        if head:
+            around.append(head[1])
+        elif more > 0:
+            around.extend([None] * more)
+        else:
+            del around[len(around) + more:]
+    return lines, names
