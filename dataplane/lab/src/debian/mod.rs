@@ -27,10 +27,15 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::Arc,
     thread,
     time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 use crate::{
@@ -139,10 +144,10 @@ impl Boot {
             .env("FIRST", self.first)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        let holder = Holder(command.spawn().map_err(|e| LabError::starting("unshare", "util-linux", e))?);
-        let mut debian = Debian { init: 0, holder, namespace, _group: group };
-        debian.init = debian.await_first(self.first)?;
-        Ok(debian)
+        let child = command.spawn().map_err(|e| LabError::starting("unshare", "util-linux", e))?;
+        let mut holder = Holder { child, init: None };
+        let init = holder.await_first(self.first)?;
+        Ok(Debian { init, namespace, holder, _group: group })
     }
 }
 
@@ -159,27 +164,29 @@ pub struct Debian {
 
 /// The process that waits for the machine's first one, and takes it along.
 #[derive(Debug)]
-struct Holder(Child);
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+struct Holder {
+    child: Child,
+    /// The machine's first process, as it is seen from here, once it is there.
+    init: Option<u32>,
 }
 
-impl Debian {
+impl Holder {
+    /// Whether it has ended, and with it the machine.
+    fn has_ended(&mut self) -> Result<Option<ExitStatus>, LabError> {
+        self.child.try_wait().map_err(|e| LabError::system("wait for a machine", e))
+    }
+
     fn await_first(&mut self, first: &str) -> Result<u32, LabError> {
         let expected = Path::new(first.split(' ').next().unwrap_or_default()).file_name();
         let began = Instant::now();
         loop {
-            let ended = self.holder.0.try_wait().map_err(|e| LabError::system("wait for a machine", e))?;
-            if let Some(status) = ended {
+            if let Some(status) = self.has_ended()? {
                 return Err(refused("boot a Debian", format!("it ended ({status}), see standard error")));
             }
-            for child in children(self.holder.0.id()) {
+            for child in children(self.child.id()) {
                 let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
                 if expected == Some(OsStr::new(name.trim_end())) {
+                    self.init = Some(child);
                     return Ok(child);
                 }
             }
@@ -189,7 +196,26 @@ impl Debian {
             thread::sleep(INTERVAL);
         }
     }
+}
 
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // With its first process the kernel ends all others, and the holder when it has reaped that one: nothing is left then.
+        // While the holder is not reaped the number is nobody else's.
+        let init = self.init.and_then(|init| i32::try_from(init).ok());
+        match init {
+            Some(init) if matches!(self.child.try_wait(), Ok(None)) => {
+                let _ = kill(Pid::from_raw(init), Signal::SIGKILL);
+            }
+            _ => {
+                let _ = self.child.kill();
+            }
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Debian {
     /// Waits until systemd has started all units, which must have worked.
     ///
     /// # Errors
@@ -311,8 +337,7 @@ impl Debian {
         told.map_err(|e| LabError::starting("kill", "procps", e))?;
         let began = Instant::now();
         loop {
-            let ended = self.holder.0.try_wait().map_err(|e| LabError::system("wait for a machine", e))?;
-            if ended.is_some() {
+            if self.holder.has_ended()?.is_some() {
                 return Ok(());
             }
             if began.elapsed() > SHUTDOWN_PATIENCE {
