@@ -3,6 +3,10 @@
 //! A change goes one way only: planned from the registry, committed by the store, seen in the store's watch, applied to the
 //! registry, told to those who wait. What was answered is therefore both durable and visible.
 
+mod answers;
+mod api_keys;
+mod convergence;
+mod events;
 mod installation;
 mod maintenance;
 mod operations;
@@ -11,6 +15,7 @@ mod presence;
 mod relay;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transact;
 
 use std::{
     fmt,
@@ -24,26 +29,32 @@ use ringmesh_tunnel::{
     key::NetworkId,
     netmap::{NodeRecord, Record as _, candidate_is_allowed},
 };
-use tokio::{
-    sync::{MutexGuard, Semaphore, watch},
-    time::Instant,
-};
+use tokio::sync::{Semaphore, watch};
 
 pub use self::maintenance::MaintenanceError;
 use self::relay::Standing;
 pub(crate) use self::{
+    answers::{NewApiKey, NewDevice, NewToken, RemovedNode, RevokedApiKey, RevokedToken},
+    api_keys::Listed as ApiKeyListed,
+    convergence::Lag,
+    events::{Occurrence, Seat, Seen},
     installation::Installation,
     maintenance::INTERVAL,
-    policy::{Applied, Forecast, NameChange},
+    policy::{Applied, Forecast, NameChange, Proposal},
     presence::{Presence, Presences, SentHead},
+    transact::{Acts, Done},
 };
 use crate::{
     auth::{Failures, NodeOf, Nonces},
     clock::Clock,
     error::Refused,
-    network::{Damage, NetworkState, Plan, Registry, Signed, map::Place, relay::Places},
+    metrics::Counters,
+    network::{Damage, NetworkState, Registry, Signed, map::Place, relay::Places},
     server::Connection,
-    store::{Outcome, Revision, Store, StoreError, Watch},
+    store::{
+        Store, StoreError, Watch,
+        timed::{Ledger, TimedStore},
+    },
     vault::Vault,
 };
 
@@ -91,6 +102,9 @@ pub struct Coordinator(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn Store>,
+    /// How the store's transactions went.
+    ledger: Ledger,
+    counters: Counters,
     vault: Vault,
     options: Options,
     replica: u32,
@@ -106,8 +120,10 @@ struct Inner {
     /// Who compiles policies: a few at a time, however many ask, as a thread of theirs runs to its end.
     compiling: Arc<Semaphore>,
     presences: Presences,
+    watchers: events::Watchers,
     nonces: Nonces,
     failures: Mutex<Failures>,
+    api_key_uses: Mutex<api_keys::Uses>,
     /// Where the relay can be reached, once that is known.
     relay_places: Mutex<Option<Places>>,
     /// The relay, and how much it knows.
@@ -123,8 +139,11 @@ impl Coordinator {
         let snapshot = store.snapshot().await?;
         let watch = store.watch(snapshot.revision).await?;
         let registry = Registry::load(&snapshot, &vault)?;
+        let store = TimedStore::new(store);
         let mut inner = Inner {
-            store,
+            ledger: store.ledger(),
+            counters: Counters::default(),
+            store: Arc::new(store),
             vault,
             options,
             replica: 0,
@@ -135,14 +154,17 @@ impl Coordinator {
             turn: tokio::sync::Mutex::default(),
             compiling: Arc::new(Semaphore::new(policy::COMPILING_MAX)),
             presences: Presences::default(),
+            watchers: events::Watchers::default(),
             nonces: Nonces::new(),
             failures: Mutex::default(),
+            api_key_uses: Mutex::default(),
             relay_places: Mutex::default(),
             relay: Mutex::default(),
         };
         let lease = inner.register().await?;
         let coordinator = Self(Arc::new(inner));
         coordinator.follow(watch);
+        coordinator.follow_installations();
         coordinator.keep_registered(lease);
         Ok(coordinator)
     }
@@ -155,7 +177,13 @@ impl Coordinator {
                 let Some(inner) = weak.upgrade() else { return };
                 let applied = item.map_err(Fault::from).and_then(|commit| {
                     let mut registry = inner.registry.write().unwrap_or_else(PoisonError::into_inner);
-                    Ok(registry.apply(&commit, &inner.vault)?)
+                    let before = registry.newest_changes();
+                    registry.apply(&commit, &inner.vault)?;
+                    // While nobody can read of it, and so acknowledge it.
+                    let mut changed = registry.newest_changes();
+                    changed.retain(|network, newest| before.get(network) != Some(newest));
+                    inner.presences.committed(changed.into_keys(), commit.revision);
+                    Ok(())
                 });
                 match applied {
                     Ok(()) => inner.changed.send_modify(|count| *count += 1),
@@ -215,6 +243,16 @@ impl Coordinator {
         &self.0.presences
     }
 
+    /// What is counted for monitoring.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// How the store's transactions went.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
     /// Reads everything at one moment. For tests that build what a coordinator would send.
     pub fn with_registry<T>(&self, read: impl FnOnce(&Registry) -> T) -> T {
         read(&self.0.registry.read().unwrap_or_else(PoisonError::into_inner))
@@ -265,7 +303,9 @@ impl Coordinator {
             }
             let (source, now) = (connection.source(), self.now());
             let mut failures = self.lock_failures();
-            if failures.is_barred(source, now) {
+            let barred = failures.is_barred(source, now);
+            self.0.counters.guessed(barred);
+            if barred {
                 return Refused::Barred;
             }
             tracing::debug!(peer = %connection.peer(), reason = %refused, "a proof failed");
@@ -276,62 +316,6 @@ impl Coordinator {
 
     fn lock_failures(&self) -> std::sync::MutexGuard<'_, Failures> {
         self.0.failures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Plans a change from the newest state and commits it; plans anew if somebody else was faster. When this returns, the
-    /// change is durable, and in the registry together with everything before it.
-    async fn transact<T, E: Into<Refused>>(
-        &self,
-        plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
-    ) -> Result<(T, Revision), Refused> {
-        self.transact_at(plan).await.map(|(value, revision, _)| (value, revision))
-    }
-
-    /// As [`transact`](Self::transact); says when it was committed, too.
-    async fn transact_at<T, E: Into<Refused>>(
-        &self,
-        plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
-    ) -> Result<(T, Revision, Instant), Refused> {
-        let turn = self.0.turn.lock().await;
-        self.transact_in(&turn, plan).await
-    }
-
-    /// As [`transact_at`](Self::transact_at), for who has the turn already.
-    async fn transact_in<T, E: Into<Refused>>(
-        &self,
-        _turn: &MutexGuard<'_, ()>,
-        plan: impl Fn(&Registry, UnixTime) -> Result<(T, Plan), E>,
-    ) -> Result<(T, Revision, Instant), Refused> {
-        for _ in 0..MAX_TRIES {
-            let planned = self.with_registry(|registry| plan(registry, self.now()));
-            let (value, Plan { compare, ops }) = planned.map_err(Into::into)?;
-            let outcome = self.0.store.txn(compare, ops).await?;
-            let at = Instant::now();
-            let (Outcome::Committed(revision) | Outcome::Conflict(revision)) = outcome;
-            self.applied(revision).await?;
-            if matches!(outcome, Outcome::Committed(_)) {
-                return Ok((value, revision, at));
-            }
-        }
-        Err(Refused::Contended)
-    }
-
-    /// Waits until the registry contains `revision`.
-    async fn applied(&self, revision: Revision) -> Result<(), StoreError> {
-        let mut changed = self.changed();
-        let mut fault = self.0.fault.subscribe();
-        loop {
-            changed.borrow_and_update();
-            if self.with_registry(Registry::revision) >= revision {
-                return Ok(());
-            }
-            tokio::select! {
-                _ = changed.changed() => {}
-                _ = fault.wait_for(Option::is_some) => {
-                    return Err(StoreError::Failed("the coordinator is shutting down".into()));
-                }
-            }
-        }
     }
 
     /// Verifies what a node says of itself.

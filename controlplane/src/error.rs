@@ -8,7 +8,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    network::{authority::CannotSign, enroll, map::NoMap, members, policies, tokens, trace},
+    network::{
+        api_keys, authority::CannotSign, enroll, events, map::NoMap, members, policies, requests, tokens,
+        trace,
+    },
     store::StoreError,
 };
 
@@ -62,10 +65,22 @@ pub(crate) enum Refused {
     RelayDown,
     #[error("this is not permitted here")]
     NotPermitted,
+    #[error(
+        "this needs an API key: send it as `authorization: Bearer meshkey1_...` (meshctl key create makes one on the coordinator)"
+    )]
+    CredentialMissing,
+    #[error(transparent)]
+    Credential(#[from] api_keys::Denied),
+    #[error("the API key is read-only, and this may change something")]
+    ReadOnly,
     #[error("the API key is for one network, and this concerns the whole coordinator")]
     NotOfOneNetwork,
     #[error("user {uid} may not give orders to this coordinator: only root and its own user may (use sudo)")]
     NotOperator { uid: u32 },
+    #[error("this connection is about to end; connect again")]
+    ConnectionEnds,
+    #[error("the request took longer than it may; ask for less, or wait for less")]
+    TooLong,
     #[error("too many failed attempts from this address; wait a minute")]
     Barred,
     #[error("too many challenges on one connection; connect again")]
@@ -94,6 +109,8 @@ pub(crate) enum Refused {
     Member(#[from] members::Refusal),
     #[error(transparent)]
     TokenRequest(#[from] tokens::Refusal),
+    #[error(transparent)]
+    ApiKeyRequest(#[from] api_keys::Refusal),
     /// What is wrong with a policy file, each thing with its place.
     #[error("the policy is refused, and the one before stays in force:\n{0}")]
     Policy(String),
@@ -104,6 +121,14 @@ pub(crate) enum Refused {
     PolicyRequest(#[from] policies::Refusal),
     #[error(transparent)]
     TraceRequest(trace::Refusal),
+    #[error(transparent)]
+    Repeat(#[from] requests::Refusal),
+    #[error(transparent)]
+    Events(#[from] events::Unknown),
+    #[error("events are not read as fast as they come; watch again after the last revision that was told")]
+    TooSlow,
+    #[error("{most} are watching the events of this network already; let some of them go")]
+    TooManyWatchers { most: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -122,7 +147,7 @@ impl Refused {
 
     /// Whether it counts as an attempt to guess a secret. A node id is none: whoever asks for one that is gone has waited long.
     pub(crate) const fn is_guess(&self) -> bool {
-        matches!(self, Self::Token | Self::Proof)
+        matches!(self, Self::Token | Self::Proof | Self::Credential(api_keys::Denied::Invalid))
     }
 
     fn classify(&self) -> (Code, Reason) {
@@ -139,14 +164,21 @@ impl Refused {
             Self::Proof | Self::NoSession => (Unauthenticated, Reason::ProofInvalid),
             Self::NodeUnknown => (NotFound, Reason::NodeUnknown),
             Self::NodeRemoved => (PermissionDenied, Reason::NodeRemoved),
-            Self::NotPermitted | Self::NotOfOneNetwork | Self::NotOperator { .. } => {
+            Self::NotPermitted | Self::ReadOnly | Self::NotOfOneNetwork | Self::NotOperator { .. } => {
                 (PermissionDenied, Reason::NotPermitted)
             }
+            Self::CredentialMissing => (Unauthenticated, Reason::CredentialMissing),
+            Self::Credential(denied) => (Unauthenticated, credential(*denied)),
+            Self::TooLong => (Code::DeadlineExceeded, Reason::NoReply),
+            Self::ApiKeyRequest(api_keys::Refusal::Unknown(_)) => (NotFound, Reason::CredentialInvalid),
+            Self::ApiKeyRequest(api_keys::Refusal::TooMany) => (ResourceExhausted, Reason::Busy),
+            Self::ApiKeyRequest(_) => (InvalidArgument, Reason::InvalidArgument),
             Self::Barred
             | Self::TooManyChallenges
             | Self::Contended
             | Self::Compiling
             | Self::ShuttingDown
+            | Self::ConnectionEnds
             | Self::RelayDown => (Unavailable, Reason::Busy),
             Self::RelayInUse | Self::NoRelay => (FailedPrecondition, Reason::Conflict),
             Self::TakenOver => (Aborted, Reason::Conflict),
@@ -162,6 +194,14 @@ impl Refused {
             Self::Policy(_) | Self::Rollback { .. } => (InvalidArgument, Reason::PolicyInvalid),
             Self::PolicyRequest(refusal) => policy(refusal),
             Self::TraceRequest(_) => (InvalidArgument, Reason::InvalidArgument),
+            Self::Repeat(requests::Refusal::Reused(_)) => (AlreadyExists, Reason::RequestIdReused),
+            Self::Repeat(requests::Refusal::TooMany) | Self::TooManyWatchers { .. } => {
+                (ResourceExhausted, Reason::Busy)
+            }
+            Self::Repeat(requests::Refusal::Damaged(..)) => (Internal, Reason::Unspecified),
+            Self::Events(events::Unknown::Forgotten { .. }) => (Code::OutOfRange, Reason::EventsForgotten),
+            Self::Events(events::Unknown::Future { .. }) => (InvalidArgument, Reason::InvalidArgument),
+            Self::TooSlow => (Aborted, Reason::Busy),
             Self::Store(StoreError::Full) => (ResourceExhausted, Reason::Host),
             Self::Store(StoreError::Busy | StoreError::Failed(_) | StoreError::Compacted { .. }) => {
                 (Unavailable, Reason::Busy)
@@ -196,11 +236,21 @@ fn enrolling(refusal: &enroll::Refusal) -> (Code, Reason) {
     }
 }
 
+const fn credential(denied: api_keys::Denied) -> Reason {
+    match denied {
+        api_keys::Denied::Invalid => Reason::CredentialInvalid,
+        api_keys::Denied::Expired => Reason::CredentialExpired,
+        api_keys::Denied::Revoked => Reason::CredentialRevoked,
+    }
+}
+
 fn policy(refusal: &policies::Refusal) -> (Code, Reason) {
     match refusal {
         policies::Refusal::Conflict { .. } => (Code::Aborted, Reason::Conflict),
         policies::Refusal::Unknown(_) => (Code::NotFound, Reason::InvalidArgument),
-        policies::Refusal::NoEarlier => (Code::FailedPrecondition, Reason::Conflict),
+        policies::Refusal::NoEarlier | policies::Refusal::BackToFirst { .. } => {
+            (Code::FailedPrecondition, Reason::Conflict)
+        }
         policies::Refusal::TooLarge { .. }
         | policies::Refusal::TooManyMembers { .. }
         | policies::Refusal::TooManyNames { .. }

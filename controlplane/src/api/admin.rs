@@ -7,20 +7,17 @@ use ringmesh_proto::admin::{
     network_service_server::NetworkService, node_service_server::NodeService,
     relay_service_server::RelayService, token_service_server::TokenService,
 };
-use ringmesh_tunnel::key::{NetworkId, TokenId};
+use ringmesh_tunnel::key::{NetworkId, NodeId};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{convert, relay};
+use super::{convert, relay, request::named};
 use crate::{
     auth::{Authed, MayLook, NodeOf, Operator, Reader, Steward},
     config::NetworkConfig,
-    coordinator::Coordinator,
+    coordinator::{Coordinator, NewDevice, NewToken, RemovedNode, RevokedToken},
     error::Refused,
-    network::{
-        NetworkState, members,
-        tokens::{self, Wish},
-    },
+    network::{NetworkState, members, row::NodeRow, tokens::Wish},
 };
 
 /// All five services.
@@ -61,11 +58,13 @@ impl Admin {
         })
     }
 
-    fn token(&self, network: NetworkId, id: TokenId) -> Result<proto::Token, Refused> {
-        let token = self.coordinator.with_network(network, |state| {
-            state.tokens.get(&id).map(|token| convert::token(id, &token.row))
-        })?;
-        token.ok_or_else(|| tokens::Refusal::Unknown(id.to_string()).into())
+    /// A node as its row has it, which may be gone by now.
+    fn node_of(&self, network: NetworkId, id: NodeId, row: NodeRow) -> Result<proto::Node, Refused> {
+        self.coordinator.with_network(network, |state| {
+            let node = state.node_of(id, row).map_err(Refused::field("node"))?;
+            let who = NodeOf { network, node: id };
+            Ok(convert::node(&node, state, self.coordinator.presence().get(&who).as_ref(), None))
+        })?
     }
 
     fn node(&self, who: NodeOf) -> Result<proto::Node, Refused> {
@@ -111,6 +110,7 @@ impl NetworkService for Admin {
         request: Request<proto::CreateNetworkRequest>,
     ) -> Answer<proto::CreateNetworkResponse> {
         let steward = Authed::<Steward>::of(&request)?;
+        let named = named(request.get_ref())?;
         let proto::CreateNetworkRequest { name, ipv4_pool, zone, request_id: _ } = request.into_inner();
         let default = NetworkConfig::default();
         let config = NetworkConfig {
@@ -121,7 +121,7 @@ impl NetworkService for Admin {
             },
             zone: if zone.is_empty() { default.zone } else { zone },
         };
-        let id = self.coordinator.create_network(&steward, &config).await?;
+        let id = self.coordinator.create_network(&steward, &config, named).await?.value.id;
         let network =
             self.coordinator.with_place(id, |state, place| convert::network(state, place.durable))?;
         Ok(Response::new(proto::CreateNetworkResponse { network: Some(network) }))
@@ -153,9 +153,16 @@ impl NodeService for Admin {
     ) -> Answer<proto::RemoveNodeResponse> {
         let operator = Authed::<Operator>::of(&request)?;
         let network = self.network(&operator, &request.get_ref().network)?;
-        let who = self.find(network, &request.get_ref().node)?;
-        let node = self.node(who)?;
-        let revision = self.coordinator.remove(&operator, network, who.node).await?;
+        let named = named(request.get_ref())?;
+        let name = &request.get_ref().node;
+        // As it was while it was there; a repeat knows no more than was stored.
+        let before = self.find(network, name).and_then(|who| self.node(who));
+        let done = self.coordinator.remove_node(&operator, network, name, named).await?;
+        let (RemovedNode { id, row }, revision) = (done.value, done.revision);
+        let node = match before {
+            Ok(node) if !done.repeated => node,
+            Ok(_) | Err(_) => self.node_of(network, id, row)?,
+        };
         let patience = Duration::from_millis(request.get_ref().wait_ms.into());
         let installation =
             self.coordinator.installation(&operator, network, revision, Instant::now(), patience).await?;
@@ -191,15 +198,15 @@ impl NodeService for Admin {
         &self,
         request: Request<proto::AddStockDeviceRequest>,
     ) -> Answer<proto::AddStockDeviceResponse> {
-        use base64::{Engine as _, engine::general_purpose::STANDARD};
         let operator = Authed::<Operator>::of(&request)?;
         let request = request.into_inner();
         let network = self.network(&operator, &request.network)?;
         let key = request.public_key.parse().map_err(Refused::field("public_key"))?;
-        let (id, psk, revision) =
-            self.coordinator.add_stock_device(&operator, network, &request.name, key).await?;
-        let node = self.node(NodeOf { network, node: id })?;
-        let preshared_key = STANDARD.encode(psk.expose());
+        let named = named(&request)?;
+        let done = self.coordinator.add_stock_device(&operator, network, &request.name, key, named).await?;
+        let (NewDevice { id, row, psk }, revision) = (done.value, done.revision);
+        let node = self.node_of(network, id, row)?;
+        let preshared_key = psk.reveal().to_owned();
         Ok(Response::new(proto::AddStockDeviceResponse { node: Some(node), preshared_key, revision }))
     }
 }
@@ -213,6 +220,7 @@ impl TokenService for Admin {
         let operator = Authed::<Operator>::of(&request)?;
         let request = request.into_inner();
         let network = self.network(&operator, &request.network)?;
+        let named = named(&request)?;
         let wish = Wish {
             life: Duration::from_secs(request.ttl_seconds),
             max_uses: if request.reusable || request.max_uses != 0 { request.max_uses } else { 1 },
@@ -220,9 +228,10 @@ impl TokenService for Admin {
             ephemeral: request.ephemeral,
             relay: request.relay,
         };
-        let token = self.coordinator.create_token(&operator, network, &wish).await?;
-        let secret = token.text.as_str().to_owned();
-        Ok(Response::new(proto::CreateTokenResponse { token: Some(self.token(network, token.id)?), secret }))
+        let NewToken { id, row, text } =
+            self.coordinator.create_token(&operator, network, &wish, named).await?.value;
+        let secret = text.reveal().to_owned();
+        Ok(Response::new(proto::CreateTokenResponse { token: Some(convert::token(id, &row)), secret }))
     }
 
     async fn list_tokens(
@@ -245,8 +254,10 @@ impl TokenService for Admin {
         let request = request.into_inner();
         let network = self.network(&operator, &request.network)?;
         let id = request.id.parse().map_err(Refused::field("id"))?;
-        self.coordinator.revoke_token(&operator, network, id).await?;
-        Ok(Response::new(proto::RevokeTokenResponse { token: Some(self.token(network, id)?) }))
+        let named = named(&request)?;
+        let RevokedToken { id, row } =
+            self.coordinator.revoke_token(&operator, network, id, named).await?.value;
+        Ok(Response::new(proto::RevokeTokenResponse { token: Some(convert::token(id, &row)) }))
     }
 }
 

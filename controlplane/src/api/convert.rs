@@ -12,6 +12,7 @@ use crate::{
     coordinator::{Installation, Presence},
     network::{
         NetworkState, Node,
+        events::{Actor, Event, EventRow},
         map::{Outgoing, SealedSecret},
         row::TokenRow,
     },
@@ -169,6 +170,26 @@ pub(super) fn installation(installation: Installation) -> admin::WaitInstalledRe
         installed: installation.installed,
         behind: behind.collect(),
         waited_ms: installation.waited.as_millis().try_into().unwrap_or(u32::MAX),
+    }
+}
+
+/// Something that happened, as operators see it; `network` is the name of the network that it belongs to.
+pub(super) fn event(network: Option<String>, event: Event) -> admin::Event {
+    let Event { revision, row, .. } = event;
+    let EventRow { name, time_ms, actor, subject_id, subject_name, details, request_id } = row;
+    let Actor { kind, id, name: called } = actor;
+    // What is about no other thing is about the revision that it made.
+    let subject_id = if subject_id.is_empty() { revision.to_string() } else { subject_id };
+    admin::Event {
+        name,
+        time_ms,
+        revision,
+        network: network.unwrap_or_default(),
+        actor: Some(admin::Actor { kind: kind.as_str().into(), id, name: called }),
+        subject_id,
+        subject_name,
+        details: details.into_iter().collect(),
+        request_id,
     }
 }
 

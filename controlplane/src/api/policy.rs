@@ -13,10 +13,11 @@ use tonic::{Request, Response};
 use super::{
     admin::{Admin, Answer},
     convert,
+    request::named,
 };
 use crate::{
     auth::{Authed, Operator, Reader},
-    coordinator::{Applied, Forecast, NameChange},
+    coordinator::{Applied, Forecast, NameChange, Proposal},
     error::Refused,
     network::{
         PolicyVersion,
@@ -132,11 +133,12 @@ impl PolicyService for Admin {
     ) -> Answer<proto::ApplyPolicyResponse> {
         let begun = Instant::now();
         let operator = Authed::<Operator>::of(&request)?;
+        let named = named(request.get_ref())?;
         let proto::ApplyPolicyRequest { network, text, base_revision, wait_ms, comment, request_id: _ } =
             request.into_inner();
         let network = self.network(&operator, &network)?;
-        let applied =
-            self.coordinator.apply_policy(&operator, network, text, base_revision, &comment).await?;
+        let proposal = Proposal { text: text.into(), base: base_revision, comment, back_to: 0 };
+        let applied = self.coordinator.apply_policy(&operator, network, proposal, named).await?;
         Ok(Response::new(self.applied(&operator, network, applied, wait_ms, begun).await?))
     }
 
@@ -162,10 +164,11 @@ impl PolicyService for Admin {
     ) -> Answer<proto::ApplyPolicyResponse> {
         let begun = Instant::now();
         let operator = Authed::<Operator>::of(&request)?;
-        let proto::RollbackPolicyRequest { network, revision, wait_ms, request_id: _, base_revision: _ } =
+        let named = named(request.get_ref())?;
+        let proto::RollbackPolicyRequest { network, revision, wait_ms, request_id: _, base_revision: base } =
             request.into_inner();
         let network = self.network(&operator, &network)?;
-        let applied = self.coordinator.rollback_policy(&operator, network, revision).await?;
+        let applied = self.coordinator.rollback_policy(&operator, network, revision, base, named).await?;
         Ok(Response::new(self.applied(&operator, network, applied, wait_ms, begun).await?))
     }
 

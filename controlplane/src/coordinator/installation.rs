@@ -106,7 +106,11 @@ impl Coordinator {
         })
     }
 
-    fn installation_now(&self, network: NetworkId, revision: Revision) -> Result<Installation, Refused> {
+    pub(super) fn installation_now(
+        &self,
+        network: NetworkId,
+        revision: Revision,
+    ) -> Result<Installation, Refused> {
         self.with_network(network, |state| {
             let mut now = Installation { revision, ..Installation::default() };
             let members = state.nodes.values().map(|node| &node.member.record);

@@ -9,7 +9,7 @@ use crate::{
     auth::{Authed, Itself, NodeOf},
     config::NetworkConfig,
     error::Refused,
-    network::{Plan, key::Key, members, renew, row},
+    network::{key::Key, members, renew, row},
     store::{Compare, LeaseId, Op, Outcome},
 };
 
@@ -78,7 +78,7 @@ impl Coordinator {
             )
         });
         match named {
-            _ if empty => drop(self.create_network(&Authed::<Itself>::itself(), config).await?),
+            _ if empty => drop(self.create_network(&Authed::<Itself>::itself(), config, None).await?),
             Some((true, true)) => {}
             Some(_) => tracing::warn!(
                 network = config.name,
@@ -103,6 +103,14 @@ impl Coordinator {
             self.renew(network, renew::Why::Due).await?;
             self.drop_absent(network).await?;
         }
+        // What belongs to no network.
+        let due = self.with_registry(|registry| {
+            [registry.events.prune(None), registry.requests.prune(None, self.now())]
+        });
+        for change in due.into_iter().flatten() {
+            self.commit_if_unchanged(change).await?;
+        }
+        self.drop_old_api_keys().await?;
         Ok(())
     }
 
@@ -127,22 +135,16 @@ impl Coordinator {
     }
 
     async fn renew(&self, network: NetworkId, why: renew::Why) -> Result<(), Refused> {
-        let plans = self.with_network(network, |state| {
-            let mut plans = renew::plan(state, why, self.now())?;
+        let changes = self.with_network(network, |state| {
+            let mut changes = renew::plan(state, why, self.now())?;
             if why == renew::Why::Restored {
-                plans.push(members::plan_restored_epoch(state, &self.0.vault));
+                changes.push(members::plan_restored_epoch(state, &self.0.vault));
             }
-            Ok::<_, Refused>(plans)
+            Ok::<_, Refused>(changes)
         })??;
-        for plan in plans {
-            let entries = plan.ops.len();
-            let _turn = self.0.turn.lock().await;
-            let Plan { compare, ops } = plan;
-            // If somebody changed one of them meanwhile, the next round sees what is still due.
-            let outcome = self.0.store.txn(compare, ops).await?;
-            if let Outcome::Committed(revision) = outcome {
-                self.applied(revision).await?;
-                tracing::debug!(%network, entries, revision, "renewed or dropped what was due");
+        for change in changes {
+            if let Some(revision) = self.commit_if_unchanged(change).await? {
+                tracing::debug!(%network, revision, "renewed or dropped what was due");
             }
         }
         Ok(())

@@ -16,18 +16,31 @@ use ringmesh_tunnel::{
 };
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use super::{Coordinator, MAX_TRIES};
+use super::{Coordinator, Done, MAX_TRIES, answers::AppliedPolicy};
 use crate::{
     auth::{Authed, MayLook, NodeOf, Operator},
     error::Refused,
     network::{
         NetworkState, Plan, Registry,
+        events::Origin,
         policies::{self, Wish},
+        requests::Request,
         trace::{Question, Standing, Trace},
     },
     policy::{self, Allowances, Compiled, Problem, Roster, TEXT_MAX},
     store::Revision,
 };
+
+/// A policy that shall come in force.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub(crate) text: Arc<str>,
+    /// The revision of the policy that must be in force; 0: any.
+    pub(crate) base: Revision,
+    pub(crate) comment: String,
+    /// The revision of the earlier policy whose text it is; 0: of none.
+    pub(crate) back_to: Revision,
+}
 
 /// What became of a policy that was to come in force.
 #[derive(Debug)]
@@ -40,6 +53,14 @@ pub(crate) struct Applied {
     pub(crate) warnings: Vec<Problem>,
     /// When it was committed; if it was in force already, when that was found.
     pub(crate) at: Instant,
+}
+
+impl From<Done<AppliedPolicy>> for Applied {
+    fn from(done: Done<AppliedPolicy>) -> Self {
+        let AppliedPolicy { former, serial, warnings } = done.value;
+        let revision = former.unwrap_or(done.revision);
+        Self { revision, serial, changed: former.is_none(), warnings, at: done.at }
+    }
 }
 
 /// What a policy would change.
@@ -70,20 +91,31 @@ pub(crate) struct NameChange {
 }
 
 impl Coordinator {
-    /// Puts a policy in force; `base` is the revision of the one that must be in force, 0: any.
+    /// Puts a policy in force.
     ///
     /// # Errors
-    /// If anything is wrong with it, or another policy than that of `base` is in force.
+    /// If anything is wrong with it, or another policy than that of its base is in force.
     pub(crate) async fn apply_policy(
         &self,
         by: &Authed<Operator>,
         network: NetworkId,
-        text: String,
-        base: Revision,
-        comment: &str,
+        proposal: Proposal,
+        request: Option<Request>,
     ) -> Result<Applied, Refused> {
-        let text: Arc<str> = text.into();
-        let user = by.who().actor().await.name;
+        let origin = self.origin(by, request).await;
+        match self.recall::<AppliedPolicy>(&origin, Some(network))? {
+            Some(done) => Ok(done.into()),
+            None => self.apply(&origin, network, proposal).await,
+        }
+    }
+
+    async fn apply(
+        &self,
+        origin: &Origin,
+        network: NetworkId,
+        proposal: Proposal,
+    ) -> Result<Applied, Refused> {
+        let Proposal { text, base, comment, back_to } = proposal;
         for attempt in 0..MAX_TRIES {
             // Members who come and go may make what was compiled stale each time; they wait if that goes on.
             let permit = self.permit().await?;
@@ -95,58 +127,73 @@ impl Coordinator {
                 groups: &compiled.groups,
                 rules: compiled.rules,
                 text: &text,
-                by: &user,
-                comment,
+                by: &origin.actor.name,
+                comment: &comment,
                 base,
+                back_to,
             };
             let plan = |registry: &Registry, now| {
                 let state = registry.network(network).ok_or(Refused::NetworkUnknown)?;
                 if state.roster != at {
                     // Its names may mean somebody else by now.
-                    return Ok((Planned::Stale, Plan::default()));
+                    return Ok((None, None));
                 }
-                Ok::<_, Refused>(match policies::plan(state, &wish, now)? {
-                    Some(plan) => (Planned::New, plan),
-                    None => (Planned::InForce, Plan::default()),
-                })
+                let warnings = compiled.warnings.clone();
+                let (former, serial, change) = match policies::plan(state, &wish, now)? {
+                    Some((serial, change)) => (None, serial, change),
+                    None => {
+                        let serial = state.policy.as_ref().map(|policy| policy.signed.record.serial);
+                        // Nothing changes; that it was asked is remembered all the same.
+                        let nothing = Plan::default().unremarkable();
+                        (Some(state.policy_revision()), serial.unwrap_or_default(), nothing)
+                    }
+                };
+                Ok::<_, Refused>((Some(AppliedPolicy { former, serial, warnings }), Some(change)))
             };
             let turn = match turn {
                 Some(turn) => turn,
                 None => self.0.turn.lock().await,
             };
-            let (planned, _, at) = self.transact_in(&turn, plan).await?;
+            let done = self.transact_once_in(&turn, origin, Some(network), plan).await?;
             drop(turn);
-            if matches!(planned, Planned::Stale) {
-                continue;
+            let Done { value: Some(applied), revision, at, repeated } = done else { continue };
+            let applied = Applied::from(Done { value: applied, revision, at, repeated });
+            if applied.changed && !repeated {
+                let Applied { revision, serial, .. } = applied;
+                let by = &origin.actor.name;
+                tracing::info!(event = "policy_applied", %network, revision, serial, rules = compiled.rules, by, "a policy came in force");
             }
-            let (revision, serial) = self.with_network(network, |state| {
-                let serial = state.policy.as_ref().map(|policy| policy.signed.record.serial);
-                (state.policy_revision(), serial.unwrap_or_default())
-            })?;
-            let changed = matches!(planned, Planned::New);
-            if changed {
-                tracing::info!(%network, revision, serial, rules = compiled.rules, by = user, "a policy came in force");
-            }
-            return Ok(Applied { revision, serial, changed, warnings: compiled.warnings, at });
+            return Ok(applied);
         }
         Err(Refused::Contended)
     }
 
-    /// Puts the text of an earlier policy in force again; 0: that of the one before.
+    /// Puts the text of an earlier policy in force again; 0: that of the one before. `base` is the revision of the policy that must be
+    /// in force; 0: the one that is when this is decided.
     ///
     /// # Errors
-    /// If there is no such policy, or its text does not compile any more.
+    /// If there is no such policy, its text does not compile any more, another policy is in force, or it would be the network's first
+    /// and the caller shows by nothing that he knows.
     pub(crate) async fn rollback_policy(
         &self,
         by: &Authed<Operator>,
         network: NetworkId,
         revision: Revision,
+        base: Revision,
+        request: Option<Request>,
     ) -> Result<Applied, Refused> {
-        let (text, to) = self.with_network(network, |state| {
-            let (text, to) = state.policy_before(revision)?;
-            Ok::<_, Refused>((text.to_owned(), to))
+        let origin = self.origin(by, request).await;
+        if let Some(done) = self.recall::<AppliedPolicy>(&origin, Some(network))? {
+            return Ok(done.into());
+        }
+        let (text, to, base) = self.with_network(network, |state| {
+            let (text, to) = state.policy_to_go_back_to(revision, base)?;
+            // "The one before" means something only while the one in force stays.
+            let base = if base == 0 && revision == 0 { state.policy_revision() } else { base };
+            Ok::<_, Refused>((text.into(), to, base))
         })??;
-        let applied = self.apply_policy(by, network, text, 0, &format!("back to r{to}")).await;
+        let proposal = Proposal { text, base, comment: format!("back to r{to}"), back_to: to };
+        let applied = self.apply(&origin, network, proposal).await;
         applied.map_err(|refused| {
             if let Refused::Policy(problems) = refused { Refused::Rollback { to, problems } } else { refused }
         })
@@ -233,15 +280,6 @@ impl Coordinator {
         let waiting = tokio::time::timeout(COMPILING_WAIT, self.0.compiling.clone().acquire_owned());
         waiting.await.map_err(|_| Refused::Compiling)?.map_err(|_| Refused::ShuttingDown)
     }
-}
-
-enum Planned {
-    /// It comes in force if the plan is committed.
-    New,
-    /// It is in force.
-    InForce,
-    /// It was compiled for other members.
-    Stale,
 }
 
 fn roster(state: &NetworkState) -> Roster {

@@ -5,10 +5,14 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use ringmesh_tunnel::UnixTime;
+use ringmesh_tunnel::{UnixTime, key::NetworkId};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
+use super::{
+    convergence::{Online, Track},
+    events::{Herald, What},
+};
 use crate::{
     auth::NodeOf,
     network::{map::Told, trace::Standing},
@@ -82,6 +86,11 @@ impl Presence {
         self.acknowledged = self.acknowledged.max(durable.min(self.sent));
     }
 
+    /// As convergence is measured by it.
+    fn online(&self) -> Option<Online> {
+        (self.stream != 0).then(|| Online { stream: self.stream, installed: self.installed() })
+    }
+
     /// Whether it has a stream, and what it has installed.
     fn standing(&self) -> Standing {
         Standing { online: self.stream != 0, installed: self.installed() }
@@ -99,6 +108,20 @@ struct Table {
     /// By the hash, so that looking one up tells nothing about the secret by its time.
     sessions: HashMap<[u8; 32], NodeOf>,
     streams: u64,
+    /// Who is behind, in each network.
+    tracks: BTreeMap<NetworkId, Track>,
+}
+
+impl Table {
+    /// Changes what is known of a node, if there is anything.
+    fn change<T>(&mut self, who: &NodeOf, change: impl FnOnce(&mut Presence) -> T) -> Option<T> {
+        let presence = self.nodes.get_mut(who)?;
+        let before = presence.online();
+        let changed = change(presence);
+        let after = presence.online();
+        self.tracks.entry(who.network).or_default().moved(before, after, Instant::now());
+        Some(changed)
+    }
 }
 
 /// What is known of all nodes.
@@ -107,6 +130,8 @@ pub(crate) struct Presences {
     table: Mutex<Table>,
     /// Counts what may have changed of what is installed where.
     moved: watch::Sender<u64>,
+    /// Tells who came and went.
+    herald: Herald,
 }
 
 impl Presences {
@@ -119,17 +144,25 @@ impl Presences {
         let mut table = self.lock();
         table.streams += 1;
         let (stream, session) = (table.streams, Sha256::digest(session).into());
-        let presence = table.nodes.entry(who).or_default();
-        let former = presence.session.replace(session);
-        presence.stream = stream;
-        presence.version = version;
-        presence.last_seen = now;
-        // Its data plane may have restarted empty.
-        (presence.sent, presence.acknowledged, presence.scanned) = (0, 0, 0);
-        if let Some(former) = former {
+        table.nodes.entry(who).or_default();
+        let mut came = false;
+        let former = table.change(&who, |presence| {
+            came = presence.stream == 0;
+            presence.stream = stream;
+            presence.version.clone_from(&version);
+            presence.last_seen = now;
+            // Its data plane may have restarted empty.
+            (presence.sent, presence.acknowledged, presence.scanned) = (0, 0, 0);
+            presence.session.replace(session)
+        });
+        if let Some(former) = former.flatten() {
             table.sessions.remove(&former);
         }
         table.sessions.insert(session, who);
+        if came {
+            // While the table is held, so that it is told in the order in which it happened.
+            self.herald.tell(now, What::Online { who, version });
+        }
         stream
     }
 
@@ -150,15 +183,19 @@ impl Presences {
     /// Ends a stream, unless a newer one took over.
     pub(crate) fn end(&self, who: &NodeOf, stream: u64, now: UnixTime) {
         let mut table = self.lock();
-        let Some(presence) = table.nodes.get_mut(who).filter(|presence| presence.stream == stream) else {
+        if table.nodes.get(who).is_none_or(|presence| presence.stream != stream) {
             return;
-        };
-        presence.stream = 0;
-        presence.connection = None;
-        presence.last_seen = now;
-        if let Some(session) = presence.session.take() {
+        }
+        let session = table.change(who, |presence| {
+            presence.stream = 0;
+            presence.connection = None;
+            presence.last_seen = now;
+            presence.session.take()
+        });
+        if let Some(session) = session.flatten() {
             table.sessions.remove(&session);
         }
+        self.herald.tell(now, What::Offline { who: *who });
         drop(table);
         self.note_move();
     }
@@ -166,6 +203,7 @@ impl Presences {
     /// Forgets a node that was removed.
     pub(crate) fn forget(&self, who: &NodeOf) {
         let mut table = self.lock();
+        table.change(who, |presence| presence.stream = 0);
         if let Some(session) = table.nodes.remove(who).and_then(|presence| presence.session) {
             table.sessions.remove(&session);
         }
@@ -173,18 +211,31 @@ impl Presences {
 
     /// Changes what is known of a node, unless it is forgotten.
     pub(crate) fn update(&self, who: &NodeOf, change: impl FnOnce(&mut Presence)) {
-        if let Some(presence) = self.lock().nodes.get_mut(who) {
-            change(presence);
-        }
+        self.lock().change(who, change);
         self.note_move();
     }
 
     /// Changes what is known of a node by its stream number `stream`, unless another one took over.
     pub(crate) fn update_by(&self, who: &NodeOf, stream: u64, change: impl FnOnce(&mut Presence)) {
-        if let Some(presence) = self.lock().nodes.get_mut(who).filter(|presence| presence.stream == stream) {
-            change(presence);
-        }
+        self.lock().change(who, |presence| {
+            if presence.stream == stream {
+                change(presence);
+            }
+        });
         self.note_move();
+    }
+
+    /// Takes note of a commit that changed the maps of `networks`.
+    pub(super) fn committed(&self, networks: impl IntoIterator<Item = NetworkId>, revision: Revision) {
+        let mut table = self.lock();
+        for network in networks {
+            table.tracks.entry(network).or_default().committed(revision, Instant::now());
+        }
+    }
+
+    /// Looks at who is behind, in each network.
+    pub(crate) fn with_tracks<T>(&self, look: impl FnOnce(&BTreeMap<NetworkId, Track>) -> T) -> T {
+        look(&self.lock().tracks)
     }
 
     /// How nodes stand, in the order asked.
@@ -192,6 +243,11 @@ impl Presences {
         let table = self.lock();
         let of = |who: NodeOf| table.nodes.get(&who).map(Presence::standing).unwrap_or_default();
         nodes.into_iter().map(of).collect()
+    }
+
+    /// Tells what is not durable.
+    pub(crate) const fn herald(&self) -> &Herald {
+        &self.herald
     }
 
     /// Wakes whenever a node may have installed something, or has come or gone.

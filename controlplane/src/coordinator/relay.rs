@@ -18,6 +18,7 @@ use crate::{
     error::Refused,
     network::{
         NetworkState, Plan, Registry,
+        events::Origin,
         relay::{self, Newcomer, Places},
     },
     store::Revision,
@@ -51,13 +52,13 @@ impl Coordinator {
             let plan = |registry: &Registry, now| {
                 let state = registry.network(network).ok_or(Refused::NetworkUnknown)?;
                 // Another coordinator may have been faster.
-                let plan = match state.own_relay() {
-                    Some(_) => Plan::default(),
+                let change = match state.own_relay() {
+                    Some(_) => Plan::default().unremarkable(),
                     None => relay::plan(state, &newcomer, &self.0.vault, now)?,
                 };
-                Ok::<_, Refused>(((), plan))
+                Ok::<_, Refused>(((), change))
             };
-            let ((), revision) = self.transact(plan).await?;
+            let ((), revision) = self.transact(&Origin::coordinator(), plan).await?;
             tracing::info!(%network, revision, "the network was given a relay");
         }
         Ok(())
@@ -91,6 +92,11 @@ impl Coordinator {
 
     fn lock_relay(&self) -> MutexGuard<'_, Standing> {
         self.0.relay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The relay that this coordinator runs, for metrics; the inner `None`: it is not running. The outer: there is none.
+    pub(crate) fn own_relay(&self) -> Option<Option<Handle>> {
+        self.0.options.relay.then(|| self.lock_relay().handle.clone())
     }
 
     /// What the relay tells of a network.

@@ -16,6 +16,7 @@ use crate::{
     network::{
         Plan, Registry, Signed,
         enroll::{self, Enrollment, Joiner},
+        events::Origin,
         relay::Places,
         tokens::{self, Wish},
     },
@@ -57,9 +58,9 @@ async fn member_who_is(coordinator: &Coordinator, identity: &IdentitySecret, rel
         Wish { life: std::time::Duration::ZERO, max_uses: 1, tags: Vec::new(), ephemeral: false, relay };
     let create = |registry: &Registry, now| {
         tokens::plan_create(registry.network(network).unwrap(), token, &secret, &wish, now)
-            .map(|plan| ((), plan))
+            .map(|(_, change)| ((), change))
     };
-    coordinator.transact(create).await.unwrap();
+    coordinator.transact(&Origin::coordinator(), create).await.unwrap();
     let joiner = Joiner {
         token,
         identity_key: identity.public_key(),
@@ -73,12 +74,12 @@ async fn member_who_is(coordinator: &Coordinator, identity: &IdentitySecret, rel
     let join = |registry: &Registry, now| {
         enroll::plan(registry.network(network).unwrap(), &joiner, node, now).map(
             |enrollment| match enrollment {
-                Enrollment::New(_, plan) => ((), plan),
-                Enrollment::Already(_) => ((), Plan::default()),
+                Enrollment::New(_, change) => ((), change),
+                Enrollment::Already(_) => ((), Plan::default().unremarkable()),
             },
         )
     };
-    coordinator.transact(join).await.unwrap();
+    coordinator.transact(&Origin::coordinator(), join).await.unwrap();
     NodeOf { network, node }
 }
 
@@ -200,7 +201,7 @@ async fn nodes_are_told_where_the_relay_is_when_that_changes_and_only_then() {
     assert!(second.1 > first.1);
     // A network that is made later is told of at once.
     let lab = NetworkConfig { name: "lab".into(), ..NetworkConfig::default() };
-    let id = coordinator.create_network(&crate::auth::Authed::itself(), &lab).await.unwrap();
+    let id = coordinator.create_network(&crate::auth::Authed::itself(), &lab, None).await.unwrap().value.id;
     let known = |state: &crate::network::NetworkState| {
         let (relay, _) = state.own_relay().unwrap();
         state.node_records.get(&relay).map(|held| held.record.endpoints.clone())

@@ -7,8 +7,9 @@ use ringmesh_tunnel::{
 };
 
 use super::{
-    Plan,
+    Change, Plan,
     authority::{Authority, CannotSign, RECORD_LIFE, Signer},
+    events::{Happening, Name},
     key::{Key, Part},
     relay,
     row::{self, Blob, NetworkRow, PolicyRow},
@@ -27,7 +28,7 @@ pub(crate) fn plan(
     relay: Option<&relay::Newcomer>,
     vault: &Vault,
     now: UnixTime,
-) -> Result<(NetworkId, Plan), CannotSign> {
+) -> Result<(NetworkId, Change), CannotSign> {
     let root_key = authority.root_key()?;
     let id = NetworkId::of_root(&root_key);
     let network = NetworkRow {
@@ -52,12 +53,19 @@ pub(crate) fn plan(
     }
     ops.push(epoch(id, 1, &NetworkSecret::generate(), vault));
     ops.push(policy(id, &[members_reach_each_other()], 1, None, authority, now)?);
+    let told = Happening::new(id, Name::NetworkCreated)
+        .about(id, &config.name)
+        .with("ipv4_pool", config.ipv4_pool)
+        .with("zone", &config.zone);
+    let mut happenings = vec![told];
     if let Some(newcomer) = relay {
         let member = relay::plan_named(id, authority, relay::NAME.into(), newcomer, vault, now)?;
+        let (member, told) = member.into_parts();
         compare.extend(member.compare);
         ops.extend(member.ops);
+        happenings.extend(told);
     }
-    Ok((id, Plan { compare, ops }))
+    Ok((id, Plan { compare, ops }.tells(happenings)))
 }
 
 /// Writes the secret of an epoch.

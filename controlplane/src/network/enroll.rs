@@ -7,8 +7,9 @@ use ringmesh_tunnel::{
 };
 
 use super::{
-    Plan,
+    Change, Plan,
     authority::{CannotSign, RECORD_LIFE},
+    events::{Actor, Happening, Name},
     key::Part,
     pool,
     row::{self, AddressRow, Blob, NodeRow},
@@ -79,8 +80,8 @@ pub(crate) enum Refusal {
 pub(crate) enum Enrollment {
     /// It is a node already: the answer to its first request was lost.
     Already(NodeId),
-    /// It becomes this node if the plan is committed.
-    New(NodeId, Plan),
+    /// It becomes this node if the change is committed.
+    New(NodeId, Change),
 }
 
 /// Plans an enrolment; `id` is the node's id unless it has one.
@@ -138,7 +139,24 @@ pub(crate) fn plan(
     plan.compare.extend(state.names_of_policy_unchanged());
     plan.compare.push(Compare::unchanged(&token_place, token.revision));
     plan.ops.push(Op::put(token_place, row::emit(&used)));
-    Ok(Enrollment::New(id, plan))
+    let told = joined(&member, Name::NodeJoined)
+        .by(Actor::node(id, &name))
+        .with("token", joiner.token)
+        .with("tags", member.tags.join(", "))
+        .with("relay", member.relay)
+        .with("ephemeral", node.ephemeral)
+        .with("os", &node.os)
+        .with("version", &node.version);
+    Ok(Enrollment::New(id, plan.tells([told])))
+}
+
+/// That somebody became a member, with what can be said of each.
+pub(super) fn joined(member: &Member, name: Name) -> Happening {
+    let told = Happening::new(member.network, name).about(member.id, &member.name).with("ipv6", member.ipv6);
+    match member.ipv4 {
+        Some(ipv4) => told.with("ipv4", ipv4),
+        None => told,
+    }
 }
 
 /// Writes a new member and takes its name, key and address, each of which must be nobody's.

@@ -10,6 +10,8 @@ use ringmesh_tunnel::{
     netmap::Role,
 };
 
+use super::{api_keys::ApiKeyId, requests::RequestKey};
+
 /// A place in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Key {
@@ -19,10 +21,18 @@ pub(crate) enum Key {
     Network(NetworkId),
     /// Something of a network.
     Of(NetworkId, Part),
+    /// An API key. Not below a network, as one may be for all.
+    Api(ApiKeyId),
     /// The number that the last coordinator process took.
     ReplicaCounter,
     /// A live coordinator process; the value is the list of its endpoints.
     Replica(u32),
+    /// An event that belongs to no network.
+    Event(u64),
+    /// The newest revision of which such events were forgotten.
+    EventsForgotten,
+    /// A request that was done once, and belongs to no network.
+    Request(RequestKey),
 }
 
 /// A place below a network.
@@ -52,6 +62,12 @@ pub(crate) enum Part {
     Token(TokenId),
     /// The wrapped seed of the identity key of a relay that coordinators run themselves; its record is that of a [`Part::Node`].
     Relay(NodeId),
+    /// Something that happened, by its number.
+    Event(u64),
+    /// The newest revision of which events were forgotten.
+    EventsForgotten,
+    /// A request that was done once.
+    Request(RequestKey),
 }
 
 /// The owner of a signing key of a network.
@@ -97,8 +113,12 @@ impl Key {
         let parts: Vec<&str> = text.split('/').collect();
         Some(match parts.as_slice() {
             ["network-name", name] => Self::NetworkName((*name).into()),
+            ["api-key", id] => Self::Api(id.parse().ok()?),
             ["replica-counter"] => Self::ReplicaCounter,
             ["replica", number] => Self::Replica(number.parse().ok()?),
+            ["event", number] => Self::Event(number.parse().ok()?),
+            ["events-forgotten"] => Self::EventsForgotten,
+            ["request", request] => Self::Request(RequestKey::parse(request)?),
             ["network", id] => Self::Network(id.parse().ok()?),
             ["network", id, rest @ ..] => Self::Of(id.parse().ok()?, Part::parse(rest)?),
             _ => return None,
@@ -124,6 +144,9 @@ impl Part {
             ["ipv4", address] => Self::Ipv4(address.parse().ok()?),
             ["token", id] => Self::Token(id.parse().ok()?),
             ["relay", id] => Self::Relay(id.parse().ok()?),
+            ["event", number] => Self::Event(number.parse().ok()?),
+            ["events-forgotten"] => Self::EventsForgotten,
+            ["request", request] => Self::Request(RequestKey::parse(request)?),
             _ => return None,
         })
     }
@@ -140,8 +163,12 @@ impl std::fmt::Display for Key {
             Self::NetworkName(name) => write!(f, "network-name/{name}"),
             Self::Network(id) => write!(f, "network/{id}"),
             Self::Of(id, part) => write!(f, "network/{id}/{part}"),
+            Self::Api(id) => write!(f, "api-key/{id}"),
             Self::ReplicaCounter => f.write_str("replica-counter"),
             Self::Replica(number) => write!(f, "replica/{number}"),
+            Self::Event(number) => write!(f, "event/{number:020}"),
+            Self::EventsForgotten => f.write_str("events-forgotten"),
+            Self::Request(request) => write!(f, "request/{request}"),
         }
     }
 }
@@ -162,6 +189,9 @@ impl std::fmt::Display for Part {
             Self::Ipv4(address) => write!(f, "ipv4/{address}"),
             Self::Token(id) => write!(f, "token/{id}"),
             Self::Relay(id) => write!(f, "relay/{id}"),
+            Self::Event(number) => write!(f, "event/{number:020}"),
+            Self::EventsForgotten => f.write_str("events-forgotten"),
+            Self::Request(request) => write!(f, "request/{request}"),
         }
     }
 }
@@ -177,8 +207,12 @@ mod tests {
         let mut keys = vec![
             Key::NetworkName("home".into()),
             Key::Network(network),
+            Key::Api("00ff0123456789ab".parse().unwrap()),
             Key::ReplicaCounter,
             Key::Replica(17),
+            Key::Event(8),
+            Key::EventsForgotten,
+            Key::Request(RequestKey::parse("00112233445566778899aabbccddeeff").unwrap()),
         ];
         let mut parts = vec![
             Part::Epoch(3),
@@ -191,6 +225,9 @@ mod tests {
             Part::Ipv4([100, 64, 0, 1].into()),
             Part::Token(TokenId::from_bytes([2; 8])),
             Part::Relay(node),
+            Part::Event(9),
+            Part::EventsForgotten,
+            Part::Request(RequestKey::parse("00112233445566778899aabbccddeeff").unwrap()),
         ];
         for signer in Signer::ALL {
             parts.push(Part::Seed(signer));

@@ -19,6 +19,7 @@ use super::{
     NetworkState, Plan, Registry,
     authority::Authority,
     create, enroll,
+    events::RESERVED,
     map::{Delta, Place, Told},
     policies::{self, Refusal, Wish},
     row::{Blob, NodeRow},
@@ -71,8 +72,8 @@ impl Large {
         self.registry.network(self.network).unwrap()
     }
 
-    fn commit(&mut self, plan: Plan) {
-        let changes = plan.ops.into_iter().map(|op| match op {
+    fn commit(&mut self, plan: impl Into<Plan>) {
+        let changes = plan.into().ops.into_iter().map(|op| match op {
             Op::Put { key, value, .. } => (key, Some(value)),
             Op::Delete { key } => (key, None),
         });
@@ -107,10 +108,18 @@ impl Large {
         let group = |place: usize| format!("g{}", (place + shift) % usize::from(GROUPS));
         let groups: BTreeMap<NodeId, Vec<String>> =
             ids.iter().enumerate().map(|(place, id)| (*id, vec![group(place)])).collect();
-        let wish =
-            Wish { leaves, groups: &groups, rules: RULES.into(), text: "", by: "root", comment: "", base: 0 };
+        let wish = Wish {
+            leaves,
+            groups: &groups,
+            rules: RULES.into(),
+            text: "",
+            by: "root",
+            comment: "",
+            base: 0,
+            back_to: 0,
+        };
         let begun = Instant::now();
-        let plan = policies::plan(self.state(), &wish, NOW).unwrap().unwrap();
+        let (_, plan) = policies::plan(self.state(), &wish, NOW).unwrap().unwrap();
         let planned = begun.elapsed();
         let begun = Instant::now();
         self.commit(plan);
@@ -157,22 +166,31 @@ fn leaves(port: u16, wide: u16) -> Vec<Leaf> {
 
 #[test]
 fn a_policy_that_does_not_fit_a_transaction_is_refused_with_the_way_out() {
-    let most = u16::try_from(MAX_OPS - 2).unwrap();
+    let most = u16::try_from(MAX_OPS - RESERVED - 2).unwrap();
     let mut large = Large::of(most + 1);
     let ids: Vec<NodeId> = large.state().node_ids().collect();
     let groups = |count: u16| -> BTreeMap<NodeId, Vec<String>> {
         ids.iter().take(count.into()).map(|id| (*id, vec!["staff".to_owned()])).collect()
     };
     let (all, some) = (groups(most + 1), groups(most));
-    let wish = |leaves, groups| Wish { leaves, groups, rules: 0, text: "", by: "root", comment: "", base: 0 };
+    let wish = |leaves, groups| Wish {
+        leaves,
+        groups,
+        rules: 0,
+        text: "",
+        by: "root",
+        comment: "",
+        base: 0,
+        back_to: 0,
+    };
     let refused = policies::plan(large.state(), &wish(&[], &all), NOW).unwrap_err();
     let expected = Refusal::TooManyMembers { members: usize::from(most) + 1, most: most.into() };
     assert_eq!(refused, expected);
     assert!(refused.to_string().contains("apply it in several steps"));
     // In two steps it is possible.
     for groups in [&some, &all] {
-        let plan = policies::plan(large.state(), &wish(&[], groups), NOW).unwrap().unwrap();
-        assert!(plan.ops.len() <= MAX_OPS && plan.compare.len() <= MAX_OPS);
+        let plan = Plan::from(policies::plan(large.state(), &wish(&[], groups), NOW).unwrap().unwrap().1);
+        assert!(plan.ops.len() <= MAX_OPS - RESERVED && plan.compare.len() <= MAX_OPS - RESERVED);
         large.commit(plan);
     }
     assert!(large.state().nodes.values().all(|node| node.member.record.groups == ["staff"]));

@@ -10,9 +10,10 @@ use ringmesh_tunnel::{
 };
 
 use super::{
-    Plan,
+    Change, Plan,
     authority::{CannotSign, RECORD_LIFE},
     create, enroll,
+    events::{Happening, Name},
     key::{Key, Part},
     map::is_mesh,
     pool,
@@ -51,7 +52,7 @@ pub(crate) fn plan_stock(
     psk: &PresharedKey,
     vault: &Vault,
     now: UnixTime,
-) -> Result<Plan, Refusal> {
+) -> Result<(NodeRow, Change), Refusal> {
     if SecretKey::generate().agree(&noise_key).is_none() {
         return Err(Refusal::Key("it is of low order; generate one with: wg genkey | wg pubkey"));
     }
@@ -90,17 +91,19 @@ pub(crate) fn plan_stock(
     };
     let mut plan = enroll::admit(&member, &row, former);
     plan.compare.extend(state.names_of_policy_unchanged());
-    Ok(plan)
+    let told = enroll::joined(&member, Name::StockDeviceAdded);
+    Ok((row, plan.tells([told])))
 }
 
 /// Plans a removal: the name becomes free, the address rests, the key never comes back, and what the member knew of the
-/// network's secret is worth nothing from now on.
+/// network's secret is worth nothing from now on. `name` is whether it was removed or left.
 pub(crate) fn plan_removal(
     state: &NetworkState,
     id: NodeId,
+    name: Name,
     vault: &Vault,
     now: UnixTime,
-) -> Result<Plan, Refusal> {
+) -> Result<Change, Refusal> {
     let node = state.nodes.get(&id).ok_or_else(|| Refusal::Unknown(id.to_string()))?;
     let member = &node.member.record;
     let at = |part: Part| part.of(state.id);
@@ -125,21 +128,31 @@ pub(crate) fn plan_removal(
     if state.relays.contains_key(&id) {
         plan.ops.push(Op::delete(at(Part::Relay(id))));
     }
-    drop_names(state, member, now, &mut plan);
+    let names = drop_names(state, member, now, &mut plan);
+    let told = Happening::new(state.id, name)
+        .about(id, &member.name)
+        .with("kind", if is_mesh(member) { "mesh" } else { "stock" })
+        .with("ipv4", member.ipv4.map(|address| address.to_string()).unwrap_or_default())
+        .with("ipv6", member.ipv6)
+        .with("policy_names", names.join(", "));
+    let mut happenings = vec![told];
     // A stock device never knew the network's secret.
     if is_mesh(member) {
-        begin_epoch(state, vault, 1, &mut plan);
+        let because = format!("{} {id}", name.as_str());
+        happenings.extend(begin_epoch(state, vault, 1, &because, &mut plan));
     }
-    Ok(plan)
+    Ok(plan.tells(happenings))
 }
 
 /// Takes the own addresses of a member that goes out of the policy's names, and names that lead nowhere without them: whoever gets the
-/// address after it would inherit the name. The file stays as it was written.
-fn drop_names(state: &NetworkState, member: &Member, now: UnixTime, plan: &mut Plan) {
-    let Some(policy) = &state.policy else { return };
+/// address after it would inherit the name. The file stays as it was written. Returns the names.
+fn drop_names(state: &NetworkState, member: &Member, now: UnixTime, plan: &mut Plan) -> Vec<String> {
+    let Some(policy) = &state.policy else { return Vec::new() };
     let is_own = |address: &IpAddr| member.ipv4.is_some_and(|own| *address == own) || *address == member.ipv6;
-    if !state.names_of_policy().any(|record| record.addresses.iter().any(is_own)) {
-        return;
+    let led_there = state.names_of_policy().filter(|record| record.addresses.iter().any(is_own));
+    let names: Vec<String> = led_there.map(|record| record.name.clone()).collect();
+    if names.is_empty() {
+        return names;
     }
     let without = |leaf: &Leaf| match leaf {
         Leaf::Rule(_) => Some(leaf.clone()),
@@ -157,29 +170,43 @@ fn drop_names(state: &NetworkState, member: &Member, now: UnixTime, plan: &mut P
             let held = policy.signed.revision;
             plan.compare.push(Compare::unchanged(Part::Policy.of(state.id), held));
             plan.ops.push(op);
+            names
         }
         // A removal does not wait for a key.
-        Err(error) => tracing::warn!(
-            node = %member.id,
-            %error,
-            "names of the policy still lead to a member that was removed: apply the policy without them"
-        ),
+        Err(error) => {
+            tracing::warn!(
+                node = %member.id,
+                %error,
+                "names of the policy still lead to a member that was removed: apply the policy without them"
+            );
+            Vec::new()
+        }
     }
 }
 
 /// Plans an epoch beyond any that was in force after the backup from which the state came: nodes take none below.
-pub(crate) fn plan_restored_epoch(state: &NetworkState, vault: &Vault) -> Plan {
+pub(crate) fn plan_restored_epoch(state: &NetworkState, vault: &Vault) -> Change {
     let mut plan = Plan::default();
-    begin_epoch(state, vault, RESTORED_STEP, &mut plan);
-    plan
+    let epoch = begin_epoch(state, vault, RESTORED_STEP, Name::StateRestored.as_str(), &mut plan);
+    let told = Happening::new(state.id, Name::StateRestored).about(state.id, &state.name);
+    plan.tells([told].into_iter().chain(epoch))
 }
 
 /// Begins the epoch of the network secret that is `step` after the present one, and ends the one before the present one.
-fn begin_epoch(state: &NetworkState, vault: &Vault, step: u64, plan: &mut Plan) {
-    let Some((current, (_, revision))) = state.secrets.last_key_value() else { return };
+fn begin_epoch(
+    state: &NetworkState,
+    vault: &Vault,
+    step: u64,
+    because: &str,
+    plan: &mut Plan,
+) -> Option<Happening> {
+    let (current, (_, revision)) = state.secrets.last_key_value()?;
     let at = |epoch| Part::Epoch(epoch).of(state.id);
     plan.compare.push(Compare::unchanged(at(*current), *revision));
-    plan.ops.push(create::epoch(state.id, current.saturating_add(step), &NetworkSecret::generate(), vault));
+    let next = current.saturating_add(step);
+    plan.ops.push(create::epoch(state.id, next, &NetworkSecret::generate(), vault));
     let ended = state.secrets.keys().filter(|epoch| *epoch < current);
     plan.ops.extend(ended.map(|epoch| Op::delete(at(*epoch))));
+    let told = Happening::new(state.id, Name::EpochStarted).about(state.id, &state.name);
+    Some(told.with("epoch", next).with("because", because))
 }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! snapshot, commits ──> Registry ──> NetworkState ──> edges ──> map::full, map::delta, trace   (what a node is told)
-//!                                         └────────> enroll, members, policies, tokens, renew: Plan   (what to write)
+//!                                         └────────> enroll, members, policies, tokens, renew: Change (what to write, and to say)
 //! ```
 //!
 //! A plan names the entries it was made from; the store commits it only if they are unchanged, else it is made again from
 //! the newer state. So everything here is a pure function, and the race is decided in one place.
 
+pub(crate) mod api_keys;
 pub mod authority;
 mod changes;
 pub(crate) mod create;
@@ -24,6 +25,7 @@ pub mod pool;
 mod registry;
 pub(crate) mod relay;
 pub(crate) mod renew;
+pub(crate) mod requests;
 pub(crate) mod row;
 mod state;
 #[cfg(test)]
@@ -31,11 +33,15 @@ mod tests;
 pub(crate) mod tokens;
 pub(crate) mod trace;
 
-pub(crate) use self::state::{Node, PolicyVersion, Signed};
+pub(crate) use self::{
+    events::Change,
+    state::{Node, PolicyVersion, Signed},
+};
 pub use self::{registry::Registry, row::Damage, state::NetworkState};
 use crate::store::{Compare, Op};
 
-/// What to write, if everything it was planned from is still so.
+/// What to write, if everything it was planned from is still so. It becomes a [`Change`], which can be committed, by what is to be said
+/// of it.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) compare: Vec<Compare>,

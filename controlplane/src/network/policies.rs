@@ -12,9 +12,10 @@ use ringmesh_tunnel::{
 };
 
 use super::{
-    Plan,
+    Change, Plan,
     authority::CannotSign,
     create,
+    events::{Happening, Name, RESERVED},
     key::Part,
     row::{self, Blob, NodeRow, PolicyVersionRow},
     state::{HeldLeaf, NetworkState, PolicyVersion},
@@ -37,12 +38,17 @@ pub(crate) struct Wish<'a> {
     pub(crate) groups: &'a BTreeMap<NodeId, Vec<String>>,
     pub(crate) rules: u32,
     pub(crate) text: &'a str,
-    /// A user of the coordinator's machine.
+    /// A user of the coordinator's machine, or an API key.
     pub(crate) by: &'a str,
     pub(crate) comment: &'a str,
     /// The revision of the policy that must be in force; 0: any.
     pub(crate) base: Revision,
+    /// The revision of the earlier policy whose text it is; 0: of none.
+    pub(crate) back_to: Revision,
 }
+
+/// Operations of a change that are left to a policy.
+const ROOM: usize = MAX_OPS - RESERVED;
 
 /// Why a policy does not come in force, or is not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +62,11 @@ pub(crate) enum Refusal {
     Unknown(Revision),
     #[error("there is no earlier policy to go back to; see: meshctl policy history")]
     NoEarlier,
+    #[error(
+        "before the policy in force there was only the one that the network was made with (r{first}), by which all members reach each \
+         other; if that is meant, say so: name its revision ({first}), or that of the policy in force as base_revision ({in_force})"
+    )]
+    BackToFirst { first: Revision, in_force: Revision },
     #[error(
         "compiled, the policy has {size} bytes, and at most {MAX_VALUE} can be stored; name groups and ranges instead of many single \
          members and addresses"
@@ -81,8 +92,12 @@ pub(crate) enum Refusal {
     CannotSign(#[from] CannotSign),
 }
 
-/// Plans that a policy comes in force; `None` if it means what is in force already, and somebody wrote that.
-pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Result<Option<Plan>, Refusal> {
+/// Plans that a policy comes in force, with its serial; `None` if it means what is in force already, and somebody wrote that.
+pub(crate) fn plan(
+    state: &NetworkState,
+    wish: &Wish<'_>,
+    now: UnixTime,
+) -> Result<Option<(u64, Change)>, Refusal> {
     check_comment(wish.comment)?;
     let in_force = state.policy_revision();
     if wish.base != 0 && wish.base != in_force {
@@ -115,8 +130,8 @@ pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Resu
     // force are kept from members already.
     let labels = records().filter(|name| !name.contains('.') && !state.is_name_of_policy(name));
     plan.compare.extend(labels.map(|name| Compare::absent(Part::Name(name.clone()).of(state.id))));
-    if plan.compare.len() > MAX_OPS {
-        return Err(Refusal::TooManyNames { names: plan.compare.len(), most: MAX_OPS });
+    if plan.compare.len() > ROOM {
+        return Err(Refusal::TooManyNames { names: plan.compare.len(), most: ROOM });
     }
     let version = PolicyVersionRow {
         text: wish.text.into(),
@@ -130,7 +145,7 @@ pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Resu
     plan.ops.extend(
         state.policies.keys().take(too_many).map(|old| Op::delete(Part::PolicyVersion(*old).of(state.id))),
     );
-    let most = MAX_OPS.saturating_sub(plan.ops.len().max(plan.compare.len()));
+    let most = ROOM.saturating_sub(plan.ops.len().max(plan.compare.len()));
     if regrouped.len() > most {
         return Err(Refusal::TooManyMembers { members: regrouped.len(), most });
     }
@@ -141,7 +156,17 @@ pub(crate) fn plan(state: &NetworkState, wish: &Wish<'_>, now: UnixTime) -> Resu
         plan.ops.iter().map(|op| if let Op::Put { value, .. } = op { value.len() } else { 0 }).max();
     match largest {
         Some(size) if size > MAX_VALUE => Err(Refusal::TooLarge { size }),
-        _ => Ok(Some(plan)),
+        _ => {
+            // What it is about is the revision that the commit will have.
+            let mut told = Happening::new(state.id, Name::PolicyApplied)
+                .with("serial", serial)
+                .with("rules", wish.rules)
+                .with("comment", wish.comment);
+            if wish.back_to != 0 {
+                told = told.with("back_to", wish.back_to);
+            }
+            Ok(Some((serial, plan.tells([told]))))
+        }
     }
 }
 
@@ -208,6 +233,24 @@ impl NetworkState {
             self.policy_at(revision)?.map(|(_, version)| version)
         };
         Ok(found.map_or((FIRST, self.made), |version| (&version.row.text, version.revision)))
+    }
+
+    /// As [`policy_before`](Self::policy_before), for a caller who takes `base` for the revision of the policy in force; 0: who did not
+    /// look. That all members reach each other again is nothing that happens to somebody who only meant the last change.
+    pub(crate) fn policy_to_go_back_to(
+        &self,
+        revision: Revision,
+        base: Revision,
+    ) -> Result<(&str, Revision), Refusal> {
+        let in_force = self.policy_revision();
+        if base != 0 && base != in_force {
+            return Err(Refusal::Conflict { base, in_force });
+        }
+        let (text, to) = self.policy_before(revision)?;
+        if to == self.made && revision == 0 && base == 0 {
+            return Err(Refusal::BackToFirst { first: self.made, in_force });
+        }
+        Ok((text, to))
     }
 }
 

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use ringmesh_tunnel::key::NetworkId;
 
 use super::{
+    api_keys::{ApiKey, ApiKeyId},
+    events::Events,
     key::Key,
+    requests::Requests,
     row::{self, Damage},
     state::NetworkState,
 };
@@ -20,10 +23,15 @@ pub struct Registry {
     pub(crate) revision: Revision,
     pub(crate) networks: BTreeMap<NetworkId, NetworkState>,
     pub(crate) names: BTreeMap<String, NetworkId>,
+    pub(crate) api_keys: BTreeMap<ApiKeyId, ApiKey>,
     /// The number that the newest coordinator process took, and the revision at which it did.
     pub(crate) replica_counter: (u32, Revision),
     /// The endpoints of live coordinators.
     pub(crate) replicas: BTreeMap<u32, Vec<String>>,
+    /// What happened that belongs to no network.
+    pub(crate) events: Events,
+    /// Requests that belong to no network.
+    pub(crate) requests: Requests,
 }
 
 impl Registry {
@@ -78,6 +86,10 @@ impl Registry {
                 self.names.insert(name, id.ok_or_else(|| Damage::at(text, "not a network id"))?);
             }
             (Key::NetworkName(name), None) => drop(self.names.remove(&name)),
+            (Key::Api(id), Some(value)) => {
+                self.api_keys.insert(id, ApiKey::parse(text, value, revision)?);
+            }
+            (Key::Api(id), None) => drop(self.api_keys.remove(&id)),
             (Key::ReplicaCounter, value) => {
                 let number = value.map_or(Ok(0), |value| row::parse(text, value))?;
                 self.replica_counter = (number, revision);
@@ -86,8 +98,16 @@ impl Registry {
                 self.replicas.insert(number, row::parse(text, value)?);
             }
             (Key::Replica(number), None) => drop(self.replicas.remove(&number)),
+            (Key::Event(number), value) => self.events.apply(number, text, value, revision)?,
+            (Key::EventsForgotten, value) => self.events.apply_forgotten(text, value)?,
+            (Key::Request(request), value) => self.requests.apply(request, text, value, revision)?,
         }
         Ok(())
+    }
+
+    /// Each network with the number of its newest change of what maps tell.
+    pub(crate) fn newest_changes(&self) -> BTreeMap<NetworkId, u64> {
+        self.networks.iter().map(|(id, network)| (*id, network.newest_change())).collect()
     }
 
     /// The revision of everything in here.

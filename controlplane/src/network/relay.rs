@@ -12,10 +12,11 @@ use ringmesh_tunnel::{
 };
 
 use super::{
-    Plan, Signed,
+    Change, Signed,
     authority::{Authority, CannotSign, RECORD_LIFE},
     changes::Item,
     enroll,
+    events::Name,
     key::Part,
     map::is_mesh,
     row::{Blob, NodeRow},
@@ -55,11 +56,11 @@ pub(crate) fn plan(
     newcomer: &Newcomer,
     vault: &Vault,
     now: UnixTime,
-) -> Result<Plan, enroll::Refusal> {
+) -> Result<Change, enroll::Refusal> {
     let name = enroll::free_name(state, NAME)?;
-    let mut plan = plan_named(state.id, &state.authority, name, newcomer, vault, now)?;
+    let (mut plan, told) = plan_named(state.id, &state.authority, name, newcomer, vault, now)?.into_parts();
     plan.compare.extend(state.names_of_policy_unchanged());
-    Ok(plan)
+    Ok(plan.tells(told))
 }
 
 /// Plans the relay of a network that may not be there yet. It has no IPv4 address: nobody talks to it but in sessions, and the
@@ -71,7 +72,7 @@ pub(super) fn plan_named(
     newcomer: &Newcomer,
     vault: &Vault,
     now: UnixTime,
-) -> Result<Plan, CannotSign> {
+) -> Result<Change, CannotSign> {
     let identity_key = newcomer.key.public_key();
     let member = Member {
         network,
@@ -101,7 +102,7 @@ pub(super) fn plan_named(
     let mut plan = enroll::admit(&member, &row, 0);
     let place = Part::Relay(member.id).of(network);
     plan.ops.push(Op::put(&place, vault.seal(&place, newcomer.key.seed())));
-    Ok(plan)
+    Ok(plan.tells([enroll::joined(&member, Name::RelayAdded)]))
 }
 
 impl NetworkState {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringmesh_tunnel::{UnixTime, key::NodeId};
 
 use super::{
-    Plan,
+    Change, Plan,
     authority::{CERTIFICATE_LIFE, CannotSign, RECORD_LIFE, Signer},
     create,
     key::Part,
@@ -44,7 +44,7 @@ impl Why {
 }
 
 /// Plans everything that is to be signed anew at `now`, in pieces that stand alone.
-pub(crate) fn plan(state: &NetworkState, why: Why, now: UnixTime) -> Result<Vec<Plan>, CannotSign> {
+pub(crate) fn plan(state: &NetworkState, why: Why, now: UnixTime) -> Result<Vec<Change>, CannotSign> {
     let mut plans = Vec::new();
     plans.extend(certificates(state, why, now)?);
     plans.extend(policy(state, why, now)?);
@@ -63,7 +63,11 @@ pub(crate) fn plan(state: &NetworkState, why: Why, now: UnixTime) -> Result<Vec<
         plans.push(plan);
     }
     plans.extend(old_tokens(state, now));
-    Ok(plans)
+    // The same is in force before and after.
+    let mut changes: Vec<Change> = plans.into_iter().map(Plan::unremarkable).collect();
+    changes.extend(state.events.prune(Some(state.id)));
+    changes.extend(state.requests.prune(Some(state.id), now));
+    Ok(changes)
 }
 
 /// Whether less than half of a life is left.

@@ -22,8 +22,10 @@ use super::{
     authority::Authority,
     changes::{Changes, Item},
     edges::Edges,
+    events::Events,
     key::{Key, Part},
     pool::Taken,
+    requests::Requests,
     row::{self, AddressRow, Damage, NetworkRow, NodeRow, PolicyRow, PolicyVersionRow, RemovedRow, TokenRow},
 };
 use crate::{
@@ -150,6 +152,10 @@ pub struct NetworkState {
     /// What nodes say of themselves; never stored.
     pub(crate) node_records: BTreeMap<NodeId, Signed<NodeRecord>>,
     pub(crate) changes: Changes,
+    /// What happened.
+    pub(crate) events: Events,
+    /// Requests that were done once.
+    pub(crate) requests: Requests,
     /// Which rules select which members.
     pub(crate) edges: Edges,
     /// Counts the changes of what compiling a policy reads: members that came, went, or have another name, kind, tag, address or
@@ -188,6 +194,8 @@ impl NetworkState {
             relays: BTreeMap::new(),
             node_records: BTreeMap::new(),
             changes: Changes::default(),
+            events: Events::default(),
+            requests: Requests::default(),
             edges: Edges::default(),
             roster: 0,
             common_digest: OnceLock::new(),
@@ -253,6 +261,9 @@ impl NetworkState {
                 }
                 None => drop(self.relays.remove(&id)),
             },
+            Part::Event(number) => self.events.apply(number, &key, value, revision)?,
+            Part::EventsForgotten => self.events.apply_forgotten(&key, value)?,
+            Part::Request(request) => self.requests.apply(request, &key, value, revision)?,
             Part::Epoch(number) => {
                 match value {
                     Some(value) => {
@@ -453,6 +464,12 @@ impl NetworkState {
     pub(super) fn names_of_policy_unchanged(&self) -> Option<Compare> {
         let held = self.policy.as_ref()?;
         Some(Compare::unchanged(Part::Policy.of(self.id), held.signed.revision))
+    }
+
+    /// A node as its row has it, which may be gone by now. Its pre-shared key is left out.
+    pub(crate) fn node_of(&self, id: NodeId, row: NodeRow) -> Result<Node, Damage> {
+        let member = Signed::parse(&Part::Node(id).of(self.id), &row.member.0, 0)?;
+        Ok(Node { row, member, psk: None })
     }
 
     /// Finds a member by its name or id.

@@ -23,6 +23,7 @@ use super::{
     Plan, Registry, Signed,
     authority::Authority,
     create, enroll,
+    events::Name,
     key::Part,
     map::{Delta, Outgoing, Place, Told},
     members, relay, renew,
@@ -141,8 +142,8 @@ impl World {
         self.registry.network(self.network).unwrap()
     }
 
-    fn commit(&mut self, plan: Plan) {
-        let changes = plan.ops.into_iter().map(|op| match op {
+    fn commit(&mut self, plan: impl Into<Plan>) {
+        let changes = plan.into().ops.into_iter().map(|op| match op {
             crate::store::Op::Put { key, value, .. } => (key, Some(value)),
             crate::store::Op::Delete { key } => (key, None),
         });
@@ -169,12 +170,13 @@ impl World {
                     (format!("s{}", self.joined), IdentitySecret::generate().public_key().noise_key());
                 let (id, psk) = (NodeId::generate(), PresharedKey::generate());
                 let plan =
-                    members::plan_stock(self.state(), &name, key, id, &psk, &self.vault, self.now).unwrap();
+                    members::plan_stock(self.state(), &name, key, id, &psk, &self.vault, self.now).unwrap().1;
                 self.commit(plan);
             }
             Event::Remove { node } => {
                 let Some(id) = self.nth(node) else { return };
-                let plan = members::plan_removal(self.state(), id, &self.vault, self.now).unwrap();
+                let plan = members::plan_removal(self.state(), id, Name::NodeRemoved, &self.vault, self.now)
+                    .unwrap();
                 self.commit(plan);
                 self.followers.remove(&id);
             }
@@ -202,7 +204,7 @@ impl World {
         let (token, secret) = (TokenId::generate(), TokenSecret::generate());
         let tags = tags.iter().map(|tag| TAGS[*tag].to_owned()).collect();
         let wish = tokens::Wish { life: Duration::ZERO, max_uses: 1, tags, ephemeral: false, relay };
-        self.commit(tokens::plan_create(self.state(), token, &secret, &wish, self.now).unwrap());
+        self.commit(tokens::plan_create(self.state(), token, &secret, &wish, self.now).unwrap().1);
         let identity = IdentitySecret::generate();
         let joiner = enroll::Joiner {
             token,
@@ -460,7 +462,8 @@ fn a_change_is_told_only_to_those_whose_map_it_changes() {
     world.join(&[2], false);
     assert_eq!(touched(&world), [true, true, false], "a stranger to all");
     let other = world.state().names["n4"];
-    let plan = members::plan_removal(world.state(), other, &world.vault, world.now).unwrap();
+    let plan =
+        members::plan_removal(world.state(), other, Name::NodeRemoved, &world.vault, world.now).unwrap();
     // Without the new epoch, which concerns everybody.
     let ops = plan.ops.into_iter().filter(|op| !format!("{op:?}").contains("/epoch/")).collect();
     world.commit(Plan { compare: vec![], ops });
@@ -473,7 +476,7 @@ fn only_members_have_a_map() {
     world.join(&[], false);
     let id = world.state().names["n1"];
     assert!(world.state().full(id, world.place(), world.now).is_ok());
-    let plan = members::plan_removal(world.state(), id, &world.vault, world.now).unwrap();
+    let plan = members::plan_removal(world.state(), id, Name::NodeRemoved, &world.vault, world.now).unwrap();
     world.commit(plan);
     let none =
         |result: Result<Outgoing, super::map::NoMap>| result.unwrap_err() == super::map::NoMap::NotAMember;
@@ -528,7 +531,7 @@ fn the_relay_has_a_place_of_its_own_in_the_network() {
     let renewed = world.state().member(id).unwrap();
     assert!(renewed.serial > member.serial && renewed.not_after > member.not_after);
     // A removed one is gone with its key, and the next is another one.
-    let plan = members::plan_removal(world.state(), id, &world.vault, world.now).unwrap();
+    let plan = members::plan_removal(world.state(), id, Name::NodeRemoved, &world.vault, world.now).unwrap();
     world.commit(plan);
     assert!(world.state().own_relay().is_none());
     assert!(world.state().relay_record(&relay::Places::default(), world.now).is_err());
@@ -578,7 +581,8 @@ fn a_relays_clients_are_the_other_mesh_nodes_with_the_keys_of_both_epochs() {
     let epochs = |current, previous| ringmesh_tunnel::Psk::Epochs { current, previous };
     assert_eq!(config(&first), epochs(psk(&world, 1), None));
     assert_eq!(config(&told(&world)), config(&first));
-    let plan = members::plan_removal(world.state(), relay, &world.vault, world.now).unwrap();
+    let plan =
+        members::plan_removal(world.state(), relay, Name::NodeRemoved, &world.vault, world.now).unwrap();
     world.commit(plan);
     let second = told(&world);
     assert_eq!(ids(&second), [node].into());

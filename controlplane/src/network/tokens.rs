@@ -5,7 +5,8 @@ use std::time::Duration;
 use ringmesh_tunnel::{UnixTime, enroll::TokenSecret, key::TokenId, netmap::TAGS_MAX};
 
 use super::{
-    Plan,
+    Change, Plan,
+    events::{Happening, Name},
     key::Part,
     row::{self, Blob, TokenRow},
     state::NetworkState,
@@ -58,7 +59,7 @@ pub(crate) fn plan_create(
     secret: &TokenSecret,
     wish: &Wish,
     now: UnixTime,
-) -> Result<Plan, Refusal> {
+) -> Result<(TokenRow, Change), Refusal> {
     if wish.life > MAX_LIFE {
         return Err(Refusal::Life(wish.life.as_secs()));
     }
@@ -82,16 +83,26 @@ pub(crate) fn plan_create(
         relay: wish.relay,
     };
     let place = Part::Token(id).of(state.id);
-    Ok(Plan { compare: vec![Compare::absent(&place)], ops: vec![Op::put(place, row::emit(&row))] })
+    let plan = Plan { compare: vec![Compare::absent(&place)], ops: vec![Op::put(place, row::emit(&row))] };
+    let told = Happening::new(state.id, Name::TokenCreated)
+        .about(id, "")
+        .with("expires_ms", row.expires_ms)
+        .with("max_uses", row.max_uses)
+        .with("tags", row.tags.join(", "))
+        .with("ephemeral", row.ephemeral)
+        .with("relay", row.relay);
+    Ok((row, plan.tells([told])))
 }
 
 /// Plans a revocation. Nodes that joined with the token stay.
-pub(crate) fn plan_revoke(state: &NetworkState, id: TokenId) -> Result<Plan, Refusal> {
+pub(crate) fn plan_revoke(state: &NetworkState, id: TokenId) -> Result<(TokenRow, Change), Refusal> {
     let token = state.tokens.get(&id).ok_or_else(|| Refusal::Unknown(id.to_string()))?;
     let place = Part::Token(id).of(state.id);
     let row = TokenRow { revoked: true, ..token.row.clone() };
     let compare = vec![Compare::unchanged(&place, token.revision)];
-    Ok(Plan { compare, ops: vec![Op::put(place, row::emit(&row))] })
+    let told = Happening::new(state.id, Name::TokenRevoked).about(id, "").with("uses", row.uses);
+    let plan = Plan { compare, ops: vec![Op::put(place, row::emit(&row))] };
+    Ok((row, plan.tells([told])))
 }
 
 /// As records have them, so that what is accepted here can be signed later.

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The most problems that are told of one file; a last one counts the others.
 pub const PROBLEMS_MAX: usize = 200;
 
@@ -11,7 +13,7 @@ pub const PROBLEMS_MAX: usize = 200;
 const QUOTE_MAX: usize = 64;
 
 /// Something about a policy file: an error, which refuses it, or a warning.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// Whether the file can be applied all the same.
     pub warning: bool,

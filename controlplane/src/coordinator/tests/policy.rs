@@ -11,8 +11,9 @@ use ringmesh_tunnel::{
 use super::*;
 use crate::{
     auth::{Authed, Operator, Pass},
+    coordinator::Proposal,
     error::Refused,
-    network::{NetworkState, members, policies},
+    network::{Change, NetworkState, members, policies},
     server::Caller,
     store::Outcome,
 };
@@ -27,9 +28,9 @@ async fn token(coordinator: &Coordinator) -> TokenId {
     let wish = Wish { life: Duration::ZERO, max_uses: 0, tags: Vec::new(), ephemeral: false, relay: false };
     let create = |registry: &Registry, now| {
         tokens::plan_create(registry.network(network).unwrap(), token, &secret, &wish, now)
-            .map(|plan| ((), plan))
+            .map(|(_, change)| ((), change))
     };
-    coordinator.transact(create).await.unwrap();
+    coordinator.transact(&Origin::coordinator(), create).await.unwrap();
     token
 }
 
@@ -39,7 +40,7 @@ fn joining(
     token: TokenId,
     name: &str,
     host_name: &str,
-) -> Result<(NodeId, Plan), enroll::Refusal> {
+) -> Result<(NodeId, Change), enroll::Refusal> {
     let joiner = Joiner {
         token,
         identity_key: IdentitySecret::generate().public_key(),
@@ -50,7 +51,7 @@ fn joining(
         relay: false,
     };
     match enroll::plan(state, &joiner, NodeId::generate(), NOW)? {
-        Enrollment::New(id, plan) => Ok((id, plan)),
+        Enrollment::New(id, change) => Ok((id, change)),
         Enrollment::Already(_) => panic!("its key is new"),
     }
 }
@@ -58,11 +59,11 @@ fn joining(
 async fn join(coordinator: &Coordinator, token: TokenId, name: &str, host: &str) -> Result<NodeId, Refused> {
     let network = network_of(coordinator);
     let plan = |registry: &Registry, _| joining(registry.network(network).unwrap(), token, name, host);
-    coordinator.transact(plan).await.map(|(id, _)| id)
+    coordinator.transact(&Origin::coordinator(), plan).await.map(|(id, _)| id)
 }
 
 /// What a policy of these names and no rule comes to.
-fn naming(state: &NetworkState, names: &[&str]) -> Result<Plan, policies::Refusal> {
+fn naming(state: &NetworkState, names: &[&str]) -> Result<Change, policies::Refusal> {
     let record =
         |name: &&str| Leaf::Name(NameRecord { name: (*name).into(), addresses: vec![[10, 1, 0, 9].into()] });
     let (leaves, groups): (Vec<Leaf>, _) = (names.iter().map(record).collect(), BTreeMap::new());
@@ -74,15 +75,16 @@ fn naming(state: &NetworkState, names: &[&str]) -> Result<Plan, policies::Refusa
         by: "root",
         comment: "",
         base: 0,
+        back_to: 0,
     };
-    policies::plan(state, &wish, NOW).map(|plan| plan.expect("it is another one"))
+    policies::plan(state, &wish, NOW).map(|planned| planned.expect("it is another one").1)
 }
 
 async fn name_in_policy(coordinator: &Coordinator, names: &[&str]) -> Result<(), Refused> {
     let network = network_of(coordinator);
     let plan =
         |registry: &Registry, _| naming(registry.network(network).unwrap(), names).map(|plan| ((), plan));
-    coordinator.transact(plan).await.map(drop)
+    coordinator.transact(&Origin::coordinator(), plan).await.map(drop)
 }
 
 #[tokio::test]
@@ -140,7 +142,10 @@ async fn of_a_member_and_a_record_of_one_name_at_the_same_moment_only_one_comes_
             })
             .unwrap();
         let (first, second) = if member_first { (member, record) } else { (record, member) };
-        let commit = |plan: Plan| coordinator.0.store.txn(plan.compare, plan.ops);
+        let commit = |change: Change| {
+            let plan = Plan::from(change);
+            coordinator.0.store.txn(plan.compare, plan.ops)
+        };
         assert!(matches!(commit(first).await.unwrap(), Outcome::Committed(_)));
         assert!(
             matches!(commit(second).await.unwrap(), Outcome::Conflict(_)),
@@ -174,12 +179,20 @@ async fn renewals_and_regrouping_are_of_no_matter_to_a_policy_that_is_compiled()
     let id = join(&coordinator, token, "a", "").await.unwrap();
     assert_eq!(count(), before + 1, "a new member may be named");
     let groups = BTreeMap::from([(id, vec!["staff".to_owned()])]);
-    let wish =
-        policies::Wish { leaves: &[], groups: &groups, rules: 0, text: "", by: "root", comment: "", base: 0 };
-    let regroup = |registry: &Registry, now| {
-        policies::plan(registry.network(network).unwrap(), &wish, now).map(|plan| ((), plan.unwrap()))
+    let wish = policies::Wish {
+        leaves: &[],
+        groups: &groups,
+        rules: 0,
+        text: "",
+        by: "root",
+        comment: "",
+        base: 0,
+        back_to: 0,
     };
-    coordinator.transact(regroup).await.unwrap();
+    let regroup = |registry: &Registry, now| {
+        policies::plan(registry.network(network).unwrap(), &wish, now).map(|planned| ((), planned.unwrap().1))
+    };
+    coordinator.transact(&Origin::coordinator(), regroup).await.unwrap();
     let groups = coordinator.with_network(network, |state| state.member(id).unwrap().groups.clone()).unwrap();
     assert_eq!((groups, count()), (vec!["staff".to_owned()], before + 1));
 }
@@ -203,7 +216,8 @@ async fn members_who_come_and_go_do_not_hold_a_policy_off() {
     let user = Caller { uid: nix::unistd::geteuid().as_raw(), pid: None };
     let operator: Authed<Operator> = Pass::of_user(&user).unwrap().try_into().unwrap();
     let before = coordinator.with_network(network, |state| state.roster).unwrap();
-    let applied = coordinator.apply_policy(&operator, network, rule.repeat(2000), 0, "").await.unwrap();
+    let proposal = Proposal { text: rule.repeat(2000).into(), base: 0, comment: String::new(), back_to: 0 };
+    let applied = coordinator.apply_policy(&operator, network, proposal, None).await.unwrap();
     let after = coordinator.with_network(network, |state| state.roster).unwrap();
     churning.abort();
     assert!(applied.changed && after > before + 6, "{before} {after}");
