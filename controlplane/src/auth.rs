@@ -2,6 +2,7 @@
 //!
 //! What a caller may do takes an [`Authed`] of the right kind, so a handler that forgot to check does not compile.
 
+mod api_key;
 mod failures;
 mod nonce;
 mod pass;
@@ -13,9 +14,10 @@ use ringmesh_tunnel::{
 };
 
 pub(crate) use self::{
+    api_key::pass_of,
     failures::Failures,
     nonce::{Nonces, random},
-    pass::{MayLook, Operator, Pass, Reader, Steward},
+    pass::{MayLook, Operator, Pass, Reader, Scope, Steward},
 };
 use crate::{
     coordinator::Coordinator,

@@ -4,16 +4,24 @@
 //! | listener | who asks | may call |
 //! |---|---|---|
 //! | unix socket | root and the coordinator's own user, by the kernel | everything that is served there |
+//! | TCP | anybody | what is for anybody; what is for nodes, which checks the proof in the request itself |
+//! | | whoever holds an API key | besides, what its role allows |
 //!
-//! A method without a rule is refused, whoever asks. What goes through carries a [`Pass`], of which handlers make their proofs.
+//! A method without a rule is refused, whoever asks. What goes through to a service for operators carries a [`Pass`], of which
+//! handlers make their proofs. While a request with a good API key is open, its connection is no stranger's; when the key ends, its
+//! streams do.
 
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
 use ringmesh_proto::access::{self, Access};
 use tonic::{
     Status,
@@ -22,7 +30,14 @@ use tonic::{
 };
 use tower::{Service, ServiceExt as _};
 
-use crate::{auth::Pass, error::Refused, server::Caller};
+use super::refusals::{Asker, Refusals};
+use crate::{
+    auth::{Pass, pass_of},
+    coordinator::Coordinator,
+    error::Refused,
+    network::api_keys::Denied,
+    server::{self, Admission, Connection, REQUEST_TIMEOUT},
+};
 
 /// Methods of others that we serve, by the beginning of their paths.
 const FOREIGN: [(&str, Access); 3] = [
@@ -40,29 +55,72 @@ fn rule(path: &str) -> Option<Access> {
 /// The services behind it, for those who may call them.
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
+    coordinator: Coordinator,
     services: Routes,
+    refusals: Arc<Refusals>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
+/// How a request goes through.
+enum Entry {
+    /// Without having proved anything here.
+    Open,
+    /// As somebody of this machine.
+    User(Pass),
+    /// By an API key, which lifts the bounds for strangers from the connection.
+    Key(Pass, Admission),
+}
+
 impl Guard {
     /// `services` with the guard in front: nothing leads past it.
-    pub(super) fn before(services: Routes) -> Routes {
-        let guard = Self { services };
+    pub(super) fn before(services: Routes, coordinator: &Coordinator) -> Routes {
+        let guard = Self { coordinator: coordinator.clone(), services, refusals: Arc::default() };
         AxumRouter::new()
             .fallback_service(guard.map_request(|request: Request<_>| request.map(Body::new)))
             .into()
     }
 
-    fn check(request: &mut Request<Body>) -> Result<(), Status> {
-        let pass = match request.extensions().get::<Caller>() {
-            Some(caller) => Pass::of_user(caller)?,
-            None => return Err(Refused::NotPermitted.into()),
+    /// Decides, and leaves in the request what handlers make their proofs of.
+    fn admit(&self, request: &mut Request<Body>) -> Result<Entry, Status> {
+        let entry = if let Some(user) = request.extensions().get::<server::Caller>() {
+            Entry::User(Pass::of_user(user)?)
+        } else if let Some(connection) = request.extensions().get::<Connection>().cloned() {
+            self.admit_remote(&connection, request)?
+        } else {
+            return Err(Refused::NotPermitted.into());
         };
-        rule(request.uri().path()).ok_or_else(|| Status::unimplemented("there is no such method here"))?;
-        request.extensions_mut().insert(pass);
-        Ok(())
+        match &entry {
+            // Its operators may call everything, and what there is no rule for is nothing.
+            Entry::User(_) => drop(rule(request.uri().path()).ok_or_else(no_such_method)?),
+            Entry::Open | Entry::Key(..) => {}
+        }
+        if let Entry::User(pass) | Entry::Key(pass, _) = &entry {
+            request.extensions_mut().insert(pass.clone());
+        }
+        Ok(entry)
     }
+
+    fn admit_remote(&self, connection: &Connection, request: &mut Request<Body>) -> Result<Entry, Status> {
+        let access = rule(request.uri().path()).ok_or_else(no_such_method)?;
+        let changes = match access {
+            Access::Anybody | Access::Node => return Ok(Entry::Open),
+            Access::ReadOnly => false,
+            Access::Operator => true,
+            // No method builds with it.
+            Access::Unspecified => return Err(Refused::NotPermitted.into()),
+        };
+        let pass = pass_of(&self.coordinator, connection, request.headers_mut())?;
+        if changes && !pass.may_change() {
+            return Err(Refused::ReadOnly.into());
+        }
+        let admission = connection.admit().ok_or(Refused::ConnectionEnds)?;
+        Ok(Entry::Key(pass, admission))
+    }
+}
+
+fn no_such_method() -> Status {
+    Status::unimplemented("this coordinator has no such method here")
 }
 
 impl Service<Request<Body>> for Guard {
@@ -75,9 +133,136 @@ impl Service<Request<Body>> for Guard {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Answer {
-        match Self::check(&mut request) {
-            Ok(()) => Box::pin(self.services.call(request)),
-            Err(refused) => Box::pin(async move { Ok(refused.into_http()) }),
+        let method = access::METHODS.iter().find(|method| method.path == request.uri().path());
+        let method = method.map_or("other", |method| method.path);
+        let asker = Asker::of(request.extensions());
+        let refusals = self.refusals.clone();
+        let entry = match self.admit(&mut request) {
+            Ok(entry) => entry,
+            Err(refused) => {
+                refusals.note(method, &asker, &refused);
+                return Box::pin(async move { Ok(refused.into_http()) });
+            }
+        };
+        let limit = limit(request.headers());
+        let answer = tokio::time::timeout(limit, self.services.call(request));
+        let coordinator = self.coordinator.clone();
+        Box::pin(async move {
+            let Ok(answered) = answer.await else {
+                return Ok(Status::from(Refused::TooLong).into_http());
+            };
+            let response = answered?;
+            let asker = match &entry {
+                Entry::Open => asker,
+                Entry::User(pass) | Entry::Key(pass, _) => asker.known(pass),
+            };
+            refusals.note_answer(method, &asker, response.headers());
+            Ok(match entry {
+                Entry::Key(pass, admission) => response.map(|body| {
+                    let Some(key) = pass.api_key() else { return body };
+                    let grant = Grant::Holds(Box::pin(coordinator.api_key_end(key)));
+                    Body::new(Granted { body, messages: 0, grant, _admission: admission })
+                }),
+                Entry::Open | Entry::User(_) => response,
+            })
+        })
+    }
+}
+
+/// How long a request may take until its answer begins: what the caller says, and no longer than is good for the coordinator.
+fn limit(headers: &HeaderMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
+    asked.map_or(REQUEST_TIMEOUT, |asked| asked.min(REQUEST_TIMEOUT))
+}
+
+/// Reads a timeout as gRPC has it: at most eight digits and a unit.
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(number.saturating_mul(3600))),
+        b'M' => Some(Duration::from_secs(number.saturating_mul(60))),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// An answer that was granted to an API key: while it is open its connection is no stranger's, and it ends with the key.
+struct Granted {
+    body: Body,
+    /// Told so far.
+    messages: usize,
+    grant: Grant,
+    _admission: Admission,
+}
+
+enum Grant {
+    /// The key is good; waits for its end.
+    Holds(Pin<Box<dyn Future<Output = Denied> + Send>>),
+    /// The key ended.
+    Ended(Denied),
+    /// The answer was ended by it.
+    Cut,
+}
+
+/// Only a stream has more than one message. The answer to a single request is not taken back: what was asked is done, and be it that
+/// the key was revoked by itself.
+const MESSAGES_OF_A_CALL: usize = 1;
+
+impl Granted {
+    /// Ends the answer, with word why.
+    fn cut(&mut self, denied: Denied) -> Option<Result<Frame<Bytes>, Status>> {
+        (self.body, self.grant) = (Body::empty(), Grant::Cut);
+        let mut trailers = HeaderMap::new();
+        let told = Status::from(Refused::Credential(denied)).add_header(&mut trailers);
+        Some(told.map(|()| Frame::trailers(trailers)))
+    }
+}
+
+impl http_body::Body for Granted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Grant::Holds(end) = &mut self.grant
+            && let Poll::Ready(denied) = end.as_mut().poll(cx)
+        {
+            self.grant = Grant::Ended(denied);
         }
+        let ended = match self.grant {
+            Grant::Holds(_) => None,
+            Grant::Ended(denied) if self.messages > MESSAGES_OF_A_CALL => {
+                return Poll::Ready(self.cut(denied));
+            }
+            Grant::Ended(denied) => Some(denied),
+            Grant::Cut => return Poll::Ready(None),
+        };
+        match (Pin::new(&mut self.body).poll_frame(cx), ended) {
+            (Poll::Pending, Some(denied)) => Poll::Ready(self.cut(denied)),
+            (Poll::Pending, None) => Poll::Pending,
+            (Poll::Ready(frame), _) => {
+                if matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+                    self.messages = self.messages.saturating_add(1);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.grant, Grant::Cut) || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -1,12 +1,19 @@
 //! Who may look, and who may change: what the layer in front of all services finds out about a caller, and the proofs that
 //! handlers make of it.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use ringmesh_tunnel::key::{NetworkId, NodeId};
 
 use super::{Authed, MayRemove};
-use crate::{error::Refused, network::events::Actor, server::Caller};
+use crate::{
+    error::Refused,
+    network::{
+        api_keys::{ApiKey, ApiKeyId, Role},
+        events::Actor,
+    },
+    server::Caller,
+};
 
 /// What the layer in front of all services found out about a caller. It lies in the extensions of every request that it lets
 /// through to a service for operators, and only this module makes one.
@@ -22,7 +29,7 @@ enum Who {
     /// Of this machine, by the kernel.
     User { uid: u32 },
     /// Whoever holds an API key.
-    Key { id: Arc<str>, name: Arc<str> },
+    Key { id: ApiKeyId, name: Arc<str> },
 }
 
 /// What of a coordinator is there for a caller. The rest does not exist for him.
@@ -53,6 +60,26 @@ impl Pass {
         Ok(Self { who: Who::User { uid: caller.uid }, may_change: true, scope: Scope::Everything })
     }
 
+    /// By an API key that was found to be the caller's, and to be good.
+    pub(super) fn of_key(id: ApiKeyId, key: &ApiKey) -> Self {
+        let scope = key.network.map_or(Scope::Everything, Scope::Network);
+        let who = Who::Key { id, name: key.row.name.as_str().into() };
+        Self { who, may_change: key.row.role == Role::Operator, scope }
+    }
+
+    /// Whether the caller may call a method that is for those who change something.
+    pub(crate) const fn may_change(&self) -> bool {
+        self.may_change
+    }
+
+    /// The API key by which he proved himself.
+    pub(crate) const fn api_key(&self) -> Option<ApiKeyId> {
+        match &self.who {
+            Who::Key { id, .. } => Some(*id),
+            Who::User { .. } => None,
+        }
+    }
+
     fn of<T>(request: &tonic::Request<T>) -> Result<&Self, Refused> {
         request.extensions().get().ok_or(Refused::NotPermitted)
     }
@@ -67,6 +94,16 @@ impl Pass {
                 let user = asked.await.ok().and_then(Result::ok).flatten();
                 Actor::user(user.map_or_else(|| format!("uid {uid}"), |user| user.name))
             }
+        }
+    }
+}
+
+/// For the log: `uid 1000`, `API key 00ff0123456789ab (terraform)`.
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Who::User { uid } => write!(f, "uid {uid}"),
+            Who::Key { id, name } => write!(f, "API key {id} ({name})"),
         }
     }
 }
@@ -131,7 +168,7 @@ impl TryFrom<Pass> for Authed<Operator> {
     type Error = Refused;
 
     fn try_from(pass: Pass) -> Result<Self, Refused> {
-        if pass.may_change { Ok(Self { who: Operator(pass) }) } else { Err(Refused::NotPermitted) }
+        if pass.may_change { Ok(Self { who: Operator(pass) }) } else { Err(Refused::ReadOnly) }
     }
 }
 

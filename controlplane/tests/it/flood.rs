@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A TLS connection, if the coordinator takes one more.
-async fn tls(address: SocketAddr) -> Option<TlsStream<TcpStream>> {
+pub async fn tls(address: SocketAddr) -> Option<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -8,6 +8,7 @@
 #![allow(unreachable_pub, reason = "one crate of tests")]
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
 mod client;
 mod crash;
