@@ -129,6 +129,7 @@ async fn promtool_accepts_what_curl_gets() {
         "ringmesh_handshake_duration_seconds_bucket{le=\"+Inf\",role=\"initiator\"} 3",
         "ringmesh_handshake_duration_seconds_count{role=\"initiator\"} 3",
         "# TYPE ringmesh_path_rtt_seconds summary",
+        "ringmesh_ready{check=\"map\"} 1",
         "ringmesh_path_rtt_seconds{quantile=\"0.5\"} 0.02",
         "# TYPE process_cpu_seconds_total counter",
         "# TYPE process_resident_memory_bytes gauge",

@@ -1,11 +1,13 @@
 //! The daemon: one state directory, at most one network, and what people may ask of it.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use ringmesh_monitor::Subject;
+use ringmesh_monitor::{Monitor, Subject};
 use ringmesh_proto::{control::Reason, local};
 use ringmesh_tunnel::{
     enroll::{JoinToken, TokenError},
@@ -19,7 +21,7 @@ use tonic::Status;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::Config,
+    config::{Config, MetricsListen},
     control::{
         VERSION,
         enroll::{self, Asked},
@@ -51,6 +53,7 @@ pub struct Bound {
     state: Arc<StateDir>,
     socket: LocalSocket,
     ports: Option<Arc<RelayPorts>>,
+    monitor: Option<Monitor>,
 }
 
 /// Takes what can be taken before a runtime and threads are there, and with rights that a process may give up afterwards: all a relay
@@ -68,7 +71,30 @@ pub fn bind(config: Config) -> Result<Bound, Failure> {
         Some(mode) => Some(Arc::new(RelayPorts::bind(&config, mode)?)),
         None => None,
     };
-    Ok(Bound { config, state, socket, ports })
+    let monitor = bind_monitor(&config)?;
+    Ok(Bound { config, state, socket, ports, monitor })
+}
+
+/// Takes the address of the metrics. The usual one, for which nobody asked, may be another program's.
+fn bind_monitor(config: &Config) -> Result<Option<Monitor>, Failure> {
+    let Some(address) = config.metrics_address() else { return Ok(None) };
+    match Monitor::bind(address) {
+        Ok(monitor) => Ok(Some(monitor)),
+        Err(error) if config.metrics.listen == MetricsListen::Usual => {
+            warn!(event = "metrics_off", %error, "no metrics: their usual address cannot be had");
+            Ok(None)
+        }
+        Err(error) => {
+            let text = format!("metrics.listen: {error}");
+            let kind = error.source.kind();
+            Err(if kind == io::ErrorKind::PermissionDenied {
+                Failure::permission(text)
+            } else {
+                let taken = kind == io::ErrorKind::AddrInUse;
+                Failure::new(if taken { Reason::Conflict } else { Reason::Host }, text)
+            })
+        }
+    }
 }
 
 /// [`bind`]s and runs the daemon in a process that keeps its rights; see [`Bound::run`].
@@ -96,9 +122,13 @@ impl Bound {
         shutdown: impl Future<Output = ()> + Send,
         ready: oneshot::Sender<Arc<dyn Subject>>,
     ) -> Result<(), Failure> {
-        let Self { config, state, socket, ports } = self;
+        let Self { config, state, socket, ports, monitor } = self;
         take_back_what_was_left(&state).await;
-        let daemon = Arc::new(Daemon::new(config, state, ports));
+        let metrics = monitor.as_ref().and_then(|monitor| monitor.address().ok());
+        let daemon = Arc::new(Daemon::new(config, state, ports, metrics));
+        let subject: Arc<dyn Subject> = Arc::new(Watched::new(Arc::clone(&daemon)));
+        // Before anything is asked of a coordinator or the machine: that a start hangs is worth being seen.
+        let monitoring = tokio::spawn(tell_metrics(monitor, Arc::clone(&subject)));
         daemon.resume().await?;
         let (stop, stopped) = watch::channel(false);
         let mut wait = stopped.clone();
@@ -107,18 +137,30 @@ impl Bound {
         }));
         info!(version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
         // Nobody has to wait for it.
-        let _ = ready.send(Arc::new(Watched::new(Arc::clone(&daemon))));
+        let _ = ready.send(subject);
         let result = tokio::select! {
             () = shutdown => Ok(()),
             words = daemon.broken() => Err(Failure::new(Reason::Host, words)),
             ended = &mut api => ended.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string()))),
         };
+        monitoring.abort();
         daemon.close().await;
         let _ = stop.send(true);
         // An open ping must not keep the daemon from ending.
         let _ = timeout(Duration::from_secs(1), api).await;
         info!("the node daemon ends");
         result
+    }
+}
+
+/// Answers who asks for metrics, for as long as the daemon runs.
+async fn tell_metrics(monitor: Option<Monitor>, subject: Arc<dyn Subject>) {
+    let Some(monitor) = monitor else { return };
+    if let Ok(address) = monitor.address() {
+        info!(%address, "metrics are told");
+    }
+    if let Err(error) = monitor.serve(subject, std::future::pending()).await {
+        warn!(event = "metrics_off", %error, "no metrics: their socket cannot be used");
     }
 }
 
@@ -176,6 +218,8 @@ pub(crate) struct Daemon {
     mesh: RwLock<Option<Arc<Mesh>>>,
     /// Tells [`broken`](Self::broken) to look at the mesh anew.
     changed: watch::Sender<()>,
+    /// Where metrics are told.
+    metrics: Option<SocketAddr>,
     /// Held while joining or leaving: one at a time.
     change: tokio::sync::Mutex<()>,
     /// Becomes true when the daemon was told to end: a join does not keep it.
@@ -191,13 +235,19 @@ pub(crate) struct PingPlan {
 }
 
 impl Daemon {
-    fn new(config: Config, state: Arc<StateDir>, ports: Option<Arc<RelayPorts>>) -> Self {
+    fn new(
+        config: Config,
+        state: Arc<StateDir>,
+        ports: Option<Arc<RelayPorts>>,
+        metrics: Option<SocketAddr>,
+    ) -> Self {
         Self {
             config,
             state,
             ports,
             mesh: RwLock::new(None),
             changed: watch::Sender::new(()),
+            metrics,
             change: tokio::sync::Mutex::new(()),
             closing: watch::Sender::new(false),
         }
@@ -287,13 +337,17 @@ impl Daemon {
     }
 
     pub(crate) async fn status(&self) -> local::StatusResponse {
-        match self.mesh() {
+        let status = match self.mesh() {
             Some(mesh) => mesh.status().await,
             None => local::StatusResponse {
                 version: VERSION.to_owned(),
                 state: "not-joined".to_owned(),
                 ..Default::default()
             },
+        };
+        local::StatusResponse {
+            metrics: self.metrics.map(|address| address.to_string()).unwrap_or_default(),
+            ..status
         }
     }
 

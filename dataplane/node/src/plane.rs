@@ -17,7 +17,8 @@ use std::{
 use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
-    DropReason, Event, Floors, Path, PeerConfig, PeerStatus, PingError,
+    Carried, DropCounters, DropReason, Event, Floors, HandshakeCounts, Path, PeerConfig, PeerStatus,
+    PingError,
     filter::{Filter, FilterReport},
     ip::Prefix,
     key::{NodeId, SecretKey},
@@ -75,8 +76,12 @@ pub(crate) enum Command {
 pub(crate) struct WorkerReport {
     pub(crate) io: Counters,
     pub(crate) traffic: Traffic,
+    /// What was dropped at all, in both directions together.
     pub(crate) drops: BTreeMap<DropReason, u64>,
-    pub(crate) link_drops: LinkDrops,
+    /// The same by direction, zeros included.
+    pub(crate) dropped: DropCounters,
+    pub(crate) carried: Carried,
+    pub(crate) handshakes: HandshakeCounts,
     pub(crate) peers: Vec<PeerStatus>,
     pub(crate) filter: FilterReport,
 }
@@ -97,8 +102,10 @@ pub(crate) struct LinkDrops {
     pub(crate) full: u64,
     /// The stream ended, and the tunnel had not heard yet.
     pub(crate) gone: u64,
-    /// Longer than a frame or, inwards, than the MTU.
+    /// Longer than a frame.
     pub(crate) unfit: u64,
+    /// From a stream: longer than the MTU.
+    pub(crate) unfit_in: u64,
 }
 
 /// The answer to an echo.

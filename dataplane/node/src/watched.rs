@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ringmesh_monitor::{COMMIT, Check, Registry, Subject, Version};
 use tokio::time::timeout;
 
-use crate::{control::VERSION, daemon::Daemon, mesh::Stage, plane::Plane};
+use crate::{control::VERSION, daemon::Daemon, plane::Plane};
 
 /// How long a thread may take to answer: a worker does so between two turns, which last milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,7 +39,11 @@ impl Subject for Watched {
         }
     }
 
-    async fn measure(&self, _registry: &mut Registry) {}
+    async fn measure(&self, registry: &mut Registry) {
+        if let Some(mesh) = self.daemon.mesh() {
+            mesh.measure(registry).await;
+        }
+    }
 
     async fn live(&self) -> Vec<Check> {
         let Some(plane) = self.plane() else {
@@ -67,14 +71,12 @@ impl Subject for Watched {
     }
 
     async fn ready(&self) -> Vec<Check> {
-        let (ok, detail) = match self.daemon.mesh() {
-            None => (false, "in no network".to_owned()),
-            Some(mesh) => match mesh.watch_stage().borrow().clone() {
-                Stage::Running => (true, "a map is in force".to_owned()),
-                Stage::Waiting => (false, "no map has come yet".to_owned()),
-                Stage::Stuck(failure) | Stage::Failed(failure) => (false, failure.to_string()),
-            },
-        };
-        vec![Check { name: "map", ok, detail }]
+        match self.daemon.mesh() {
+            Some(mesh) => mesh.ready().await,
+            None => {
+                let detail = "in no network: meshctl join --token TOKEN".to_owned();
+                vec![Check { name: "joined", ok: false, detail }]
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Flags and `MESH_*` variables of `meshctl` are laid over the file by the caller; this module only knows the result.
 
 mod dns;
+mod metrics;
 mod relay;
 mod road;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::{
     dns::{Dns, DnsMode},
+    metrics::{BadMetricsListen, DEFAULT_METRICS, DEFAULT_RELAY_METRICS, Metrics, MetricsListen},
     relay::RelayMode,
     road::{HostPort, SSH_ROADS_MAX, SshRoad},
 };
@@ -88,6 +90,8 @@ pub struct Config {
     pub ssh: Vec<SshRoad>,
     /// How mesh names are answered on this machine.
     pub dns: Dns,
+    /// How the daemon can be watched.
+    pub metrics: Metrics,
     /// The daemon is a relay, and nothing else.
     pub relay: Option<RelayMode>,
     /// Log filter (`info`, `ringmesh_node=debug`); `MESH_LOG` goes before it.
@@ -122,6 +126,7 @@ impl Default for Config {
             link_socket: LinkSocket::Beside,
             ssh: Vec::new(),
             dns: Dns::default(),
+            metrics: Metrics::default(),
             relay: None,
             log: None,
         }
@@ -252,6 +257,19 @@ impl Config {
         Ok(())
     }
 
+    /// Where metrics are told, if anywhere.
+    ///
+    /// # Panics
+    /// Never: the constants are addresses.
+    pub(crate) fn metrics_address(&self) -> Option<SocketAddr> {
+        let usual = if self.relay.is_some() { DEFAULT_RELAY_METRICS } else { DEFAULT_METRICS };
+        match self.metrics.listen {
+            MetricsListen::Usual => Some(usual.parse().expect("invariant: the constants are addresses")),
+            MetricsListen::At(address) => Some(address),
+            MetricsListen::Off => None,
+        }
+    }
+
     /// The path of the link socket, if there is to be one.
     pub(crate) fn link_socket_path(&self) -> Option<PathBuf> {
         match &self.link_socket {
@@ -341,11 +359,27 @@ mod tests {
             ("[dns]\nmode = \"resolv.conf\"", "\"resolvconf\""),
             ("[dns]\nport = 0", "leave the key out for 53"),
             ("[dns]\nzone = \"mesh\"", "unknown field"),
+            ("metrics = true", "a table `[metrics]`"),
+            ("[metrics]\nlisten = 9464", "or false for none"),
+            ("[metrics]\nlisten = \"localhost\"", "127.0.0.1:9464"),
+            ("[metrics]\nport = 1", "unknown field"),
         ] {
             let error = Config::parse(text, "node.toml").unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
             assert!(error.contains("node.toml"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn metrics_are_told_on_this_machine_alone_unless_asked_for() {
+        let address = |text: &str| Config::parse(text, "node.toml").unwrap().metrics_address();
+        assert_eq!(address(""), "127.0.0.1:9464".parse().ok());
+        assert_eq!(address("[relay]"), "127.0.0.1:9466".parse().ok(), "a relay may run beside a node");
+        assert_eq!(address("[metrics]\nlisten = true"), "127.0.0.1:9464".parse().ok());
+        assert_eq!(address("[metrics]\nlisten = false"), None);
+        assert_eq!(address("[metrics]\nlisten = \"[::]:9000\""), "[::]:9000".parse().ok());
+        assert_eq!("false".parse(), Ok(MetricsListen::Off));
+        assert_eq!("9464".parse::<MetricsListen>(), Err(BadMetricsListen));
     }
 
     const ROAD: &str = "[[ssh]]\npeer = \"gate\"\nhost = \"gate.example:2222\"\nuser = \"mesh\"\nkey = \"/k\"\n\

@@ -24,5 +24,6 @@ mod zone;
 mod tests;
 
 pub(crate) use answering::Answer;
+pub(crate) use counters::{By, Report};
 pub(crate) use server::Server;
 pub(crate) use zone::Zone;

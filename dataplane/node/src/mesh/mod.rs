@@ -5,6 +5,7 @@
 
 mod filter;
 mod link;
+mod metrics;
 mod names;
 mod reach;
 mod status;
@@ -108,6 +109,8 @@ struct Streams {
 #[derive(Debug)]
 pub(crate) struct Mesh {
     config: Config,
+    /// Since when this node waits for a coordinator's word.
+    begun: Instant,
     state: Arc<StateDir>,
     identity: Arc<Identity>,
     own_key: PublicKey,
@@ -164,6 +167,7 @@ impl Mesh {
         Ok(Self {
             own_key: identity.public_key().noise_key(),
             netlink: Netlink::open()?,
+            begun: Instant::now(),
             config,
             state,
             identity: identity.into(),

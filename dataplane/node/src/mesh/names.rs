@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{Mesh, status::micros};
 use crate::{
-    dns::{Answer, Server, Zone, forward::Upstreams},
+    dns::{Answer, Report, Server, Zone, forward::Upstreams},
     error::Failure,
     host::{
         Netlink,
@@ -295,6 +295,11 @@ impl Mesh {
             .map_err(|failure| failure.to_string())?;
         *self.names.server() = Some(Arc::new(server));
         Ok(())
+    }
+
+    /// What the server of names did since its start, if there is one.
+    pub(super) fn dns_report(&self) -> Option<Report> {
+        self.names.server().as_ref().map(|server| server.report())
     }
 
     /// How names are answered here.

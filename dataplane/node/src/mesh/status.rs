@@ -27,7 +27,7 @@ use crate::{
     control::VERSION,
     error::Failure,
     peers::{self, is_relay},
-    plane::{DataPlane, LinkDrops, Plane, WorkerReport},
+    plane::{DataPlane, Plane, WorkerReport},
     relaying::RelayPlane,
     roads::Roads,
 };
@@ -71,6 +71,7 @@ impl Mesh {
                 }
             },
             relay_service,
+            metrics: String::new(),
         }
     }
 
@@ -309,13 +310,7 @@ fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local:
 
 /// Every drop that happened, by name.
 fn drops_of(report: &WorkerReport) -> HashMap<String, u64> {
-    let counted = report.drops.iter().map(|(reason, count)| (reason.as_str(), *count));
-    let LinkDrops { full, gone, .. } = report.link_drops;
-    let links = [("link_full", full), ("link_gone", gone)];
-    counted
-        .chain(links.into_iter().filter(|(_, count)| *count > 0))
-        .map(|(name, count)| (name.to_owned(), count))
-        .collect()
+    report.drops.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
 }
 
 fn peers_status(held: &Held, view: &View<'_>, plane: Option<&DataPlane>) -> Vec<local::Peer> {
@@ -340,13 +335,7 @@ fn peer_status(
 ) -> local::Peer {
     let established = counted.filter(|peer| peer.state == PeerState::Established);
     let route = established.map(|peer| view.route(peer)).unwrap_or_default();
-    let recent = |peer: &PeerStatus| peer.last_received.is_some_and(|at| at.elapsed() < ACTIVE);
-    let state = match established {
-        Some(peer) if recent(peer) => "active",
-        Some(_) => "idle",
-        None if has_key => "no-session",
-        None => "no-key",
-    };
+    let state = state_of_peer(counted, has_key);
     local::Peer {
         id: member.id.to_string(),
         name: member.name.clone(),
@@ -372,6 +361,17 @@ fn peer_status(
         via: route.via,
         loss_percent: route.loss_percent,
         path_mtu: established.and_then(selected).map_or(0, |path| path.mtu.into()),
+    }
+}
+
+/// How things are with a peer, in a word.
+pub(super) fn state_of_peer(counted: Option<&PeerStatus>, has_key: bool) -> &'static str {
+    let recent = |peer: &PeerStatus| peer.last_received.is_some_and(|at| at.elapsed() < ACTIVE);
+    match counted.filter(|peer| peer.state == PeerState::Established) {
+        Some(peer) if recent(peer) => "active",
+        Some(_) => "idle",
+        None if has_key => "no-session",
+        None => "no-key",
     }
 }
 

@@ -7,13 +7,12 @@
 //! next one, which then does not wait, goes on from there.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use ringmesh_io::{Delivery, Handler, Outbox, SuperPacket, Train};
-use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Link, Now, Outbound, Tunnel};
+use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Link, Now, Outbound, Tunnel, filter::Direction};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -106,19 +105,31 @@ impl Pipeline {
     }
 
     fn report(&self, io: ringmesh_io::Counters, now: Now) -> WorkerReport {
-        let mut drops: BTreeMap<DropReason, u64> = self.tunnel.drops().iter().collect();
-        drops.extend([
-            (DropReason::OutboxFull, self.outbox_full),
-            (DropReason::PacketUnfit, io.packets_unfit + self.link_drops.unfit),
-            (DropReason::PacketRefused, io.packets_refused),
-            (DropReason::DatagramUnfit, io.datagrams_unfit),
-            (DropReason::DatagramRefused, io.datagrams_refused),
-            (DropReason::EventQueueFull, self.events_lost),
-        ]);
-        drops.retain(|_, count| *count > 0);
-        let peers = self.tunnel.peers(now).collect();
-        let filter = self.tunnel.filter_report();
-        WorkerReport { io, traffic: self.traffic, drops, link_drops: self.link_drops, peers, filter }
+        let mut dropped = self.tunnel.drops().clone();
+        let links = self.link_drops;
+        for (direction, reason, times) in [
+            (Direction::Out, DropReason::OutboxFull, self.outbox_full),
+            (Direction::Out, DropReason::PacketUnfit, io.packets_unfit + links.unfit),
+            (Direction::In, DropReason::PacketUnfit, links.unfit_in),
+            (Direction::In, DropReason::PacketRefused, io.packets_refused),
+            (Direction::In, DropReason::DatagramUnfit, io.datagrams_unfit),
+            (Direction::Out, DropReason::DatagramRefused, io.datagrams_refused),
+            (Direction::Out, DropReason::LinkFull, links.full),
+            (Direction::Out, DropReason::LinkGone, links.gone),
+            (Direction::In, DropReason::EventQueueFull, self.events_lost),
+        ] {
+            dropped.add(direction, reason, times);
+        }
+        WorkerReport {
+            io,
+            traffic: self.traffic,
+            drops: dropped.iter().filter(|(_, count)| *count > 0).collect(),
+            dropped,
+            carried: *self.tunnel.carried(),
+            handshakes: *self.tunnel.handshakes(),
+            peers: self.tunnel.peers(now).collect(),
+            filter: self.tunnel.filter_report(),
+        }
     }
 
     fn handle_commands(&mut self, now: Now) {
@@ -204,7 +215,7 @@ impl Pipeline {
             let Inbound::Packet { range, .. } = inbound else { continue };
             let length = range.len();
             let Some((place, packet)) = slot.get_mut(..length).zip(datagram.get(range)) else {
-                self.link_drops.unfit += 1;
+                self.link_drops.unfit_in += 1;
                 continue;
             };
             place.copy_from_slice(packet);
