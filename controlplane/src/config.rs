@@ -6,6 +6,7 @@ use std::{
     str::FromStr,
 };
 
+use ringmesh_monitor::Listen;
 use ringmesh_relay::{
     ForwardedHeader,
     rate::{DEFAULT_CLIENT_MBIT, DEFAULT_TOTAL_MBIT},
@@ -45,7 +46,20 @@ pub struct Config {
     pub network: NetworkConfig,
     /// The relay for nodes that cannot reach each other.
     pub relay: RelayConfig,
+    /// What monitoring may ask.
+    pub metrics: MetricsConfig,
 }
+
+/// Where monitoring asks the coordinator: `/metrics`, `/livez`, `/readyz` and `/version` over HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// An address and a TCP port, or `false`. Not set: [`USUAL_METRICS`], if it is free.
+    pub listen: Listen,
+}
+
+/// Where metrics are to be had unless said otherwise.
+pub const USUAL_METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
 
 /// The relay that the coordinator runs: over UDP, and over WebSockets on the coordinator's own port.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -99,6 +113,7 @@ impl Default for Config {
             restored: false,
             network: NetworkConfig::default(),
             relay: RelayConfig::default(),
+            metrics: MetricsConfig::default(),
         }
     }
 }

@@ -179,6 +179,7 @@ impl Coordinator {
                     let mut registry = inner.registry.write().unwrap_or_else(PoisonError::into_inner);
                     let before = registry.newest_changes();
                     registry.apply(&commit, &inner.vault)?;
+                    inner.counters.happened(&commit);
                     // While nobody can read of it, and so acknowledge it.
                     let mut changed = registry.newest_changes();
                     changed.retain(|network, newest| before.get(network) != Some(newest));

@@ -15,10 +15,12 @@ mod advertise;
 pub mod api;
 mod auth;
 mod backup;
+mod bind;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
 mod error;
+mod metrics;
 pub mod network;
 pub mod policy;
 mod relay;
@@ -31,9 +33,11 @@ pub mod vault;
 
 pub use self::{
     backup::{BackupError, back_up},
+    bind::{Bound, bind},
     config::{Config, ConfigError},
     coordinator::Coordinator,
     error::DOMAIN,
+    metrics::{Census, Watched},
     relay::RelayError,
     run::{Ready, StartError, run},
     tls::certificate_pem,

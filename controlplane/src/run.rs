@@ -10,9 +10,11 @@ use tokio::{
 
 use crate::{
     advertise, api, backup,
+    bind::{Bound, bind},
     clock::Clock,
     config::{Config, ConfigError},
     coordinator::{Coordinator, Fault, INTERVAL, MaintenanceError, Options},
+    metrics::{Census, Tasks, Watched},
     network::{Damage, Registry, authority::Signer, renew::RESTORED_STEP},
     relay::{self, Relay, RelayError},
     server::{self, Limits, SocketError},
@@ -27,8 +29,6 @@ use crate::{
 
 /// How long open requests have to end when the coordinator stops.
 const GRACE: Duration = Duration::from_secs(3);
-/// How many numbers are tried where any would do, to find one that is free for TCP and UDP.
-const PORT_TRIES: u32 = 16;
 
 /// A coordinator that serves.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct Ready {
     pub admin_socket: PathBuf,
     /// The certificate, for other clients than nodes.
     pub certificate_pem: String,
+    /// What says whether it lives and serves.
+    pub subject: Arc<Watched>,
 }
 
 /// Why a coordinator does not start, or has to stop. The text names the cause and the cure.
@@ -89,6 +91,9 @@ pub enum StartError {
     /// The state cannot be used, or the store failed while running.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// The address for metrics was asked for and cannot be had.
+    #[error("metrics: {0}")]
+    Metrics(#[from] ringmesh_monitor::BindError),
     /// A server ended by itself.
     #[error("the server ended: {0}")]
     Server(io::Error),
@@ -97,7 +102,7 @@ pub enum StartError {
     Prepare(#[from] MaintenanceError),
 }
 
-/// Runs a coordinator until `shutdown` ends, or it cannot go on. `ready` is called once, when it serves.
+/// [`bind`]s and runs a coordinator in a process that keeps its rights; see [`Bound::run`].
 ///
 /// # Errors
 /// [`StartError`].
@@ -106,33 +111,47 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(Ready) + Send,
 ) -> Result<(), StartError> {
-    config.check()?;
-    state_dir::prepare(&config.state_dir, 0o700)?;
-    let config = Config { restored: config.restored || backup::is_restored(&config.state_dir)?, ..config };
-    let store = Arc::new(if config.restored {
-        SqliteStore::open_restored(&config.state_dir, RESTORED_STEP)?
-    } else {
-        SqliteStore::open(&config.state_dir)?
-    });
-    let result = serve(&config, store.clone(), shutdown, ready).await;
-    // Requests that did not end in time may still hold it; another coordinator may start all the same.
-    store.close().await;
-    result
+    bind(config)?.run(shutdown, ready).await
+}
+
+impl Bound {
+    /// Runs the coordinator until `shutdown` ends, or it cannot go on. `ready` is called once, when it serves.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()> + Send,
+        ready: impl FnOnce(Ready) + Send,
+    ) -> Result<(), StartError> {
+        let config = &mut self.config;
+        state_dir::prepare(&config.state_dir, 0o700)?;
+        config.restored = config.restored || backup::is_restored(&config.state_dir)?;
+        let store = Arc::new(if config.restored {
+            SqliteStore::open_restored(&config.state_dir, RESTORED_STEP)?
+        } else {
+            SqliteStore::open(&config.state_dir)?
+        });
+        let result = serve(self, store.clone(), shutdown, ready).await;
+        // Requests that did not end in time may still hold it; another coordinator may start all the same.
+        store.close().await;
+        result
+    }
 }
 
 async fn serve(
-    config: &Config,
+    bound: Bound,
     store: Arc<SqliteStore>,
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(Ready) + Send,
 ) -> Result<(), StartError> {
+    let Bound { config, listener, address, relay, socket, monitor } = bound;
+    let config = &config;
     let fresh = store.snapshot().await.map_err(Fault::from)?.entries.is_empty();
     let vault = Vault::open(&config.state_dir, fresh)?;
-    let (listener, address, relay) = listen(config).await?;
-    let socket = server::listen_locally(&config.admin_socket)?;
     let endpoints = advertise::endpoints(&config.advertise, address, &pools(&store, &vault, config).await?);
     let identity = Identity::open(&config.state_dir, &endpoints)?;
-    let relay = relay.map(|handle| Relay::new(handle, config, address, &endpoints));
+    let relay = relay.map(|ports| Relay::start(ports, config, address, &endpoints)).transpose()?;
 
     let options = Options {
         clock: Clock::system(),
@@ -155,33 +174,49 @@ async fn serve(
         relay.prepare(&coordinator).await;
     }
 
+    let census = Census::default();
+    let tasks = Arc::<Tasks>::default();
+    let subject =
+        Arc::new(Watched::new(coordinator.clone(), tasks.clone(), census.clone(), config.state_dir.clone()));
     let admin_socket = socket.path().to_owned();
     let certificate_pem = identity.certificate_pem().to_owned();
     let (stop, stopping) = watch::channel(false);
     let stopped =
         |mut stopping: watch::Receiver<bool>| async move { drop(stopping.wait_for(|stop| *stop).await) };
     let (upgrades, websockets) = mpsc::channel(relay::BACKLOG);
-    let nodes = server::serve_nodes(
-        listener,
+    let nodes = server::serve_nodes_counted(
+        TcpListener::from_std(listener).map_err(StartError::Server)?,
         &identity,
         Limits::default(),
         api::node_routes(&coordinator).await,
         relay.is_some().then_some(upgrades),
+        census.clone(),
         stopped(stopping.clone()),
     );
     let operators =
-        server::serve_operators(socket, api::operator_routes(&coordinator).await, stopped(stopping));
+        server::serve_operators(socket, api::operator_routes(&coordinator).await, stopped(stopping.clone()));
+    let watched = async {
+        match monitor {
+            Some(monitor) => monitor.serve(subject.clone(), stopped(stopping)).await,
+            None => std::future::pending().await,
+        }
+    };
     let mut servers = std::pin::pin!(async { tokio::try_join!(nodes, operators) });
-    tracing::info!(%address, ?endpoints, socket = %admin_socket.display(), "the coordinator serves");
-    ready(Ready { address, endpoints, admin_socket, certificate_pem });
+    tasks.serving(true);
+    tracing::info!(
+        event = "coordinator_started", %address, ?endpoints, socket = %admin_socket.display(), "the coordinator serves"
+    );
+    ready(Ready { address, endpoints, admin_socket, certificate_pem, subject: subject.clone() });
 
     let result = tokio::select! {
         () = shutdown => Ok(()),
         fault = coordinator.fault() => Err(StartError::Fault(fault)),
         ended = &mut servers => Err(StartError::Server(ended.err().unwrap_or_else(|| io::Error::other("too early")))),
-        () = maintain(&coordinator) => Ok(()),
+        ended = watched => Err(StartError::Server(ended.err().unwrap_or_else(|| io::Error::other("too early")))),
+        () = maintain(&coordinator, &tasks) => Ok(()),
         () = keep_relay(relay.as_ref(), &coordinator, websockets) => Ok(()),
     };
+    tasks.serving(false);
     coordinator.close();
     stop.send_replace(true);
     if let Some(relay) = relay {
@@ -196,38 +231,15 @@ async fn serve(
 }
 
 /// Looks for what is due, for ever.
-async fn maintain(coordinator: &Coordinator) {
+async fn maintain(coordinator: &Coordinator, tasks: &Tasks) {
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         interval.tick().await;
-        if let Err(error) = coordinator.maintain().await {
-            tracing::error!(%error, "will try again");
+        let done = coordinator.maintain().await;
+        if let Err(error) = &done {
+            tracing::error!(event = "maintenance_failed", %error, "will try again");
         }
-    }
-}
-
-/// Takes the TCP port, and the relay's UDP port, which is the same number unless said otherwise.
-async fn listen(
-    config: &Config,
-) -> Result<(TcpListener, SocketAddr, Option<ringmesh_relay::Handle>), StartError> {
-    let mut tries = 0;
-    loop {
-        let listener = listen_tcp(config.listen).await?;
-        let address =
-            listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
-        if !config.relay.enabled {
-            return Ok((listener, address, None));
-        }
-        match relay::start(&config.relay, config.relay.listen.unwrap_or(address)) {
-            Ok(handle) => return Ok((listener, address, Some(handle))),
-            // Any number would do, and this one is free for TCP only.
-            Err(RelayError::PortTaken { .. })
-                if config.listen.port() == 0 && config.relay.listen.is_none() && tries < PORT_TRIES =>
-            {
-                tries += 1;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        tasks.maintained(done.err().map(|error| error.to_string()));
     }
 }
 
@@ -241,18 +253,6 @@ async fn keep_relay(
         Some(relay) => relay.run(coordinator, websockets).await,
         None => std::future::pending().await,
     }
-}
-
-async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
-    server::listen(address).await.map_err(|source| {
-        if source.kind() == io::ErrorKind::AddrInUse {
-            StartError::PortTaken { address }
-        } else if source.kind() == io::ErrorKind::PermissionDenied {
-            StartError::PortPrivileged { address }
-        } else {
-            StartError::Listen { address, source }
-        }
-    })
 }
 
 /// The pools of all networks, the one to be made included.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use futures_util::Stream;
+use prost::Message as _;
 use ringmesh_proto::control::{self as proto, sync_request, sync_response};
 use ringmesh_tunnel::netmap::NodeRecord;
 use tokio::{sync::mpsc, time::Instant};
@@ -17,6 +18,7 @@ use crate::{
     auth::{Authed, NodeOf, random},
     coordinator::{Coordinator, Presence, SentHead},
     error::Refused,
+    metrics::UpdateKind,
     network::{
         NetworkState, Signed,
         enroll::printable,
@@ -282,7 +284,9 @@ impl MapStream {
             }
             Next::Update(outgoing, network) => {
                 let head = SentHead { change, digest: outgoing.digest, told: outgoing.told.clone() };
+                let kind = if outgoing.update.full { UpdateKind::Full } else { UpdateKind::Delta };
                 let update = convert::map_update(*outgoing, network, coordinators.clone());
+                self.coordinator.counters().update_sent(self.who.network, kind, update.encoded_len());
                 (Some(sync_response::Message::Update(update)), Some(head))
             }
         };

@@ -12,6 +12,7 @@
 mod contract;
 mod log;
 pub mod sqlite;
+pub(crate) mod timed;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
