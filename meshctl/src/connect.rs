@@ -13,7 +13,9 @@ use ringmesh_proto::{
 };
 use tokio::net::UnixStream;
 use tonic::{
-    Response, Status,
+    Request, Response, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
@@ -26,11 +28,29 @@ use crate::{
 /// A daemon that answers is on this machine: it answers soon or something is wrong.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// What requests to a coordinator go through.
+pub(crate) type Asking = InterceptedService<Channel, WithKey>;
+
+/// Puts the API key, if there is one, with each request.
+#[derive(Clone, Debug)]
+pub(crate) struct WithKey(Option<AsciiMetadataValue>);
+
+impl Interceptor for WithKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(key) = &self.0 {
+            request.metadata_mut().insert("authorization", key.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// A connection to a daemon, and which process it is.
 #[derive(Debug)]
 pub(crate) struct Connection {
     daemon: Daemon,
     channel: Channel,
+    /// What goes with each request to a coordinator elsewhere.
+    key: Option<AsciiMetadataValue>,
     /// The process that listens on the socket, as the kernel tells it (SO_PEERCRED).
     pid: Option<i32>,
 }
@@ -56,7 +76,17 @@ impl Connection {
                 Failure::new(Exit::NotRunning, format!("{} does not speak gRPC", daemon.name()))
                     .cause(format!("at {}: {error}", socket.display()))
             })?;
-        Ok(Self { daemon, channel, pid })
+        Ok(Self { daemon, channel, key: None, pid })
+    }
+
+    /// A connection to a daemon elsewhere, which is asked with `key`.
+    pub(crate) const fn over_tls(daemon: Daemon, channel: Channel, key: AsciiMetadataValue) -> Self {
+        Self { daemon, channel, key: Some(key), pid: None }
+    }
+
+    /// The channel, with the key if there is one.
+    fn asking(&self) -> Asking {
+        InterceptedService::new(self.channel.clone(), WithKey(self.key.clone()))
     }
 
     /// The daemon's process id, if it is in a process namespace that can be seen from here.
@@ -70,28 +100,28 @@ impl Connection {
     }
 
     /// `ringmesh.admin.v1`, networks.
-    pub(crate) fn networks(&self) -> NetworkServiceClient<Channel> {
-        NetworkServiceClient::new(self.channel.clone())
+    pub(crate) fn networks(&self) -> NetworkServiceClient<Asking> {
+        NetworkServiceClient::new(self.asking())
     }
 
     /// `ringmesh.admin.v1`, members.
-    pub(crate) fn nodes(&self) -> NodeServiceClient<Channel> {
-        NodeServiceClient::new(self.channel.clone())
+    pub(crate) fn nodes(&self) -> NodeServiceClient<Asking> {
+        NodeServiceClient::new(self.asking())
     }
 
     /// `ringmesh.admin.v1`, policies.
-    pub(crate) fn policies(&self) -> PolicyServiceClient<Channel> {
-        PolicyServiceClient::new(self.channel.clone())
+    pub(crate) fn policies(&self) -> PolicyServiceClient<Asking> {
+        PolicyServiceClient::new(self.asking())
     }
 
     /// `ringmesh.admin.v1`, the coordinator's relay.
-    pub(crate) fn relay(&self) -> RelayServiceClient<Channel> {
-        RelayServiceClient::new(self.channel.clone())
+    pub(crate) fn relay(&self) -> RelayServiceClient<Asking> {
+        RelayServiceClient::new(self.asking())
     }
 
     /// `ringmesh.admin.v1`, tokens.
-    pub(crate) fn tokens(&self) -> TokenServiceClient<Channel> {
-        TokenServiceClient::new(self.channel.clone())
+    pub(crate) fn tokens(&self) -> TokenServiceClient<Asking> {
+        TokenServiceClient::new(self.asking())
     }
 
     /// Awaits `call`, bounded in time. `doing` completes "cannot ...".
@@ -113,7 +143,10 @@ impl Connection {
 
     /// What `status`, received from this daemon, means to a person.
     pub(crate) fn refused(&self, doing: &str, status: &Status) -> Failure {
-        refusal::of_status(self.daemon, doing, status)
+        match self.key {
+            None => refusal::of_status(self.daemon, doing, status),
+            Some(_) => refusal::of_remote_status(self.daemon, doing, status),
+        }
     }
 }
 

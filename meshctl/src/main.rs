@@ -16,6 +16,7 @@ mod logging;
 mod output;
 mod process;
 mod refusal;
+mod remote;
 mod rights;
 mod signals;
 mod token;

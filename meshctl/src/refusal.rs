@@ -21,6 +21,14 @@ pub(crate) fn of_status(daemon: Daemon, doing: &str, status: &Status) -> Failure
     }
 }
 
+/// What a status of a daemon elsewhere means: who this user is on this machine has nothing to do with it.
+pub(crate) fn of_remote_status(daemon: Daemon, doing: &str, status: &Status) -> Failure {
+    match reason_of(status) {
+        Some(reason) => of_reason(daemon, doing, reason, status.code(), status.message(), true),
+        None => of_transport(daemon, doing, status),
+    }
+}
+
 /// The reason in the status's details, if it is one of ours.
 fn reason_of(status: &Status) -> Option<Reason> {
     status

@@ -3,11 +3,9 @@
 use ringmesh_proto::admin::ListNetworksRequest;
 
 use crate::{
-    cli::AdminSocket,
-    connect::Connection,
-    daemon::Daemon,
     failure::Failure,
     output::{self, Format, networks::Networks},
+    remote::CoordinatorAt,
 };
 
 /// What can be done with networks.
@@ -16,14 +14,14 @@ pub(crate) enum Command {
     /// Lists them with their address pools
     List {
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
 }
 
 /// `meshctl network ...`.
 pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure> {
-    let Command::List { socket } = command;
-    let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+    let Command::List { at } = command;
+    let coordinator = at.open().await?;
     let mut networks = coordinator.networks();
     let response =
         coordinator.call("list the networks", networks.list_networks(ListNetworksRequest {})).await?;

@@ -6,14 +6,13 @@ use ringmesh_proto::admin::{ListNodesRequest, RemoveNodeRequest};
 
 use super::installed;
 use crate::{
-    cli::{AdminSocket, NetworkName},
-    connect::Connection,
-    daemon::Daemon,
+    cli::NetworkName,
     failure::Failure,
     output::{
         self, Format,
         nodes::{Nodes, Removed},
     },
+    remote::CoordinatorAt,
 };
 
 /// What can be done with members.
@@ -24,7 +23,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
     /// Removes a member: its peers drop its sessions, and it cannot come back without a new token.
     /// Ends with 8 if a node that is online has not installed the removal in time
@@ -37,22 +36,22 @@ pub(crate) enum Command {
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
 }
 
 /// `meshctl nodes ...`.
 pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
-        Command::List { network: NetworkName { network }, socket } => {
-            let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+        Command::List { network: NetworkName { network }, at } => {
+            let coordinator = at.open().await?;
             let mut nodes = coordinator.nodes();
             let response =
                 coordinator.call("list the nodes", nodes.list_nodes(ListNodesRequest { network })).await?;
             output::result(format, &Nodes::from(response))
         }
-        Command::Remove { node, wait, network: NetworkName { network }, socket } => {
-            let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+        Command::Remove { node, wait, network: NetworkName { network }, at } => {
+            let coordinator = at.open().await?;
             let doing = format!("remove node {node}");
             let mut nodes = coordinator.nodes();
             let wait_ms = installed::first(wait);

@@ -16,9 +16,8 @@ use super::{
     policy_file::{NoText, PolicyFile},
 };
 use crate::{
-    cli::{AdminSocket, NetworkName},
+    cli::NetworkName,
     connect::Connection,
-    daemon::Daemon,
     failure::{Exit, Failure},
     output::{
         self, Format,
@@ -26,6 +25,7 @@ use crate::{
         policy::{History, Policy, file_text},
         problems::{self, Checked, Problem},
     },
+    remote::CoordinatorAt,
 };
 
 /// Changes of each kind that are shown before the question whether to apply them.
@@ -37,7 +37,7 @@ pub(crate) struct At {
     #[command(flatten)]
     network: NetworkName,
     #[command(flatten)]
-    socket: AdminSocket,
+    at: CoordinatorAt,
 }
 
 /// What can be done with policies.
@@ -172,7 +172,7 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
 
 impl At {
     async fn open(&self) -> Result<Connection, Failure> {
-        Connection::open(Daemon::Coordinator, &self.socket.socket).await
+        self.at.open().await
     }
 }
 

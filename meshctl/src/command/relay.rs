@@ -8,12 +8,11 @@ use ringmesh_tunnel::ip::Prefix;
 
 use super::{join, node};
 use crate::{
-    cli::{AdminSocket, NetworkName},
-    connect::Connection,
-    daemon::Daemon,
+    cli::NetworkName,
     failure::Failure,
     output::{self, Format, relay::Clients},
     process,
+    remote::CoordinatorAt,
 };
 
 /// What can be done with relays.
@@ -26,7 +25,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
 }
 
@@ -98,7 +97,7 @@ impl Options {
 pub(crate) fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(args) => serve(format, *args),
-        Command::Clients { network, socket } => super::block_on(clients(format, network, socket)),
+        Command::Clients { network, at } => super::block_on(clients(format, network, at)),
     }
 }
 
@@ -116,9 +115,9 @@ fn serve(format: Format, args: Run) -> Result<(), Failure> {
 async fn clients(
     format: Format,
     NetworkName { network }: NetworkName,
-    socket: AdminSocket,
+    at: CoordinatorAt,
 ) -> Result<(), Failure> {
-    let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+    let coordinator = at.open().await?;
     let mut relay = coordinator.relay();
     let request = ListRelayClientsRequest { network };
     let response = coordinator.call("list the relay's clients", relay.list_relay_clients(request)).await?;

@@ -3,14 +3,14 @@
 use ringmesh_proto::admin::{CreateTokenRequest, CreateTokenResponse, ListTokensRequest, RevokeTokenRequest};
 
 use crate::{
-    cli::{AdminSocket, NetworkName, seconds},
+    cli::{NetworkName, seconds},
     connect::Connection,
-    daemon::Daemon,
     failure::{Exit, Failure},
     output::{
         self, Format, now_ms,
         tokens::{Created, Revoked, Tokens},
     },
+    remote::CoordinatorAt,
 };
 
 /// What can be done with join tokens.
@@ -26,14 +26,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
     /// Lists the tokens and what became of them
     List {
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
     /// Makes a token useless; nodes that joined with it stay
     Revoke {
@@ -42,7 +42,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         network: NetworkName,
         #[command(flatten)]
-        socket: AdminSocket,
+        at: CoordinatorAt,
     },
 }
 
@@ -70,8 +70,8 @@ pub(crate) struct Terms {
 /// `meshctl token ...`.
 pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure> {
     match command {
-        Command::Create { relay, terms, network, socket } => {
-            let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+        Command::Create { relay, terms, network, at } => {
+            let coordinator = at.open().await?;
             let created = Created::new(create(&coordinator, network.network, terms, relay).await?, false);
             output::note(created.token.terms(now_ms()));
             created.whereto().into_iter().for_each(output::note);
@@ -81,17 +81,17 @@ pub(crate) async fn run(format: Format, command: Command) -> Result<(), Failure>
             ));
             output::result(format, &created)
         }
-        Command::List { network: NetworkName { network }, socket } => {
-            let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+        Command::List { network: NetworkName { network }, at } => {
+            let coordinator = at.open().await?;
             let mut tokens = coordinator.tokens();
             let response = coordinator
                 .call("list the tokens", tokens.list_tokens(ListTokensRequest { network }))
                 .await?;
             output::result(format, &Tokens::from(response))
         }
-        Command::Revoke { id, network: NetworkName { network }, socket } => {
+        Command::Revoke { id, network: NetworkName { network }, at } => {
             check_id(&id)?;
-            let coordinator = Connection::open(Daemon::Coordinator, &socket.socket).await?;
+            let coordinator = at.open().await?;
             let mut tokens = coordinator.tokens();
             let request = RevokeTokenRequest { network, id, ..Default::default() };
             let response = coordinator.call("revoke the token", tokens.revoke_token(request)).await?;

@@ -12,6 +12,7 @@ mod names;
 mod policies;
 mod refusals;
 mod relays;
+mod remote;
 mod secrets;
 mod support;
 mod systemd;
