@@ -2,9 +2,6 @@
 # cloud: modules for one take its `user_data` and `firewall_rules`.
 
 locals {
-  service = { coordinator = "mesh-coordinator", node = "meshd", relay = "mesh-relay" }[var.role]
-  config  = { coordinator = "coordinator", node = "node", relay = "relay" }[var.role]
-
   # IPv6 addresses stand in brackets where a port follows.
   hosts = [for address in var.addresses : strcontains(address, ":") ? "[${address}]" : address]
 
@@ -13,7 +10,7 @@ locals {
   metrics_listen     = length(var.metrics_sources) > 0 ? "[::]:${local.metrics_port}" : "127.0.0.1:${local.metrics_port}"
 
   # Only what differs from the daemon's own defaults is not left to it: a file that says all would hide what was chosen.
-  toml = templatefile("${path.module}/templates/${local.config}.toml.tftpl", {
+  toml = templatefile("${path.module}/templates/${var.role}.toml.tftpl", {
     advertise        = jsonencode([for host in local.hosts : "${host}:${var.coordinator_port}"])
     coordinator_port = var.coordinator_port
     endpoints        = jsonencode([for host in local.hosts : "${host}:${var.listen_port}"])
@@ -77,7 +74,6 @@ locals {
     insecure_url = var.allow_insecure_release_url
     name         = var.name
     role         = var.role
-    service      = local.service
     sha256       = var.release_sha256
     url          = var.release_url
     version      = var.release_version
