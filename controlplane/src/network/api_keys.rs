@@ -456,11 +456,12 @@ mod tests {
         let lasting = keys.create(&Wish { life: MAX_LIFE, ..wish() }, NOW).unwrap();
         let short = keys.create(&Wish { life: DAY, ..wish() }, NOW).unwrap();
         let revoked = keys.create(&Wish { life: MAX_LIFE, ..wish() }, NOW).unwrap();
-        let revoke = plan_revoke(&keys.registry, revoked.id, NOW.saturating_add(2 * DAY)).unwrap();
+        let (_, revoke) = plan_revoke(&keys.registry, revoked.id, NOW.saturating_add(2 * DAY)).unwrap();
         keys.commit(revoke);
         let mut dropped = Vec::new();
         for day in 0..40 {
             while let Some(plan) = plan_drop_old(&keys.registry, NOW.saturating_add(day * DAY)) {
+                let plan = Plan::from(plan);
                 dropped.push((day, plan.ops.len()));
                 keys.commit(plan);
             }
