@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use ringmesh_relay::{Handle, Rates, Server, ServerConfig, StartError, Stopped};
+use ringmesh_relay::{Handle, Ports, Rates, Server, ServerConfig, StartError, Stopped};
 use ringmesh_tunnel::{
     PeerConfig, UnixTime,
     ip::Prefix,
@@ -93,22 +93,24 @@ impl From<Stopped> for RelayError {
     }
 }
 
-/// Starts a relay on a UDP port; it serves no network yet.
-pub(crate) fn start(config: &RelayConfig, listen: SocketAddr) -> Result<Handle, RelayError> {
-    // On this very thread, which has the TCP port already: it may be in a network namespace of its own.
-    Server::start(server_config(config, listen)).map_err(|error| match error {
-        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+/// Takes the relay's UDP port. Needs no runtime, so that it can be done before rights are given up.
+pub(crate) fn bind(config: &RelayConfig, listen: SocketAddr) -> Result<Ports, RelayError> {
+    let ServerConfig { listen_v4, listen_v6, port, .. } = server_config(config, listen);
+    Ports::bind(listen_v4, listen_v6, port).map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
             RelayError::PortTaken { address: listen }
-        }
-        StartError::Bind { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+        } else if source.kind() == io::ErrorKind::PermissionDenied {
             RelayError::PortPrivileged { address: listen }
+        } else {
+            RelayError::Listen { address: listen, source }
         }
-        StartError::Bind { source, .. } => RelayError::Listen { address: listen, source },
-        StartError::Threads(_)
-        | StartError::NoRandomness
-        | StartError::TooManyNetworks
-        | StartError::Stopped(_) => error.into(),
     })
+}
+
+/// Starts a relay on its UDP port; it serves no network yet. The port stays taken: it may be one that could not be taken again.
+fn start(config: &RelayConfig, ports: &Ports, listen: SocketAddr) -> Result<Handle, RelayError> {
+    let ports = ports.try_clone().map_err(|source| RelayError::Listen { address: listen, source })?;
+    Ok(Server::start_on(server_config(config, listen), ports)?)
 }
 
 /// What the relay's server is told of a configuration.
@@ -138,6 +140,8 @@ pub(crate) struct Relay {
     config: RelayConfig,
     /// Where it listens, with the port that was taken.
     bound: SocketAddr,
+    /// The same, to be listened on for as long as the coordinator runs.
+    ports: Ports,
     /// `None`: it ended by itself, and is to be started again.
     handle: Mutex<Option<Handle>>,
     surveyor: tokio::sync::Mutex<Surveyor>,
@@ -158,23 +162,28 @@ struct Feed {
 }
 
 impl Relay {
-    /// Surrounds a relay that listens already.
-    pub(crate) fn new(
-        handle: Handle,
+    /// Starts the relay on ports that were taken before.
+    ///
+    /// # Errors
+    /// There is no thread for it, or no descriptor.
+    pub(crate) fn start(
+        ports: Ports,
         config: &Config,
         coordinator: SocketAddr,
         advertised: &[String],
-    ) -> Self {
+    ) -> Result<Self, RelayError> {
         let listen = config.relay.listen.unwrap_or(coordinator);
-        let bound = SocketAddr::new(listen.ip(), handle.port());
-        Self {
+        let bound = SocketAddr::new(listen.ip(), ports.port());
+        let handle = start(&config.relay, &ports, bound)?;
+        Ok(Self {
             config: config.relay.clone(),
             bound,
+            ports,
             handle: Mutex::new(Some(handle)),
             surveyor: Surveyor::new(config, bound, coordinator, advertised).into(),
             feeds: tokio::sync::Mutex::default(),
             floors: Mutex::new(Keeper::new(config.state_dir.clone())),
-        }
+        })
     }
 
     /// The relay, if it runs.
@@ -249,12 +258,12 @@ impl Relay {
                 );
                 *self.lock_handle() = None;
                 coordinator.attach_relay(None);
-                // Waited for, so that its port is free.
+                // Waited for: no two are to read of the same port.
                 stopped(handle).await;
             }
             tokio::time::sleep(rest).await;
             rest = LONGEST_REST.min(2 * rest);
-            match start(&self.config, self.bound) {
+            match start(&self.config, &self.ports, self.bound) {
                 Ok(handle) => {
                     tracing::info!(address = %self.bound, "the relay runs again");
                     self.begin_again(coordinator, handle).await;

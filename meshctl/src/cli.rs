@@ -11,8 +11,8 @@ use ringmesh_node::config::{DEFAULT_RELAY_SOCKET, DEFAULT_SOCKET};
 
 use crate::{
     command::{
-        cleanup, coordinator, demo, dns, filter, join, network, node, nodes, ping, policy, relay, status,
-        token, trace, why,
+        cleanup, coordinator, demo, dns, filter, join, network, node, nodes, ping, policy, relay, service,
+        status, token, trace, wait, why,
     },
     connect::Connection,
     daemon::Daemon,
@@ -69,6 +69,11 @@ pub(crate) enum Command {
     Leave(status::Args),
     /// Takes back what a killed node daemon left on this machine: names in the hosts file or the resolver's settings
     Cleanup(cleanup::Args),
+    /// Waits until this machine is in its mesh, a peer is reached or a revision is in force
+    Wait(wait::Args),
+    /// Installs the daemons as units of systemd, removes them, and tells how they are
+    #[command(subcommand)]
+    Service(service::Command),
     /// Runs, starts or stops the node daemon
     #[command(subcommand)]
     Node(node::Command),

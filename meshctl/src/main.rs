@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod capabilities;
 mod cli;
 mod command;
 mod connect;
@@ -19,6 +20,7 @@ mod refusal;
 mod remote;
 mod rights;
 mod signals;
+mod supervisor;
 mod token;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
@@ -30,6 +32,7 @@ use daemon::Daemon;
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
+    let _is_static = ringmesh_io::names::keep_to_built_in();
     match parse(std::env::args_os()).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -87,7 +90,7 @@ fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 fn run(cli: Cli) -> Result<(), Failure> {
     use command::{
         block_on, cleanup, coordinator, demo, dns, filter, join, leave, network, node, nodes, ping, policy,
-        reference, relay, status, token, trace, version, why,
+        reference, relay, service, status, token, trace, version, wait, why,
     };
     let format = cli.output;
     match cli.command {
@@ -102,6 +105,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Peers(args) => block_on(status::peers(format, args)),
         Command::Leave(args) => block_on(leave::run(format, args)),
         Command::Cleanup(args) => cleanup::run(format, args),
+        Command::Wait(args) => block_on(wait::run(format, args)),
+        Command::Service(command) => block_on(service::run(format, command)),
         Command::Node(node::Command::Run { options, daemon }) => node::run(options, daemon),
         Command::Node(node::Command::Up { options, log }) => block_on(node::up(options, log)),
         Command::Node(node::Command::Down { socket }) => block_on(node::down(socket)),

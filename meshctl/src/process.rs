@@ -5,14 +5,15 @@ use std::{
     io::{self, Write as _},
 };
 
-use ringmesh_node::Failure as NodeFailure;
+use ringmesh_node::{Bound, Config, Failure as NodeFailure};
 
 use crate::{
+    capabilities,
     daemon::Daemon,
     failure::{Exit, Failure},
     launch::READY,
     logging::{self, LogFormat},
-    output, refusal, rights, token,
+    output, refusal, rights, supervisor, token,
 };
 
 /// What and how a daemon logs.
@@ -83,13 +84,23 @@ impl Options {
         self.log.start(filter)
     }
 
-    /// Tells who waits for it that the daemon's socket answers.
+    /// Tells who waits for it that the daemon's socket answers: systemd, or who started it in the background.
     pub(crate) fn tell_ready(&self) {
+        supervisor::tell_ready();
         if self.background {
             // Who started this may have gone meanwhile.
             let _ = writeln!(io::stdout(), "{READY}");
         }
     }
+}
+
+/// Takes what a node or relay needs to run, then gives up every right that it needs no more. To be called before any other thread is
+/// started.
+pub(crate) fn bind_node(config: Config) -> Result<Bound, Failure> {
+    let keep = if config.relay.is_some() { capabilities::NONE } else { capabilities::NETWORK };
+    let bound = ringmesh_node::bind(config).map_err(|failure| node_failure("run the node", &failure))?;
+    capabilities::keep_only(keep)?;
+    Ok(bound)
 }
 
 /// A failure of the node library, as one of ours.

@@ -2,7 +2,10 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::failure::{Exit, Failure};
+use crate::{
+    failure::{Exit, Failure},
+    supervisor,
+};
 
 /// The signals that a daemon listens to, from the moment this is made.
 #[derive(Debug)]
@@ -38,6 +41,7 @@ impl Signals {
                     continue;
                 }
             };
+            supervisor::tell_stopping();
             tracing::info!(signal = asked, "ending");
             return;
         }

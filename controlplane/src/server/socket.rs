@@ -7,14 +7,13 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{
             fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-            net::UnixStream,
+            net::{UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
 };
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
-use tokio::net::UnixListener;
 
 use crate::state_dir::{self, FileError};
 
@@ -62,7 +61,7 @@ pub struct AdminSocket {
 
 impl AdminSocket {
     /// Listens on `path` with mode 0600. The directory is made with 0750 if missing, and must not be writable by others.
-    /// A socket file that nobody answers on is removed.
+    /// A socket file that nobody answers on is removed. Needs no runtime.
     ///
     /// # Errors
     /// [`SocketError`].
@@ -76,8 +75,9 @@ impl AdminSocket {
         Ok(Self { listener, path: path.into(), inode: inode(path) })
     }
 
-    pub(super) const fn listener(&self) -> &UnixListener {
-        &self.listener
+    /// The listener, for the runtime that is to wait for it.
+    pub(super) fn listener(&self) -> io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.listener.try_clone()?)
     }
 
     /// Where it listens.
@@ -130,7 +130,7 @@ fn private_listener(path: &Path) -> io::Result<UnixListener> {
     let socket = OwnedFd::from(socket);
     bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     listen(&socket, Backlog::new(BACKLOG)?)?;
-    UnixListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -163,7 +163,7 @@ mod tests {
         assert!(matches!(error, SocketError::InUse { .. }), "{error}");
         drop(alive);
         // As kill -9 leaves it: the file without a listener.
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         AdminSocket::bind(&path).unwrap();
     }

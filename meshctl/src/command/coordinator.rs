@@ -7,16 +7,19 @@ use std::{
 };
 
 use ringmesh_controlplane::{
-    BackupError, RelayError, StartError,
+    BackupError, Ready, RelayError, StartError,
     config::{Config, Endpoint, RelayConfig},
     server::SocketError,
     store::sqlite::OpenError,
     tls,
 };
+use ringmesh_monitor::Listen;
+use ringmesh_proto::admin::{ListNetworksRequest, ListNodesRequest};
 use ringmesh_tunnel::ip::Prefix;
 
 use super::token::{self, Terms};
 use crate::{
+    capabilities,
     cli::{AdminSocket, NetworkName, absolute},
     connect::Connection,
     daemon::Daemon,
@@ -26,6 +29,7 @@ use crate::{
     output::{self, Format, backup::BackedUp, now_ms, tokens::Created},
     process, rights,
     signals::Signals,
+    supervisor,
 };
 
 /// Where the configuration is looked for if no other file is named.
@@ -128,6 +132,9 @@ pub(crate) struct Options {
     /// At the first start: the DNS zone of the nodes' names [default: mesh]
     #[arg(long, env = "MESH_ZONE", value_name = "ZONE")]
     zone: Option<String>,
+    /// Where monitoring asks, address and TCP port, or false for nowhere [default: 127.0.0.1:9465]
+    #[arg(long, env = "MESH_METRICS", value_name = "ADDRESS:PORT")]
+    metrics: Option<Listen>,
     #[command(flatten)]
     relay: RelayOptions,
 }
@@ -147,6 +154,7 @@ impl Options {
         config.network.name = over.network_name.unwrap_or(config.network.name);
         config.network.ipv4_pool = over.ipv4_pool.unwrap_or(config.network.ipv4_pool);
         config.network.zone = over.zone.unwrap_or(config.network.zone);
+        config.metrics.listen = over.metrics.unwrap_or(config.metrics.listen);
         over.relay.lay_over(&mut config.relay);
         config.check().map_err(|error| {
             Failure::new(Exit::Usage, "cannot use these options").cause(error.to_string())
@@ -165,7 +173,8 @@ impl Options {
             .value("--heartbeat", self.heartbeat)
             .value("--network-name", self.network_name.as_ref())
             .value("--ipv4-pool", self.ipv4_pool)
-            .value("--zone", self.zone.as_ref());
+            .value("--zone", self.zone.as_ref())
+            .value("--metrics", self.metrics);
         Ok(self.relay.flags(flags))
     }
 }
@@ -328,12 +337,33 @@ fn serve(options: &Options, restored: bool, daemon: &process::Options) -> Result
     }
     daemon.become_daemon(None)?;
     let daemon = daemon.clone();
+    let bound = ringmesh_controlplane::bind(config).map_err(|error| failed(&error))?;
+    capabilities::keep_only(capabilities::NONE)?;
     super::block_on_threads(async move {
         let end = Signals::listen()?.end();
-        ringmesh_controlplane::run(config, end, move |_| daemon.tell_ready())
-            .await
-            .map_err(|error| failed(&error))
+        let ready = move |ready: Ready| {
+            daemon.tell_ready();
+            tokio::spawn(async move {
+                supervisor::keep_told(ready.subject, || described(ready.admin_socket.clone())).await;
+            });
+        };
+        bound.run(end, ready).await.map_err(|error| failed(&error))
     })
+}
+
+/// The coordinator in a line, as it tells any operator.
+async fn described(socket: PathBuf) -> Option<String> {
+    let coordinator = Connection::open(Daemon::Coordinator, &socket).await.ok()?;
+    let networks = coordinator.networks().list_networks(ListNetworksRequest::default()).await.ok()?;
+    let mut words = Vec::new();
+    for network in networks.into_inner().networks {
+        let request = ListNodesRequest { network: network.name.clone(), ..ListNodesRequest::default() };
+        let nodes = coordinator.nodes().list_nodes(request).await.ok()?.into_inner().nodes;
+        let online = nodes.iter().filter(|node| node.online).count();
+        let (name, revision, all) = (network.name, network.revision, nodes.len());
+        words.push(format!("network {name}, revision {revision}, {online} of {all} nodes online"));
+    }
+    Some(words.join("; "))
 }
 
 /// Why the coordinator does not run, in our terms. Its text names cause and cure.
@@ -347,6 +377,7 @@ fn failed(error: &StartError) -> Failure {
         StartError::PortPrivileged { .. } | StartError::Relay(RelayError::PortPrivileged { .. }) => {
             Exit::Permission
         }
+        StartError::Metrics(error) if error.source.kind() == io::ErrorKind::AddrInUse => Exit::Conflict,
         _ if is_want_of_rights(error) => Exit::Permission,
         StartError::File(_)
         | StartError::Database(_)
@@ -355,6 +386,7 @@ fn failed(error: &StartError) -> Failure {
         | StartError::Socket(_)
         | StartError::Fault(_)
         | StartError::Server(_)
+        | StartError::Metrics(_)
         | StartError::Prepare(_) => Exit::General,
     };
     let failure = Failure::new(exit, "the coordinator cannot run").cause(error.to_string());
@@ -431,7 +463,7 @@ mod tests {
     fn what_up_was_told_reaches_the_daemon_that_it_starts() {
         let words = "up --config /etc/hosts --state-dir /s --socket /r/c.sock --listen [::]:8443 --advertise [2001:db8::1]:444 \
                      --advertise mesh.example.org --heartbeat 5 --network-name home --ipv4-pool 10.42.0.0/16 --zone home.arpa \
-                     --no-relay --relay-listen [::]:3478 --relay-endpoint relay.example.org:3479 \
+                     --metrics [::1]:9465 --no-relay --relay-listen [::]:3478 --relay-endpoint relay.example.org:3479 \
                      --relay-websocket wss://a.example.org/relay/v1 --relay-websocket wss://b.example.org/relay/v1 \
                      --relay-base-path /base --trusted-proxy 192.0.2.0/24 --relay-client-rate 50 --relay-total-rate 400";
         let words: Vec<&str> = words.split_whitespace().collect();

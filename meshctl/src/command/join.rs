@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use clap::builder::{StringValueParser, TypedValueParser as _};
-use ringmesh_node::{Config, Failure as NodeFailure};
+use ringmesh_node::{Bound, Config, Failure as NodeFailure};
 use ringmesh_proto::local::{self, JoinRequest, PingRequest, StatusResponse, join_progress::Step};
 use tokio::{
     sync::oneshot,
@@ -26,6 +26,7 @@ use crate::{
     },
     process, rights,
     signals::Signals,
+    supervisor,
     token::{self, Source, Token},
 };
 
@@ -95,6 +96,11 @@ impl Newcomer {
         Ok(wish)
     }
 
+    /// Whether a token is given.
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     /// The same, or `None` if no token is given and none is needed, because this machine has joined before.
     pub(crate) fn wish_unless_member(&self, config: &Config) -> Result<Option<Wish>, Failure> {
         if self.token.is_none() && config.state_dir.join(MEMBERSHIP).exists() {
@@ -111,7 +117,15 @@ pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
     if args.foreground {
         let wish = args.newcomer.hidden_wish()?;
         args.log.start(config.log.as_deref())?;
-        return super::block_on_threads(in_foreground(format, config, Some(wish), || ()));
+        let socket = config.socket.clone();
+        let bound = process::bind_node(config)?;
+        return super::block_on_threads(in_foreground(
+            format,
+            bound,
+            socket,
+            Some(wish),
+            supervisor::tell_ready,
+        ));
     }
     let wish = args.newcomer.wish()?;
     super::block_on(with_daemon(format, args.options, &args.log, config, wish))
@@ -178,27 +192,29 @@ async fn undo(connection: Connection, started: Option<Started>) {
 /// `tell_ready` is called once the daemon answers.
 pub(crate) async fn in_foreground(
     format: Format,
-    config: Config,
+    bound: Bound,
+    socket: PathBuf,
     wish: Option<Wish>,
     tell_ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let signals = Signals::listen()?;
-    let socket = config.socket.clone();
     let (stop, stopped) = oneshot::channel::<()>();
-    let (ready, is_ready) = oneshot::channel::<()>();
+    let (ready, is_ready) = oneshot::channel();
     let end = async move {
         tokio::select! {
             () = signals.end() => {}
             _ = stopped => {}
         }
     };
-    let mut daemon = tokio::spawn(ringmesh_node::run(config, end, ready));
+    let mut daemon = tokio::spawn(bound.run(end, ready));
     let client = async {
         // An error means that the daemon ended before it was ready, and its own failure tells more.
-        if is_ready.await.is_err() {
-            return std::future::pending().await;
-        }
+        let Ok(subject) = is_ready.await else { return std::future::pending().await };
         tell_ready();
+        let described = socket.clone();
+        tokio::spawn(async move {
+            supervisor::keep_told(subject, || node::described(described.clone())).await;
+        });
         let connection = Connection::open(Daemon::Node, &socket).await?;
         let (status, enrolled) = match &wish {
             Some(wish) => join_with(&connection, wish, true).await?,

@@ -16,10 +16,12 @@ pub(crate) mod policy;
 pub(crate) mod policy_file;
 pub(crate) mod reference;
 pub(crate) mod relay;
+pub(crate) mod service;
 pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod trace;
 pub(crate) mod version;
+pub(crate) mod wait;
 pub(crate) mod why;
 
 use crate::failure::{Exit, Failure};

@@ -7,10 +7,11 @@ use std::{
 
 use ringmesh_node::{
     Config,
-    config::{DnsMode, LinkSocket},
+    config::{DnsMode, LinkSocket, MetricsListen},
 };
 use tokio::sync::oneshot;
 
+use super::status;
 use crate::{
     cli::{NodeSocket, absolute},
     connect::Connection,
@@ -20,6 +21,7 @@ use crate::{
     launch::{self, Plan},
     output, process,
     signals::Signals,
+    supervisor,
 };
 
 /// What can be done with the node daemon.
@@ -99,6 +101,12 @@ pub(crate) struct Common {
     /// An endpoint to tell peers besides those found, such as a forwarded port; may be repeated
     #[arg(long = "endpoint", env = "MESH_ENDPOINTS", value_name = "ADDRESS:PORT", value_delimiter = ',')]
     endpoints: Vec<SocketAddr>,
+    /// Where its metrics and its health are told over HTTP, or false for nowhere [default: 127.0.0.1:9464]
+    #[arg(long, env = "MESH_METRICS", value_name = "ADDRESS:PORT")]
+    metrics: Option<MetricsListen>,
+    /// Also tells series of each peer and rule
+    #[arg(long, env = "MESH_METRICS_PER_PEER")]
+    metrics_per_peer: bool,
 }
 
 /// How the link socket is switched off, as in the file.
@@ -192,6 +200,8 @@ impl Common {
         config.socket = absolute(&over.socket.unwrap_or(config.socket))?;
         config.socket_group = over.socket_group.or(config.socket_group);
         config.listen_port = over.listen_port.or(config.listen_port);
+        config.metrics.listen = over.metrics.unwrap_or(config.metrics.listen);
+        config.metrics.per_peer |= over.metrics_per_peer;
         if !over.endpoints.is_empty() {
             config.endpoints = over.endpoints;
         }
@@ -205,7 +215,9 @@ impl Common {
             .path("--socket", self.socket.as_deref())?
             .value("--socket-group", self.socket_group.as_ref())
             .value("--listen-port", self.listen_port)
-            .each("--endpoint", &self.endpoints))
+            .each("--endpoint", &self.endpoints)
+            .value("--metrics", self.metrics.map(|listen| listen.to_string()))
+            .switch("--metrics-per-peer", self.metrics_per_peer))
     }
 }
 
@@ -268,6 +280,8 @@ impl Options {
             ("--mtu", self.mtu.is_some()),
             ("--cpu", self.cpu.is_some()),
             ("--endpoint", !self.common.endpoints.is_empty()),
+            ("--metrics", self.common.metrics.is_some()),
+            ("--metrics-per-peer", self.common.metrics_per_peer),
             ("--ssh-port", self.ssh_port.is_some()),
             ("--link-socket", self.link_socket.is_some()),
             ("--dns", self.dns.is_some()),
@@ -309,18 +323,42 @@ pub(crate) fn run(options: Options, daemon: process::Options) -> Result<(), Fail
         process::checked();
         return Ok(());
     }
+    serve(config, daemon)
+}
+
+/// Is the daemon, joined or not. Called before any thread is started.
+pub(crate) fn serve(config: Config, daemon: process::Options) -> Result<(), Failure> {
     daemon.become_daemon(config.log.as_deref())?;
+    let socket = config.socket.clone();
+    let bound = process::bind_node(config)?;
     super::block_on_threads(async move {
         let end = Signals::listen()?.end();
         let (ready, is_ready) = oneshot::channel();
         tokio::spawn(async move {
-            if is_ready.await.is_ok() {
+            if let Ok(subject) = is_ready.await {
                 daemon.tell_ready();
+                supervisor::keep_told(subject, || described(socket.clone())).await;
             }
         });
-        let ended = ringmesh_node::run(config, end, ready).await;
+        let ended = bound.run(end, ready).await;
         ended.map_err(|failure| process::node_failure("run the node", &failure))
     })
+}
+
+/// The node, or the relay, in a line, as it tells anybody who asks for its status.
+pub(crate) async fn described(socket: PathBuf) -> Option<String> {
+    let connection = Connection::open(Daemon::Node, &socket).await.ok()?;
+    let status = status::ask(&connection).await.ok()?;
+    let Some(network) = status.network else {
+        return Some("in no network: meshctl join --token TOKEN".to_owned());
+    };
+    let mut line =
+        format!("{} in network {}, revision {}", status.state, network.name, network.installed_revision);
+    match status.relay_service {
+        Some(relay) => line += &format!(", {} clients", relay.clients.len()),
+        None => line += &format!(", {} peers", status.peers.len()),
+    }
+    Some(line)
 }
 
 #[cfg(test)]
@@ -341,10 +379,11 @@ mod tests {
 
     #[test]
     fn what_up_was_told_reaches_the_daemon_that_it_starts() {
-        for socket in ["/r/link.sock", "false"] {
+        for (socket, metrics) in [("/r/link.sock", "[::1]:9000"), ("false", "false")] {
             let words = format!(
                 "up --config /etc/hosts --state-dir /s --socket /r/m.sock --socket-group ops --listen-port 4000 \
-                 --endpoint 203.0.113.7:51820 --endpoint [2001:db8::7]:51820 --link-socket {socket} --interface mesh7 \
+                 --endpoint 203.0.113.7:51820 --endpoint [2001:db8::7]:51820 --metrics {metrics} --metrics-per-peer \
+                 --link-socket {socket} --interface mesh7 \
                  --io poll --mtu 1400 --cpu 1 --ssh-port 2222 --dns hosts"
             );
             let words: Vec<&str> = words.split_whitespace().collect();
@@ -353,6 +392,24 @@ mod tests {
             let again: Vec<&str> = again.iter().map(|word| word.to_str().unwrap()).collect();
             assert_eq!(again, words[1..]);
         }
+    }
+
+    #[test]
+    fn metrics_are_told_where_the_flag_says() {
+        let config = |words: &[&str]| {
+            let Command::Run { options, .. } = parsed(words) else { panic!("not run") };
+            options.config().unwrap().metrics
+        };
+        assert_eq!(config(&["run"]), ringmesh_node::config::Metrics::default());
+        let asked = config(&["run", "--metrics", "0.0.0.0:9000", "--metrics-per-peer"]);
+        assert_eq!(
+            (asked.listen, asked.per_peer),
+            (MetricsListen::At("0.0.0.0:9000".parse().unwrap()), true)
+        );
+        assert_eq!(config(&["run", "--metrics", "false"]).listen, MetricsListen::Off);
+        assert!(
+            Cli::grammar().try_get_matches_from(["meshctl", "node", "run", "--metrics", "9000"]).is_err()
+        );
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub(crate) enum Command {
     mut_arg("config", |arg| arg.help("Its configuration file [default: /etc/mesh/relay.toml, if there]")),
     mut_arg("state_dir", |arg| arg.help("Where it keeps key, membership and map [default: /var/lib/mesh-relay]")),
     mut_arg("socket", |arg| arg.help("Its unix socket [default: /run/mesh-relay/meshd.sock]")),
+    mut_arg("metrics", |arg| {
+        arg.help("Where its metrics and its health are told over HTTP, or false for nowhere [default: 127.0.0.1:9466]")
+    }),
+    mut_arg("metrics_per_peer", |arg| arg.hide(true)),
 )]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -44,6 +48,9 @@ pub(crate) struct Run {
     // A relay has no device and no road by SSH: what is about those is not offered.
     #[command(flatten, next_help_heading = "Options of the relay")]
     common: node::Common,
+    /// Runs without a token too, and then waits until `meshctl join --socket PATH` has it join; for supervisors
+    #[arg(long, env = "MESH_WAIT_FOR_JOIN")]
+    wait_for_join: bool,
     #[command(flatten)]
     daemon: process::Options,
 }
@@ -107,9 +114,15 @@ fn serve(format: Format, args: Run) -> Result<(), Failure> {
         process::checked();
         return Ok(());
     }
+    if args.wait_for_join && !args.newcomer.has_token() {
+        return node::serve(config, args.daemon);
+    }
     let wish = args.newcomer.wish_unless_member(&config)?;
     args.daemon.become_daemon(config.log.as_deref())?;
-    super::block_on_threads(join::in_foreground(format, config, wish, move || args.daemon.tell_ready()))
+    let socket = config.socket.clone();
+    let bound = process::bind_node(config)?;
+    let tell_ready = move || args.daemon.tell_ready();
+    super::block_on_threads(join::in_foreground(format, bound, socket, wish, tell_ready))
 }
 
 async fn clients(

@@ -20,11 +20,13 @@ pub(crate) mod policy;
 pub(crate) mod problems;
 pub(crate) mod relay;
 mod rule;
+pub(crate) mod service;
 pub(crate) mod status;
 pub(crate) mod table;
 pub(crate) mod tokens;
 pub(crate) mod trace;
 pub(crate) mod version;
+pub(crate) mod wait;
 pub(crate) mod why;
 
 use std::{

@@ -3,7 +3,7 @@
 //! What is set hangs on the link, and goes when the link goes: a killed daemon leaves nothing. What is not ours is asked of
 //! others, since our link is never the default route for names.
 
-use std::{fs, io, net::IpAddr, time::Duration};
+use std::{fs, io, net::IpAddr, path::Path, time::Duration};
 
 use futures_util::StreamExt as _;
 use zbus::{
@@ -154,6 +154,10 @@ fn number(index: u32) -> Result<i32, String> {
 /// host's bus must not change how the host asks for names.
 fn is_of_this_network(process: u32) -> Result<(), String> {
     let foreign = || Err("the systemd-resolved on the bus is of another machine or container".to_owned());
+    // Of other users' processes nothing is seen: it is the bus's word alone, which is this machine's (or unit's) own.
+    if !Path::new(&format!("/proc/{process}")).exists() && hides_processes(&read("/proc/self/mountinfo")) {
+        return Ok(());
+    }
     let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
     if name.trim_end() != PROCESS {
         return foreign();
@@ -168,6 +172,25 @@ fn is_of_this_network(process: u32) -> Result<(), String> {
     }
 }
 
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Whether `/proc` shows a user no processes but its own (`hidepid`, as systemd's `ProtectProc=invisible` mounts it).
+fn hides_processes(mountinfo: &str) -> bool {
+    let mounts = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/proc"));
+    // The last one lies on top.
+    mounts.last().is_some_and(|line| {
+        let options = line.rsplit(' ').next().unwrap_or_default();
+        options.split(',').any(|option| {
+            matches!(
+                option.strip_prefix("hidepid="),
+                Some("invisible" | "ptraceable" | "noaccess" | "1" | "2" | "4")
+            )
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +201,17 @@ mod tests {
         let address = format!("unix:path={}", folder.path().join("bus").display());
         let words = Resolved::find(Some(&address)).await.unwrap_err();
         assert!(words.starts_with("no system bus: "), "{words}");
+    }
+
+    #[test]
+    fn a_proc_that_hides_other_users_processes_is_known_by_its_mount() {
+        const PLAIN: &str = "25 30 0:22 / /proc rw,nosuid shared:12 - proc proc rw";
+        const HIDDEN: &str = "99 30 0:51 / /proc rw,nosuid shared:13 - proc proc rw,hidepid=invisible";
+        assert!(!hides_processes(PLAIN) && !hides_processes(""));
+        assert!(hides_processes(&format!("{PLAIN}\n{HIDDEN}\n")));
+        assert!(!hides_processes(&format!("{HIDDEN}\n{PLAIN}\n")), "another one lies on top");
+        assert!(!hides_processes(&HIDDEN.replace("invisible", "off")));
+        assert!(!hides_processes(&HIDDEN.replace(" /proc ", " /elsewhere ")));
     }
 
     #[test]
