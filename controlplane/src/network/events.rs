@@ -189,9 +189,8 @@ impl Name {
             Self::PolicyApplied => &["back_to", "comment", "rules", "serial"],
             Self::ApiKeyCreated => &["expires_ms", "role", "scope"],
             Self::ApiKeyRevoked => &["role", "scope"],
-            Self::StateRestored => &["epoch"],
             Self::NodeOnline => &["version"],
-            Self::NodeOffline => &[],
+            Self::StateRestored | Self::NodeOffline => &[],
             Self::RevisionInstalled => &["behind", "installed", "revision"],
         }
     }

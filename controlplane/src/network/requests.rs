@@ -281,3 +281,159 @@ pub(crate) fn check_id(id: &str) -> Result<(), &'static str> {
         Err("at most 64 letters, digits and -_. are one")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Commit;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    struct World {
+        registry: Registry,
+        vault: Vault,
+        _directory: tempfile::TempDir,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let vault = Vault::open(directory.path(), true).unwrap();
+            Self { registry: Registry::default(), vault, _directory: directory }
+        }
+
+        fn remember(
+            &mut self,
+            by: &Actor,
+            request: &Request,
+            answer: &str,
+            now: UnixTime,
+        ) -> Result<Plan, Refusal> {
+            let mut plan = Plan::default();
+            self.registry.remember(None, by, request, &answer, &self.vault, now, &mut plan)?;
+            self.commit(plan.ops.clone());
+            Ok(plan)
+        }
+
+        fn commit(&mut self, ops: Vec<Op>) {
+            let change = |op| match op {
+                Op::Put { key, value, .. } => (key, Some(value)),
+                Op::Delete { key } => (key, None),
+            };
+            let changes = ops.into_iter().map(change).collect();
+            let commit = Commit { revision: self.registry.revision + 1, changes };
+            self.registry.apply(&commit, &self.vault).unwrap();
+        }
+
+        fn recall(&self, by: &Actor, request: &Request, now: UnixTime) -> Result<Option<String>, Refusal> {
+            Ok(match self.registry.recall(None, by, request, &self.vault, now)? {
+                Known::Done(answer, _) => Some(answer),
+                Known::New => None,
+            })
+        }
+    }
+
+    fn request(id: &str) -> Request {
+        Request { id: id.into(), method: "/a", content: [1; 32] }
+    }
+
+    fn root() -> Actor {
+        Actor::user("root".into())
+    }
+
+    #[test]
+    fn a_request_is_known_again_by_its_caller_with_its_content_for_a_day() {
+        let mut world = World::new();
+        world.remember(&root(), &request("x"), "secret answer", NOW).unwrap();
+        assert_eq!(world.recall(&root(), &request("x"), NOW), Ok(Some("secret answer".into())));
+        assert_eq!(world.recall(&root(), &request("y"), NOW), Ok(None));
+        // Another caller's id is another one, also if he is called the same.
+        for other in
+            [Actor::user("rooty".into()), Actor::api_key("root", "root"), Actor::node("root", "root")]
+        {
+            assert_eq!(world.recall(&other, &request("x"), NOW), Ok(None), "{other:?}");
+        }
+        let joined = (Actor::user("roo".into()), request("tx"));
+        assert_eq!(
+            world.recall(&joined.0, &joined.1, NOW),
+            Ok(None),
+            "where one ends and the other begins is told"
+        );
+        for other in [Request { method: "/b", ..request("x") }, Request { content: [2; 32], ..request("x") }]
+        {
+            assert_eq!(world.recall(&root(), &other, NOW), Err(Refusal::Reused("x".into())));
+        }
+        let end = NOW.saturating_add(REMEMBERED);
+        assert!(
+            world
+                .recall(&root(), &request("x"), end.saturating_sub(Duration::from_millis(1)))
+                .unwrap()
+                .is_some()
+        );
+        assert_eq!(world.recall(&root(), &request("x"), end), Ok(None));
+        // Then the id is free, for anything.
+        let other = Request { content: [2; 32], ..request("x") };
+        let plan = world.remember(&root(), &other, "another", end).unwrap();
+        assert!(plan.compare[0].revision > 0, "it takes the place of the one before");
+        assert_eq!(world.recall(&root(), &other, end), Ok(Some("another".into())));
+        assert_eq!(world.registry.requests.count(), 1);
+    }
+
+    #[test]
+    fn an_answer_lies_wrapped_and_opens_in_its_place_alone() {
+        let mut world = World::new();
+        let plan = world.remember(&root(), &request("x"), "secret answer", NOW).unwrap();
+        let [Op::Put { value, .. }] = plan.ops.as_slice() else { panic!("{plan:?}") };
+        let text = String::from_utf8(value.clone()).unwrap();
+        assert!(!text.contains("secret"), "{text}");
+        // Put in the place of another request, it is nobody's answer.
+        let other = request_key(None, RequestKey::of(&root(), "y"));
+        let mut row: RequestRow = serde_json::from_slice(value).unwrap();
+        row.id = "y".into();
+        world.commit(vec![Op::put(other, row::emit(&row))]);
+        assert!(matches!(world.recall(&root(), &request("y"), NOW), Err(Refusal::Damaged(..))));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_what_is_over_makes_room() {
+        let mut world = World::new();
+        let later = NOW.saturating_add(Duration::from_secs(3600));
+        for number in 0..MOST {
+            let now = if number < 20 { NOW } else { later };
+            world.remember(&root(), &request(&format!("r{number}")), "", now).unwrap();
+        }
+        assert_eq!(world.remember(&root(), &request("more"), "", later).err(), Some(Refusal::TooMany));
+        let end = NOW.saturating_add(REMEMBERED);
+        let plan = world.remember(&root(), &request("more"), "", end).unwrap();
+        assert_eq!(plan.ops.len(), FORGOTTEN_BY_ONE + 1);
+        assert_eq!(world.registry.requests.count(), MOST + 1 - FORGOTTEN_BY_ONE);
+        // Maintenance forgets the others.
+        let prune = |world: &World, now| world.registry.requests.prune(None, now).map(Plan::from);
+        let mut forgotten = 0;
+        while let Some(plan) = prune(&world, end) {
+            assert!(plan.ops.len() <= BATCH);
+            forgotten += plan.ops.len();
+            world.commit(plan.ops);
+        }
+        assert_eq!(forgotten, 20 - FORGOTTEN_BY_ONE);
+        while let Some(plan) = prune(&world, end.saturating_add(2 * REMEMBERED)) {
+            assert!(plan.ops.len() <= BATCH);
+            world.commit(plan.ops);
+        }
+        assert_eq!((world.registry.requests.count(), world.registry.requests.bytes), (0, 0));
+        // Few large answers are as much as many small ones.
+        let large = "x".repeat(512 << 10);
+        let fit =
+            (0..).take_while(|n| world.remember(&root(), &request(&format!("l{n}")), &large, NOW).is_ok());
+        assert_eq!(fit.count(), 31);
+    }
+
+    #[test]
+    fn a_key_reads_back_in_one_spelling() {
+        let key = RequestKey::of(&root(), "x");
+        assert_eq!(RequestKey::parse(&key.to_string()), Some(key));
+        for bad in ["", "0", "+0112233445566778899aabbccddeeff", &"f".repeat(33), &"g".repeat(32)] {
+            assert_eq!(RequestKey::parse(bad), None, "{bad}");
+        }
+    }
+}
