@@ -24,6 +24,8 @@ pub(crate) struct Status {
     pub(crate) relays: Vec<Relay>,
     pub(crate) relay_service: Option<Service>,
     pub(crate) peers: Vec<Peer>,
+    /// The address and port of the metrics; `null`: there are none.
+    pub(crate) metrics: Option<String>,
 }
 
 /// The network joined, and how far the map of it is installed.
@@ -89,6 +91,7 @@ impl From<local::StatusResponse> for Status {
             relays: relays(status.relays),
             relay_service: status.relay_service.map(Service::from),
             peers: peers(status.peers),
+            metrics: Some(status.metrics).filter(|address| !address.is_empty()),
         }
     }
 }
@@ -168,6 +171,9 @@ impl Document for Status {
         if let Some(service) = &self.relay_service {
             service.rows(&mut facts);
         }
+        let metrics =
+            self.metrics.as_ref().map_or_else(|| "none".to_owned(), |at| format!("http://{at}/metrics"));
+        facts.row(["metrics".to_owned(), metrics]);
         facts.row(["version".to_owned(), self.version.clone()]);
         let mut text = facts.text();
         if let Some(service) = self.relay_service.as_ref().filter(|service| !service.clients.is_empty()) {
@@ -311,6 +317,7 @@ pub(crate) mod tests {
         local::StatusResponse {
             relays: vec![relay()],
             relay_service: None,
+            metrics: "127.0.0.1:9464".to_owned(),
             version: "0.1.0".to_owned(),
             state: "running".to_owned(),
             network: Some(local::Network {

@@ -1,6 +1,6 @@
 //! `[metrics]`: where the daemon tells how it is, and how much.
 
-use std::{net::SocketAddr, str::FromStr};
+use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -43,7 +43,18 @@ impl FromStr for MetricsListen {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "false" => Ok(Self::Off),
+            "true" => Ok(Self::Usual),
             address => address.parse().map(Self::At).map_err(|_| BadMetricsListen),
+        }
+    }
+}
+
+impl fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usual => f.write_str("true"),
+            Self::At(address) => address.fmt(f),
+            Self::Off => f.write_str("false"),
         }
     }
 }
