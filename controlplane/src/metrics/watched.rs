@@ -306,7 +306,7 @@ impl Watched {
             shown.tokens.add([network, ("state", name)], count);
         }
         for (what, first) in first_to_lapse(state) {
-            shown.expiry.set([network, ("what", what)], seconds_until(first, now));
+            shown.expiry.set([network, ("of", what)], seconds_until(first, now));
         }
         shown.epoch.add([network], state.epoch());
     }
