@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use ringmesh_lab::{Host, Lab, in_sandbox};
+use ringmesh_lab::{Host, Lab, debian::Boot, in_sandbox};
 use tempfile::TempDir;
 
 fn terraform_folder() -> PathBuf {
@@ -110,6 +110,29 @@ fn terraform_keeps_tokens_from_everybody_but_root() {
         assert_eq!(mode & 0o777, 0o600);
     }
     assert!(!rendered.path().join("coordinator/join-token").exists());
+}
+
+#[test]
+fn terraform_is_understood_by_cloud_init() {
+    in_sandbox(|| {
+        let rendered = rendered();
+        fs::write(rendered.path().join("broken.yaml"), "#cloud-config\nruncmd: setup\n").unwrap();
+        let lab = Lab::new().unwrap();
+        let debian = Boot::new().unwrap().bind(rendered.path(), "/rendered");
+        let debian = debian.on(&lab.host("reader").unwrap()).unwrap();
+        let judged = |document: &str| {
+            let output =
+                debian.run(&format!("cloud-init schema --config-file /rendered/{document}.yaml")).unwrap();
+            (output.status.success(), text_of(&output))
+        };
+        for role in ["coordinator", "node", "relay"] {
+            let (fine, said) = judged(role);
+            assert!(fine && said.contains("Valid"), "{role}: {said}");
+        }
+        let (fine, said) = judged("broken");
+        assert!(!fine && said.contains("runcmd"), "it finds nothing wrong: {said}");
+        debian.shut_down().unwrap();
+    });
 }
 
 #[test]
