@@ -1,22 +1,17 @@
-//! A small Debian of its own on a host of the lab: `/etc`, resolvers and, if wanted, systemd as its first process.
-//!
-//! The root directory is made by `deploy/dev/test`. Changes to it stay in memory, and end with the lab.
+//! A small Debian on a machine of the lab, with one of those who keep names on Debian, and a node daemon inside.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    time::Duration,
+use std::{path::Path, process::Command, time::Duration};
+
+use ringmesh_lab::{
+    Host,
+    debian::{self, Boot, children},
 };
 
 use crate::{
     support::{daemon::Place, process::Process},
-    world::{Machine, within},
+    world::within,
 };
 
-/// Where `deploy/dev/test` keeps the root directory, unless this variable says another place.
-const ROOT_VARIABLE: &str = "MESH_TEST_ROOT";
-const ROOT: &str = "/var/cache/ringmesh/test-root";
 /// Where this test program is found inside.
 const PROGRAM: &str = "/opt/program";
 
@@ -33,36 +28,8 @@ pub enum Keeper {
     Nobody,
 }
 
-/// Makes the root directory out of the one on disk and memory on top of it, and all that a machine has beside its files.
-const BOOT: &str = r#"
-set -e
-mount --make-rprivate /
-mount -t tmpfs tmpfs /run
-mkdir /run/top /run/work /run/all
-mount -t overlay overlay -o "lowerdir=$ROOT,upperdir=/run/top,workdir=/run/work" /run/all
-cd /run/all
-mount -t proc proc proc
-mount -t sysfs -o ro sysfs sys
-if [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ]; then
-    mount -t cgroup2 cgroup2 sys/fs/cgroup
-else
-    mount -t tmpfs tmpfs sys/fs/cgroup
-    mkdir sys/fs/cgroup/systemd
-    mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd
-fi
-mount -t tmpfs tmpfs run
-mount -t tmpfs tmpfs dev
-mkdir dev/pts dev/net dev/shm
-mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
-ln -s pts/ptmx dev/ptmx
-for node in null zero full random urandom tty net/tun; do
-    touch "dev/$node"
-    mount --bind "/dev/$node" "dev/$node"
-done
-touch ".$PROGRAM"
-mount --bind "$SELF" ".$PROGRAM"
-mkdir -p ".$PLACE"
-mount --bind "$PLACE" ".$PLACE"
+/// What whoever keeps the names has beside its package.
+const PREPARE: &str = r#"
 rm -f etc/resolv.conf etc/hosts
 # Without an end of its line.
 printf '127.0.0.1\tlocalhost\n::1 localhost ip6-localhost\n# kept by hand' > etc/hosts
@@ -77,7 +44,6 @@ unpack() {
 case "$KEEPER" in
     Resolved)
         ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
-        exec env -i container=lxc PATH=/usr/sbin:/usr/bin chroot . /usr/lib/systemd/systemd --unit=multi-user.target
         ;;
     Openresolv)
         unpack openresolv
@@ -96,84 +62,48 @@ case "$KEEPER" in
         printf 'nameserver %s' "$SERVER" > etc/resolv.conf
         ;;
 esac
-exec env -i PATH=/usr/sbin:/usr/bin chroot . sleep infinity
 "#;
 
 /// The running Debian.
 pub struct Debian {
-    holder: Child,
-    /// Its first process, as it is seen from here.
-    init: u32,
-    pub machine: Machine,
+    debian: debian::Debian,
     pub place: Place,
 }
 
 impl Debian {
-    /// Boots one on `machine`, which asks `server` for names.
-    pub fn boot(machine: Machine, keeper: Keeper, server: &str) -> Self {
-        let root = std::env::var(ROOT_VARIABLE).map_or_else(|_| ROOT.into(), PathBuf::from);
-        assert!(root.join("etc").is_dir(), "{} is missing: deploy/dev/test makes it", root.display());
+    /// Boots one on `host`, which asks `server` for names.
+    pub fn boot(host: &Host, keeper: Keeper, server: &str) -> Self {
         let place = Place::new();
-        let mut command = machine.host.command("unshare").unwrap();
-        command
-            .args(["--pid", "--fork", "--kill-child", "--mount", "--ipc", "--cgroup", "sh", "-c", BOOT])
-            .env("ROOT", &root)
-            .env("PROGRAM", PROGRAM)
-            .env("SELF", std::env::current_exe().unwrap())
-            .env("PLACE", place.directory.path())
-            .env("KEEPER", format!("{keeper:?}"))
-            .env("SERVER", server)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let mut holder = command.spawn().unwrap();
-        let mut init = None;
-        within(Duration::from_secs(30), "the Debian boots", || {
-            assert!(holder.try_wait().unwrap().is_none(), "the Debian ended, see above");
-            init = children(holder.id()).first().copied();
-            let name = init.and_then(|init| fs::read_to_string(format!("/proc/{init}/comm")).ok());
-            let expected = if keeper == Keeper::Resolved { "systemd" } else { "sleep" };
-            name.is_some_and(|name| name.trim_end() == expected)
-        });
-        let debian = Self { holder, init: init.unwrap(), machine, place };
+        let boot = Boot::new()
+            .unwrap()
+            .bind(std::env::current_exe().unwrap(), PROGRAM)
+            .bind(place.directory.path(), place.directory.path())
+            .variable("KEEPER", format!("{keeper:?}"))
+            .variable("SERVER", server)
+            .prepare(PREPARE);
+        let boot = if keeper == Keeper::Resolved { boot.systemd() } else { boot };
+        let debian = Self { debian: boot.on(host).unwrap(), place };
         if keeper == Keeper::Resolved {
-            within(Duration::from_secs(30), "resolved runs", || debian.works("resolvectl status"));
+            debian.debian.booted().unwrap();
             debian.sh(&format!("resolvectl dns eth0 {server} && resolvectl default-route eth0 yes"));
         }
         debian
     }
 
-    /// A program to be run inside, where it is the child of the process that is started, and ends with it.
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = self.machine.host.command("nsenter").unwrap();
-        let init = self.init.to_string();
-        command.args(["--target", &init, "--mount", "--pid", "--ipc", "--cgroup", "--root", "--wd=/"]);
-        command.args(["setpriv", "--pdeathsig", "KILL", program]);
-        command.env("PATH", "/usr/sbin:/usr/bin").stdin(Stdio::null());
-        command
-    }
-
-    fn shell(&self, line: &str) -> Output {
-        self.command("sh").args(["-c", line]).output().unwrap()
-    }
-
     /// Whether a line of shell succeeds.
     pub fn works(&self, line: &str) -> bool {
-        self.shell(line).status.success()
+        self.debian.works(line)
     }
 
     /// Runs a line of shell that must succeed, and gives what it printed.
     #[track_caller]
     pub fn sh(&self, line: &str) -> String {
-        let output = self.shell(line);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line}: {text}{errors}");
-        text
+        self.debian.sh(line).unwrap()
     }
 
     /// This test program, to be run inside.
     pub fn this_program(&self) -> Command {
-        self.command(PROGRAM)
+        self.debian.command(PROGRAM).unwrap()
     }
 
     /// Starts the daemon inside.
@@ -190,22 +120,8 @@ impl Debian {
 
     /// The whole of a file inside.
     pub fn read(&self, path: &str) -> Vec<u8> {
-        let path = Path::new(path).strip_prefix("/").unwrap();
-        fs::read(Path::new(&format!("/proc/{}/root", self.init)).join(path)).unwrap()
+        self.debian.read(path).unwrap()
     }
-}
-
-impl Drop for Debian {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-/// The children of a process.
-pub fn children(of: u32) -> Vec<u32> {
-    let list = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
-    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// Ends a daemon that was started inside by `SIGTERM`, and waits for it.

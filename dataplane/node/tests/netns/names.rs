@@ -116,7 +116,7 @@ impl Scene {
         serve_web(&mut beta.machine, "beta greets").await;
         let server = world.head.host.ipv4().to_string();
         let booted = Instant::now();
-        let debian = Debian::boot(Machine::new(&world.switch, "alpha"), keeper, &server);
+        let debian = Debian::boot(&world.switch.host("alpha").unwrap(), keeper, &server);
         println!("{keeper:?}: booted in {:?}", booted.elapsed());
         let before = debian.files();
         let mut daemon = debian.start().await;
