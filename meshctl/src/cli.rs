@@ -11,8 +11,8 @@ use ringmesh_node::config::{DEFAULT_RELAY_SOCKET, DEFAULT_SOCKET};
 
 use crate::{
     command::{
-        cleanup, coordinator, demo, dns, filter, join, network, node, nodes, ping, policy, relay, service,
-        status, token, trace, wait, why,
+        cleanup, coordinator, demo, dns, filter, join, key, network, node, nodes, ping, policy, relay,
+        service, status, token, trace, wait, why,
     },
     connect::Connection,
     daemon::Daemon,
@@ -86,6 +86,9 @@ pub(crate) enum Command {
     /// Runs a relay, and lists whom the coordinator's serves
     #[command(subcommand)]
     Relay(relay::Command),
+    /// Makes, lists and revokes API keys, by which automation may ask the coordinator (on the coordinator)
+    #[command(subcommand)]
+    Key(key::Command),
     /// Makes, lists and revokes join tokens (on the coordinator)
     #[command(subcommand)]
     Token(token::Command),

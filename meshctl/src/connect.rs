@@ -5,9 +5,9 @@ use std::{io, path::Path, time::Duration};
 use hyper_util::rt::TokioIo;
 use ringmesh_proto::{
     admin::{
-        network_service_client::NetworkServiceClient, node_service_client::NodeServiceClient,
-        policy_service_client::PolicyServiceClient, relay_service_client::RelayServiceClient,
-        token_service_client::TokenServiceClient,
+        api_key_service_client::ApiKeyServiceClient, network_service_client::NetworkServiceClient,
+        node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient,
+        relay_service_client::RelayServiceClient, token_service_client::TokenServiceClient,
     },
     local::local_service_client::LocalServiceClient,
 };
@@ -102,6 +102,11 @@ impl Connection {
     /// `ringmesh.admin.v1`, networks.
     pub(crate) fn networks(&self) -> NetworkServiceClient<Asking> {
         NetworkServiceClient::new(self.asking())
+    }
+
+    /// `ringmesh.admin.v1`, API keys.
+    pub(crate) fn keys(&self) -> ApiKeyServiceClient<Asking> {
+        ApiKeyServiceClient::new(self.asking())
     }
 
     /// `ringmesh.admin.v1`, members.

@@ -89,8 +89,8 @@ fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 /// Does what was asked. Threads are only started inside the arms: some commands change the whole process first.
 fn run(cli: Cli) -> Result<(), Failure> {
     use command::{
-        block_on, cleanup, coordinator, demo, dns, filter, join, leave, network, node, nodes, ping, policy,
-        reference, relay, service, status, token, trace, version, wait, why,
+        block_on, cleanup, coordinator, demo, dns, filter, join, key, leave, network, node, nodes, ping,
+        policy, reference, relay, service, status, token, trace, version, wait, why,
     };
     let format = cli.output;
     match cli.command {
@@ -113,6 +113,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Nodes(command) => block_on(nodes::run(format, command)),
         Command::Policy(command) => block_on(policy::run(format, *command)),
         Command::Relay(command) => relay::run(format, command),
+        Command::Key(command) => block_on(key::run(format, command)),
         Command::Token(command) => block_on(token::run(format, command)),
         Command::Network(command) => block_on(network::run(format, command)),
         Command::Demo(args) => demo::run(format, args),

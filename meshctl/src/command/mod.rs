@@ -7,6 +7,7 @@ pub(crate) mod dns;
 pub(crate) mod filter;
 pub(crate) mod installed;
 pub(crate) mod join;
+pub(crate) mod key;
 pub(crate) mod leave;
 pub(crate) mod network;
 pub(crate) mod node;

@@ -9,6 +9,7 @@ pub(crate) mod dns;
 pub(crate) mod filter;
 pub(crate) mod installation;
 pub(crate) mod join;
+pub(crate) mod keys;
 pub(crate) mod leave;
 pub(crate) mod networks;
 pub(crate) mod nodes;
@@ -119,17 +120,24 @@ pub(crate) fn printable(text: &str) -> String {
     redact(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
-/// Cuts the secret part of whatever looks like a join token: `mesh1_...`.
+/// Cuts the secret part of whatever looks like a join token or an API key: `mesh1_...`, `meshkey1_...`.
 pub(crate) fn redact(text: &str) -> String {
-    const PREFIX: &str = "mesh1_";
+    SECRETS.iter().fold(text.to_owned(), |text, prefix| redact_after(&text, prefix))
+}
+
+/// What secrets of ours begin with.
+const SECRETS: [&str; 2] = ["mesh1_", "meshkey1_"];
+
+/// Cuts what follows `prefix` wherever it stands.
+fn redact_after(text: &str, prefix: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((before, after)) = rest.split_once(PREFIX) {
+    while let Some((before, after)) = rest.split_once(prefix) {
         let secret = after
             .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '=' | '+' | '/')))
             .unwrap_or(after.len());
         safe.push_str(before);
-        safe.push_str(PREFIX);
+        safe.push_str(prefix);
         if secret > 0 {
             safe.push_str("...");
         }
@@ -169,6 +177,7 @@ pub(crate) mod tests {
         assert_eq!(redact("join --token mesh1_..., please"), "join --token mesh1_..., please");
         assert_eq!(redact("one begins with `mesh1_`"), "one begins with `mesh1_`");
         assert_eq!(redact("no secret"), "no secret");
+        assert_eq!(redact("key meshkey1_AbC-_9 for mesh1_xyz"), "key meshkey1_... for mesh1_...");
     }
 
     #[test]
