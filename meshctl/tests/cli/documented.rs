@@ -68,6 +68,7 @@ fn the_keys_listed_are_those_that_there_are() {
         ("node.toml", ""),
         ("node.toml", "[[ssh]]"),
         ("node.toml", "[dns]"),
+        ("node.toml", "[metrics]"),
         ("node.toml", "[relay]"),
     ] {
         let heading =

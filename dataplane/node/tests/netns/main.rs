@@ -22,6 +22,7 @@ mod fallback;
 mod hostile_roads;
 mod joining;
 mod lost;
+mod metrics;
 mod names;
 mod nat;
 mod oracle;
