@@ -2,5 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod executable;
 pub mod readme;
 pub mod tarball;

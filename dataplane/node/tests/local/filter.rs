@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use ringmesh_lab::in_sandbox;
+use ringmesh_lab::{HeldThread, in_sandbox};
 use ringmesh_proto::{
     control::{Reason, sync_request::Message as In},
     local::{AddDenialRequest, FilterResponse},
@@ -19,8 +19,7 @@ use crate::support::{
     block_on,
     coordinator::TestCoordinator,
     daemon::{Node, Place},
-    hold::HeldWorker,
-    process::Process,
+    process::{Process, WORKER},
 };
 
 /// Gives the network a policy that allows one TCP port to all, and ends in so many milliseconds.
@@ -121,7 +120,7 @@ fn a_map_is_acknowledged_when_the_worker_has_it_and_heartbeats_go_on_until_then(
             let joined = daemon.node.join(&coordinator.token(), "alpha").await.unwrap();
             coordinator.hear_acknowledgement(joined.network.unwrap().revision).await;
 
-            let holding = HeldWorker::of(daemon.pid());
+            let holding = HeldThread::of(daemon.pid(), WORKER).unwrap();
             coordinator.forget_heard();
             set_policy(&coordinator, 2, 22, DAY);
             let revision = coordinator.shared.map.lock().unwrap().position.durable;

@@ -5,13 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringmesh_lab::in_sandbox;
+use ringmesh_lab::{HeldThread, in_sandbox};
 use ringmesh_proto::admin::BehindNode;
 
 use crate::{
     policy::{dropped, rule},
     probes::{Echo, ask_udp, is_silence, until_udp},
-    support::{block_on, daemon::Place, hold::HeldWorker, process::Process},
+    support::{
+        block_on,
+        daemon::Place,
+        process::{Process, WORKER},
+    },
     world::{Machine, Member, World},
 };
 
@@ -94,7 +98,7 @@ fn an_apply_names_a_node_that_is_stopped_and_one_whose_worker_is_held() {
             assert_eq!(applied.installed.len(), nodes, "{applied:?}");
 
             crowd.stopped.kill();
-            let holding = HeldWorker::of(crowd.held.pid());
+            let holding = HeldThread::of(crowd.held.pid(), WORKER).unwrap();
             // The coordinator sees the one go.
             loop {
                 let listed = crowd.world.nodes().await.nodes;
@@ -130,7 +134,7 @@ fn a_node_whose_worker_is_held_stays_online_and_has_everything_when_it_is_let_go
         block_on(async {
             let mut crowd = Crowd::new(3).await;
             crowd.world.apply(&policy(1000)).await;
-            let holding = HeldWorker::of(crowd.held.pid());
+            let holding = HeldThread::of(crowd.held.pid(), WORKER).unwrap();
             // Longer than three heartbeats, after which a node that is silent counts as gone.
             for port in 1001..=1003 {
                 let told = crowd.world.apply_within(&policy(port), WAIT).await.installation.unwrap();

@@ -5,7 +5,6 @@ pub mod again;
 pub mod authority;
 pub mod coordinator;
 pub mod daemon;
-pub mod hold;
 pub mod process;
 
 /// Runs a test on a runtime of its own; the body of [`ringmesh_lab::in_sandbox`], which wants to be called by the test itself.

@@ -10,6 +10,9 @@ use tokio::{runtime::Builder, sync::oneshot};
 
 use super::daemon::{Node, Place, connect};
 
+/// What a daemon calls the thread that moves packets.
+pub const WORKER: &str = "mesh-worker-0";
+
 /// Tells this test program, run again, to be a node daemon with the configuration in that file.
 pub const BE_DAEMON: &str = "RINGMESH_NODE_TEST_DAEMON";
 

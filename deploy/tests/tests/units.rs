@@ -1,0 +1,258 @@
+//! The units of `deploy/systemd` on Debians that systemd runs: as packages install them, and by `meshctl service`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and tells what it saw"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringmesh_deploy_tests::executable::meshctl;
+use ringmesh_lab::{
+    HeldThread, Host, Lab,
+    debian::{Boot, Debian},
+    in_sandbox,
+};
+use serde_json::Value;
+
+/// How long anything may take that should come about by itself.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Bits of the capability sets (capabilities(7)).
+const NET_BIND_SERVICE: u64 = 1 << 10;
+const NET_ADMIN: u64 = 1 << 12;
+/// What the thread that moves packets is called.
+const WORKER: &str = "mesh-worker-0";
+
+/// Where packages put what is in `deploy/systemd`, by the end of the name.
+const PACKAGE: [(&str, &str); 4] = [
+    ("service", "/usr/lib/systemd/system"),
+    ("target", "/usr/lib/systemd/system"),
+    ("sysusers", "/usr/lib/sysusers.d/ringmesh.conf"),
+    ("rules", "/usr/share/polkit-1/rules.d/ringmesh.rules"),
+];
+
+fn boot(host: &Host) -> Debian {
+    let lines = "rm -f etc/resolv.conf && ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
+                 touch etc/cloud/cloud-init.disabled";
+    let debian =
+        Boot::new().unwrap().systemd().bind(meshctl(), "/usr/bin/meshctl").prepare(lines).on(host).unwrap();
+    debian.booted().unwrap();
+    debian
+}
+
+/// Installs the units as a package does, without starting any.
+fn install_package(debian: &Debian) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd");
+    for file in fs::read_dir(folder).unwrap().flatten() {
+        let name = file.file_name().into_string().unwrap();
+        let (_, kind) = name.rsplit_once('.').unwrap();
+        let place = PACKAGE.iter().find_map(|(known, place)| (*known == kind).then_some(*place));
+        let place = place.unwrap_or_else(|| panic!("where does {name} go?"));
+        let place = if place.contains('.') && !place.ends_with("system") && place.ends_with(&['f', 's'][..]) {
+            place.to_owned()
+        } else {
+            format!("{place}/{name}")
+        };
+        debian.write(&place, fs::read(file.path()).unwrap(), 0o644).unwrap();
+    }
+    debian.sh("systemd-sysusers && systemctl daemon-reload").unwrap();
+}
+
+#[track_caller]
+fn until<T>(what: &str, debian: &Debian, unit: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what}\n{}", debian.journal(unit).unwrap_or_default());
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A property of a unit.
+fn property(debian: &Debian, unit: &str, name: &str) -> String {
+    debian.sh(&format!("systemctl show --value --property={name} {unit}")).unwrap().trim().to_owned()
+}
+
+fn json(debian: &Debian, command: &str) -> Value {
+    serde_json::from_str(&debian.sh(&format!("{command} -o json")).unwrap()).unwrap()
+}
+
+/// What each thread of a unit's daemon may do: for each set of capabilities (`CapEff`, ...) all that are in it in some thread.
+fn rights(debian: &Debian, unit: &str) -> BTreeMap<String, u64> {
+    let pid = property(debian, unit, "MainPID");
+    let told = debian.sh(&format!("cat /proc/{pid}/task/*/status")).unwrap();
+    let threads = told.lines().filter(|line| line.starts_with("Name:")).count();
+    assert!(threads > 2, "{unit} has {threads} threads");
+    assert_eq!(told.lines().filter(|line| *line == "NoNewPrivs:\t1").count(), threads, "{unit}");
+    let mut rights = BTreeMap::new();
+    for line in told.lines().filter(|line| line.starts_with("Cap")) {
+        let (set, bits) = line.split_once(':').unwrap();
+        *rights.entry(set.to_owned()).or_default() |= u64::from_str_radix(bits.trim(), 16).unwrap();
+    }
+    assert_eq!(rights.len(), 5, "{told}");
+    rights
+}
+
+/// Holds a unit's daemon to its user and its promise.
+#[track_caller]
+fn keeps_its_promise(debian: &Debian, unit: &str, user: &str, may: u64, bound: u64) {
+    let pid = property(debian, unit, "MainPID");
+    let runs_as = debian.sh(&format!("stat -c %U /proc/{pid}")).unwrap();
+    assert_eq!(runs_as.trim(), user, "{unit}");
+    for (set, has) in rights(debian, unit) {
+        let allowed = match set.as_str() {
+            "CapEff" | "CapPrm" => may,
+            // Who may not narrow it has it from the unit, and nothing that it executes can have more than was kept.
+            "CapBnd" => bound,
+            _ => 0,
+        };
+        assert_eq!(has, allowed, "{unit}: {set} is {has:x}, and should be {allowed:x}");
+    }
+}
+
+/// The process of a unit's daemon, as it is seen from here.
+fn outside(debian: &Debian, unit: &str) -> u32 {
+    let inside = property(debian, unit, "MainPID");
+    let group = fs::read_to_string(format!("/proc/{}/ns/pid", debian.init())).err().map(|_| ());
+    let _ = group;
+    let namespace = fs::read_link(format!("/proc/{}/ns/pid", debian.init())).unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let same = fs::read_link(entry.path().join("ns/pid")).ok()? == namespace;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        (same && ids.split_whitespace().last() == Some(inside.as_str())).then_some(pid)
+    });
+    let found: Vec<u32> = processes.collect();
+    assert_eq!(found.len(), 1, "{unit} is process {inside} inside");
+    found[0]
+}
+
+/// A token of the coordinator on this machine.
+fn token(coordinator: &Debian, options: &str) -> String {
+    coordinator.sh(&format!("meshctl token create {options}")).unwrap().trim().to_owned()
+}
+
+/// A machine with coordinator, relay and node, and one with a node, all joined.
+struct Pair {
+    hub: Debian,
+    web: Debian,
+    _lab: Lab,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let lab = Lab::new().unwrap();
+        let switch = lab.switch().unwrap();
+        let (hub_host, web_host) = (switch.host("hub").unwrap(), switch.host("web").unwrap());
+        let (hub, web) = (boot(&hub_host), boot(&web_host));
+        hub.write("/etc/mesh/relay.toml", "listen_port = 3478\n", 0o644).unwrap();
+        for role in ["coordinator", "relay", "node"] {
+            println!("{}", hub.sh(&format!("meshctl service install {role}")).unwrap());
+        }
+        let relay_token = token(&hub, "--relay");
+        hub.sh(&format!("meshctl join --socket /run/mesh-relay/meshd.sock --name fra --token {relay_token}"))
+            .unwrap();
+        hub.sh(&format!("meshctl join --token {}", token(&hub, ""))).unwrap();
+
+        install_package(&web);
+        // The unit is there and does not run: joining starts it.
+        let said = web.run(&format!("meshctl join --token {}", token(&hub, ""))).unwrap();
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains("meshd started by systemd"), "{said}");
+        web.sh("systemctl enable meshd mesh-wait-online && systemctl start mesh-online.target").unwrap();
+        Self { hub, web, _lab: lab }
+    }
+}
+
+#[test]
+fn daemons_run_as_their_users_with_no_more_rights_than_promised() {
+    in_sandbox(|| {
+        let Pair { hub, web, .. } = &Pair::new();
+        keeps_its_promise(hub, "mesh-coordinator.service", "mesh-coordinator", 0, NET_BIND_SERVICE);
+        keeps_its_promise(hub, "mesh-relay.service", "mesh-relay", 0, NET_BIND_SERVICE);
+        let network = NET_ADMIN | NET_BIND_SERVICE;
+        for debian in [hub, web] {
+            keeps_its_promise(debian, "meshd.service", "mesh", network, network);
+        }
+
+        web.sh("meshctl wait --for 'peer hub' --timeout 20s").unwrap();
+        web.sh("meshctl ping hub").unwrap();
+        hub.sh("printf '[[rules]]\nsource = [\"*\"]\ndestination = [\"*\"]\nprotocol = \"icmp\"\n' > /tmp/policy.toml").ok();
+        let addresses = json(hub, "meshctl status");
+        assert_eq!(addresses["data_plane"]["back_end"], "uring", "{addresses:#}");
+
+        for (debian, unit, words) in [
+            (hub, "mesh-coordinator.service", "network mesh, revision"),
+            (hub, "mesh-relay.service", "in network mesh"),
+            (web, "meshd.service", "running in network mesh, revision"),
+        ] {
+            until(&format!("{unit} does not say how it is"), debian, unit, || {
+                property(debian, unit, "StatusText").contains(words).then_some(())
+            });
+            let journal = debian.journal(unit).unwrap();
+            assert!(journal.contains(" INFO "), "{journal}");
+            assert!(!journal.contains("not_live") && !journal.contains(" ERROR "), "{journal}");
+        }
+
+        // systemd-resolved takes it from a user who is not root.
+        let dns = json(web, "meshctl dns status");
+        assert_eq!(dns["mode"], "resolved", "{dns:#}");
+        web.sh("getent hosts hub.mesh").unwrap();
+
+        // A restart keeps the membership, and a stop leaves nothing.
+        web.sh("systemctl restart meshd && meshctl wait --timeout 20s && meshctl ping hub").unwrap();
+        web.sh("systemctl stop meshd").unwrap();
+        assert!(!web.works("ip link show mesh0") && !web.works("getent hosts hub.mesh"));
+        assert!(!web.path("/run/mesh").exists() && !web.works("pgrep -u mesh"));
+        assert_eq!(property(web, "meshd.service", "Result"), "success");
+        assert_eq!(property(web, "mesh-wait-online.service", "ActiveState"), "inactive");
+
+        // As does taking the units away, but for the state.
+        for role in ["node", "relay", "coordinator"] {
+            hub.sh(&format!("meshctl service uninstall {role}")).unwrap();
+        }
+        assert!(!hub.works("ls /etc/systemd/system/mesh* /etc/polkit-1/rules.d/*ringmesh* /run/mesh*"));
+        assert!(hub.path("/var/lib/mesh-coordinator/tls.crt").exists());
+        assert!(!hub.works("pgrep meshctl"));
+        // And it is all there when they come back.
+        for role in ["coordinator", "node"] {
+            hub.sh(&format!("meshctl service install {role}")).unwrap();
+        }
+        hub.sh("meshctl wait --timeout 30s").unwrap();
+    });
+}
+
+#[test]
+fn a_daemon_whose_worker_hangs_is_started_again() {
+    in_sandbox(|| {
+        let Pair { hub, web, .. } = &Pair::new();
+        web.write("/etc/systemd/system/meshd.service.d/soon.conf", "[Service]\nWatchdogSec=6\n", 0o644)
+            .unwrap();
+        web.sh("systemctl daemon-reload && systemctl restart meshd && meshctl wait --timeout 20s").unwrap();
+        let before = property(web, "meshd.service", "MainPID");
+        // It lives for longer than the watchdog's time: what follows is not for want of messages.
+        thread::sleep(Duration::from_secs(8));
+        assert_eq!(property(web, "meshd.service", "MainPID"), before);
+
+        let held = HeldThread::of(outside(web, "meshd.service"), WORKER).unwrap();
+        until("a daemon that hangs is not started again", web, "meshd.service", || {
+            (property(web, "meshd.service", "NRestarts") == "1").then_some(())
+        });
+        drop(held);
+        let journal = web.journal("meshd.service").unwrap();
+        assert!(journal.contains("Watchdog timeout") && journal.contains("not_live"), "{journal}");
+        web.sh("meshctl wait --timeout 20s && meshctl ping hub").unwrap();
+        assert_ne!(property(web, "meshd.service", "MainPID"), before);
+        drop(hub);
+    });
+}
