@@ -30,7 +30,7 @@ pub(crate) fn of_remote_status(daemon: Daemon, doing: &str, status: &Status) -> 
 }
 
 /// The reason in the status's details, if it is one of ours.
-fn reason_of(status: &Status) -> Option<Reason> {
+pub(crate) fn reason_of(status: &Status) -> Option<Reason> {
     status
         .get_details_error_info()
         .filter(|info| info.domain == ERROR_DOMAIN)
@@ -57,8 +57,8 @@ pub(crate) fn of_reason(
 /// The documented exit code of a reason.
 pub(crate) fn exit_of(reason: Reason, code: Code, root: bool) -> Exit {
     match reason {
-        // An operator named a token that does not exist.
-        Reason::TokenInvalid if code == Code::NotFound => Exit::Usage,
+        // An operator named a token or a key that does not exist.
+        Reason::TokenInvalid | Reason::CredentialInvalid if code == Code::NotFound => Exit::Usage,
         Reason::TokenInvalid
         | Reason::TokenExpired
         | Reason::TokenUsed
@@ -100,6 +100,7 @@ pub(crate) fn exit_of(reason: Reason, code: Code, root: bool) -> Exit {
 fn cure_of(daemon: Daemon, reason: Reason, code: Code, root: bool) -> Option<String> {
     let text = match reason {
         Reason::TokenInvalid if code == Code::NotFound => "see the ids with: meshctl token list",
+        Reason::CredentialInvalid if code == Code::NotFound => "see the ids with: meshctl key list",
         Reason::TokenInvalid | Reason::TokenExpired | Reason::TokenUsed | Reason::TokenRevoked => {
             "make a new token on the coordinator: meshctl token create"
         }
@@ -251,6 +252,8 @@ mod tests {
         assert_eq!(exit_of(Reason::Host, Code::DataLoss, true), Exit::General);
         assert_eq!(exit_of(Reason::TokenInvalid, Code::Unauthenticated, true), Exit::Refused);
         assert_eq!(exit_of(Reason::TokenInvalid, Code::NotFound, true), Exit::Usage);
+        assert_eq!(exit_of(Reason::CredentialInvalid, Code::Unauthenticated, true), Exit::Refused);
+        assert_eq!(exit_of(Reason::CredentialInvalid, Code::NotFound, true), Exit::Usage);
         let denied = of_reason(Daemon::Node, "join", Reason::Host, Code::PermissionDenied, "no TUN", false);
         assert!(denied.to_string().contains("\ntry: sudo "), "{denied}");
     }

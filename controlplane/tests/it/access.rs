@@ -166,10 +166,14 @@ fn expected(path: &str, access: Access, shows: Shows) -> Outcome {
         Access::Operator => true,
     };
     let served = !path.starts_with("/ringmesh.local.");
-    let may = |shows: Shows| match shows {
-        Shows::ReadOnlyKey if changes => Err(Outcome::Refused(Code::PermissionDenied, Reason::NotPermitted)),
-        _ if !served => Err(Outcome::NoSuchMethod),
-        _ => Ok(()),
+    let may = |shows: Shows| {
+        if changes && shows == Shows::ReadOnlyKey {
+            Err(Outcome::Refused(Code::PermissionDenied, Reason::NotPermitted))
+        } else if served {
+            Ok(())
+        } else {
+            Err(Outcome::NoSuchMethod)
+        }
     };
     // What belongs to no network is not for who is of one.
     let of_none = path.contains("ApiKeyService") || path.ends_with("/CreateNetwork");
@@ -500,6 +504,7 @@ const LIMITS: Limits = Limits {
     unproven_per_source: 32,
     handshake: Duration::from_secs(5),
     time_to_prove: Duration::from_secs(30),
+    ..Limits::DEFAULT
 };
 
 /// Opens a stream that says nothing by itself: what ends it is the coordinator.
