@@ -21,7 +21,7 @@ use tonic::Status;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Config, MetricsListen},
+    config::Config,
     control::{
         VERSION,
         enroll::{self, Asked},
@@ -75,26 +75,16 @@ pub fn bind(config: Config) -> Result<Bound, Failure> {
     Ok(Bound { config, state, socket, ports, monitor })
 }
 
-/// Takes the address of the metrics. The usual one, for which nobody asked, may be another program's.
+/// Takes the address of the metrics, if there are to be any.
 fn bind_monitor(config: &Config) -> Result<Option<Monitor>, Failure> {
-    let Some(address) = config.metrics_address() else { return Ok(None) };
-    match Monitor::bind(address) {
-        Ok(monitor) => Ok(Some(monitor)),
-        Err(error) if config.metrics.listen == MetricsListen::Usual => {
-            warn!(event = "metrics_off", %error, "no metrics: their usual address cannot be had");
-            Ok(None)
+    config.metrics.listen.bind(config.usual_metrics()).map_err(|error| {
+        let text = format!("metrics.listen: {error}");
+        let kind = error.source.kind();
+        if kind == io::ErrorKind::PermissionDenied {
+            return Failure::permission(text);
         }
-        Err(error) => {
-            let text = format!("metrics.listen: {error}");
-            let kind = error.source.kind();
-            Err(if kind == io::ErrorKind::PermissionDenied {
-                Failure::permission(text)
-            } else {
-                let taken = kind == io::ErrorKind::AddrInUse;
-                Failure::new(if taken { Reason::Conflict } else { Reason::Host }, text)
-            })
-        }
-    }
+        Failure::new(if kind == io::ErrorKind::AddrInUse { Reason::Conflict } else { Reason::Host }, text)
+    })
 }
 
 /// [`bind`]s and runs the daemon in a process that keeps its rights; see [`Bound::run`].
@@ -160,7 +150,7 @@ async fn tell_metrics(monitor: Option<Monitor>, subject: Arc<dyn Subject>) {
         info!(%address, "metrics are told");
     }
     if let Err(error) = monitor.serve(subject, std::future::pending()).await {
-        warn!(event = "metrics_off", %error, "no metrics: their socket cannot be used");
+        warn!(event = "metrics_unavailable", %error, "there are no metrics: their socket cannot be used");
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use ringmesh_node::{
     Config,
-    config::{DnsMode, LinkSocket, MetricsListen},
+    config::{DnsMode, LinkSocket, Listen},
 };
 use tokio::sync::oneshot;
 
@@ -103,7 +103,7 @@ pub(crate) struct Common {
     endpoints: Vec<SocketAddr>,
     /// Where its metrics and its health are told over HTTP, or false for nowhere [default: 127.0.0.1:9464]
     #[arg(long, env = "MESH_METRICS", value_name = "ADDRESS:PORT")]
-    metrics: Option<MetricsListen>,
+    metrics: Option<Listen>,
     /// Also tells series of each peer and rule
     #[arg(long, env = "MESH_METRICS_PER_PEER")]
     metrics_per_peer: bool,
@@ -404,9 +404,9 @@ mod tests {
         let asked = config(&["run", "--metrics", "0.0.0.0:9000", "--metrics-per-peer"]);
         assert_eq!(
             (asked.listen, asked.per_peer),
-            (MetricsListen::At("0.0.0.0:9000".parse().unwrap()), true)
+            (Listen::At("0.0.0.0:9000".parse().unwrap()), true)
         );
-        assert_eq!(config(&["run", "--metrics", "false"]).listen, MetricsListen::Off);
+        assert_eq!(config(&["run", "--metrics", "false"]).listen, Listen::Off);
         assert!(
             Cli::grammar().try_get_matches_from(["meshctl", "node", "run", "--metrics", "9000"]).is_err()
         );

@@ -15,11 +15,12 @@ use std::{
 };
 
 use ringmesh_io::Choice;
+pub use ringmesh_monitor::Listen;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 pub use self::{
     dns::{Dns, DnsMode},
-    metrics::{BadMetricsListen, DEFAULT_METRICS, DEFAULT_RELAY_METRICS, Metrics, MetricsListen},
+    metrics::{DEFAULT_METRICS, DEFAULT_RELAY_METRICS, Metrics},
     relay::RelayMode,
     road::{HostPort, SSH_ROADS_MAX, SshRoad},
 };
@@ -257,17 +258,9 @@ impl Config {
         Ok(())
     }
 
-    /// Where metrics are told, if anywhere.
-    ///
-    /// # Panics
-    /// Never: the constants are addresses.
-    pub(crate) fn metrics_address(&self) -> Option<SocketAddr> {
-        let usual = if self.relay.is_some() { DEFAULT_RELAY_METRICS } else { DEFAULT_METRICS };
-        match self.metrics.listen {
-            MetricsListen::Usual => Some(usual.parse().expect("invariant: the constants are addresses")),
-            MetricsListen::At(address) => Some(address),
-            MetricsListen::Off => None,
-        }
+    /// Where metrics are told if nothing is said.
+    pub(crate) const fn usual_metrics(&self) -> SocketAddr {
+        if self.relay.is_some() { DEFAULT_RELAY_METRICS } else { DEFAULT_METRICS }
     }
 
     /// The path of the link socket, if there is to be one.
@@ -360,7 +353,7 @@ mod tests {
             ("[dns]\nport = 0", "leave the key out for 53"),
             ("[dns]\nzone = \"mesh\"", "unknown field"),
             ("metrics = true", "a table `[metrics]`"),
-            ("[metrics]\nlisten = 9464", "or false for none"),
+            ("[metrics]\nlisten = 9464", "line 2"),
             ("[metrics]\nlisten = \"localhost\"", "127.0.0.1:9464"),
             ("[metrics]\nport = 1", "unknown field"),
         ] {
@@ -372,14 +365,19 @@ mod tests {
 
     #[test]
     fn metrics_are_told_on_this_machine_alone_unless_asked_for() {
-        let address = |text: &str| Config::parse(text, "node.toml").unwrap().metrics_address();
-        assert_eq!(address(""), "127.0.0.1:9464".parse().ok());
-        assert_eq!(address("[relay]"), "127.0.0.1:9466".parse().ok(), "a relay may run beside a node");
-        assert_eq!(address("[metrics]\nlisten = true"), "127.0.0.1:9464".parse().ok());
-        assert_eq!(address("[metrics]\nlisten = false"), None);
-        assert_eq!(address("[metrics]\nlisten = \"[::]:9000\""), "[::]:9000".parse().ok());
-        assert_eq!("false".parse(), Ok(MetricsListen::Off));
-        assert_eq!("9464".parse::<MetricsListen>(), Err(BadMetricsListen));
+        let read = |text: &str| {
+            let config = Config::parse(text, "node.toml").unwrap();
+            (config.metrics.listen, config.usual_metrics().to_string())
+        };
+        assert_eq!(read(""), (Listen::Usual, "127.0.0.1:9464".to_owned()));
+        assert_eq!(
+            read("[relay]"),
+            (Listen::Usual, "127.0.0.1:9466".to_owned()),
+            "a relay may run beside a node"
+        );
+        assert_eq!(read("[metrics]\nlisten = true").0, Listen::Usual);
+        assert_eq!(read("[metrics]\nlisten = false").0, Listen::Off);
+        assert_eq!(read("[metrics]\nlisten = \"[::]:9000\"").0, Listen::At("[::]:9000".parse().unwrap()));
     }
 
     const ROAD: &str = "[[ssh]]\npeer = \"gate\"\nhost = \"gate.example:2222\"\nuser = \"mesh\"\nkey = \"/k\"\n\
