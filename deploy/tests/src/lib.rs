@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod executable;
+pub mod first_boot;
 pub mod readme;
 pub mod tarball;

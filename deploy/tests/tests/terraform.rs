@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
+use ringmesh_deploy_tests::first_boot;
 use ringmesh_lab::{Host, Lab, debian::Boot, in_sandbox};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 fn terraform_folder() -> PathBuf {
@@ -283,5 +285,57 @@ fn terraform_closes_the_ports_that_nobody_named() {
         let open = [443, 9465, 22, 8080].map(|port| reaches(Ipv4Addr::new(192, 0, 2, 1), port));
         assert_eq!(open, [true, true, true, false], "an operator gets to what was opened for operators");
         drop(listeners);
+    });
+}
+
+#[test]
+fn terraform_rendered_user_data_brings_up_a_relay_that_runs_alone() {
+    in_sandbox(|| {
+        let folder = TempDir::new().unwrap();
+        let tarball = first_boot::tarball_of_this_build(folder.path());
+        let lab = Lab::new().unwrap();
+        let switch = lab.switch().unwrap();
+        let [mirror, head, fra] = ["mirror", "head", "fra"].map(|name| switch.host(name).unwrap());
+        let url = tarball.serve(&mirror).unwrap();
+        let seeds = [(); 2].map(|()| TempDir::new().unwrap());
+        let machine = |role: &str, name: &str| {
+            json!({
+                "role": role, "name": name, "release_version": tarball.version, "release_url": url,
+                "release_sha256": tarball.sha256, "allow_insecure_release_url": true, "install_packages": false,
+                "ssh_sources": [], "wait_seconds": 60,
+            })
+        };
+        let boot = |host: &Host, arguments: &Value, seed: &TempDir| {
+            let rendered = first_boot::render(arguments);
+            first_boot::boot(host, rendered["user_data"].as_str().unwrap(), seed, "").unwrap()
+        };
+
+        let mut arguments = machine("coordinator", "head");
+        arguments["addresses"] = json!([head.ipv4().to_string()]);
+        arguments["relay_enabled"] = json!(false);
+        let coordinator = boot(&head, &arguments, &seeds[0]);
+        let token = coordinator.sh("meshctl token create --relay").unwrap().trim().to_owned();
+
+        let mut arguments = machine("relay", "fra");
+        arguments["join_token"] = token.clone().into();
+        arguments["metrics_sources"] = json!([format!("{}/32", head.ipv4())]);
+        let relay = boot(&fra, &arguments, &seeds[1]);
+        let unit = "systemctl is-active mesh-relay.service && systemctl is-enabled mesh-relay.service";
+        assert_eq!(relay.sh(unit).unwrap(), "active\nenabled\n");
+        let nodes: Value =
+            serde_json::from_str(&coordinator.sh("meshctl nodes list -o json").unwrap()).unwrap();
+        assert_eq!(nodes["nodes"][0]["name"], "fra", "{nodes:#}");
+        assert_eq!(nodes["nodes"][0]["online"], true, "{nodes:#}");
+        assert!(!relay.path("/var/lib/ringmesh-setup/join-token").exists(), "the token went");
+        assert!(!relay.sh("journalctl --no-pager; cat /var/log/cloud-init*.log").unwrap().contains(&token));
+
+        // What was opened for Prometheus is open for it, and for nobody else.
+        let scrape = format!("curl -fsS --max-time 5 http://{}:9466/metrics", fra.ipv4());
+        assert!(coordinator.sh(&scrape).unwrap().contains("ringmesh_build_info"));
+        let stranger = mirror.command("sh").unwrap().args(["-c", &scrape]).output().unwrap();
+        assert_eq!(stranger.status.code(), Some(28), "curl ran into its time: {}", text_of(&stranger));
+        for debian in [coordinator, relay] {
+            debian.shut_down().unwrap();
+        }
     });
 }
