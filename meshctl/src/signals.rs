@@ -42,7 +42,7 @@ impl Signals {
                 }
             };
             supervisor::tell_stopping();
-            tracing::info!(signal = asked, "ending");
+            tracing::info!(event = "signal_received", signal = asked, "ending");
             return;
         }
     }

@@ -125,7 +125,7 @@ impl Bound {
         let mut api = tokio::spawn(serve(Arc::clone(&daemon), socket, async move {
             let _ = wait.wait_for(|stop| *stop).await;
         }));
-        info!(version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
+        info!(event = "node_started", version = VERSION, socket = %daemon.config.socket.display(), "the node daemon runs");
         // Nobody has to wait for it.
         let _ = ready.send(subject);
         let result = tokio::select! {
@@ -138,7 +138,7 @@ impl Bound {
         let _ = stop.send(true);
         // An open ping must not keep the daemon from ending.
         let _ = timeout(Duration::from_secs(1), api).await;
-        info!("the node daemon ends");
+        info!(event = "node_stopped", "the node daemon ends");
         result
     }
 }
@@ -147,7 +147,7 @@ impl Bound {
 async fn tell_metrics(monitor: Option<Monitor>, subject: Arc<dyn Subject>) {
     let Some(monitor) = monitor else { return };
     if let Ok(address) = monitor.address() {
-        info!(%address, "metrics are told");
+        info!(event = "metrics_started", %address, "metrics are told");
     }
     if let Err(error) = monitor.serve(subject, std::future::pending()).await {
         warn!(event = "metrics_unavailable", %error, "there are no metrics: their socket cannot be used");
@@ -160,7 +160,7 @@ async fn take_back_what_was_left(state: &Arc<StateDir>) {
     let done =
         tokio::task::spawn_blocking(move || host::dns::clean_up(&state, &host::dns::Paths::default())).await;
     if let Ok(Err(failure)) = done {
-        error!(%failure, "what a killed daemon left on this machine is still there");
+        error!(event = "leftovers_kept", %failure, "what a killed daemon left on this machine is still there");
     }
 }
 
@@ -419,7 +419,7 @@ impl Daemon {
         match joined {
             Ok(()) => {
                 let membership = mesh.membership();
-                info!(network = membership.network_name, node = %membership.node, "joined");
+                info!(event = "joined", network = membership.network_name, node = %membership.node, "joined");
                 Ok(mesh)
             }
             Err(failure) => {
@@ -432,7 +432,7 @@ impl Daemon {
     fn clear_all_but_identity(&self) {
         for file in [StateFile::Network, StateFile::Map, StateFile::Secrets] {
             if let Err(failure) = self.state.remove(file) {
-                warn!(%failure, "cannot clean up after a join that failed");
+                warn!(event = "join_cleanup_failed", %failure, "cannot clean up after a join that failed");
             }
         }
     }
@@ -459,7 +459,7 @@ impl Daemon {
         ] {
             self.state.remove(file)?;
         }
-        info!(coordinator_told = told, "left the network");
+        info!(event = "left", coordinator_told = told, "left the network");
         Ok(told)
     }
 

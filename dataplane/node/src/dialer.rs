@@ -166,7 +166,7 @@ impl Dialer {
         };
         let end = self.hub.open(ask.open);
         let link = end.link();
-        info!(%peer, %link, "a stream is open");
+        info!(event = "stream_opened", %peer, %link, "a stream is open");
         self.book.opened(link, peer, candidate, road.to_string());
         let ousted = self.streams.register((peer, candidate), link);
         let ended = tokio::select! {

@@ -44,7 +44,7 @@ impl JoinKey {
             let path = state.keep_as(StateFile::Identity, &format!("of-{}", elsewhere.network))?;
             let path = path.display();
             tell(&format!("the key of an unfinished join to another network is kept as {path}"));
-            warn!(%path, network = %elsewhere.network, "the key of an unfinished join to another network is kept");
+            warn!(event = "join_key_kept", %path, network = %elsewhere.network, "the key of an unfinished join to another network is kept");
         }
         let own_key = kept.is_none();
         let identity = match (given, kept) {
@@ -80,7 +80,11 @@ impl JoinKey {
     /// forgotten; else it is kept, and the failure says so.
     pub(crate) fn after_failure(&self, state: &StateDir, may_have_taken: bool, failure: Failure) -> Failure {
         if may_have_taken {
-            info!(key = self.identity.public_key().fingerprint(), "the key of an unfinished join is kept");
+            info!(
+                event = "join_key_kept",
+                key = self.identity.public_key().fingerprint(),
+                "the key of an unfinished join is kept"
+            );
             return failure.with_hint(UNKNOWN);
         }
         if let Some(note) = &self.note {
@@ -88,7 +92,7 @@ impl JoinKey {
             let identity = note.own_key.then_some(StateFile::Identity);
             for file in identity.into_iter().chain([StateFile::Pending]) {
                 if let Err(failure) = state.remove(file) {
-                    warn!(%failure, "cannot clean up after a join that failed");
+                    warn!(event = "join_cleanup_failed", %failure, "cannot clean up after a join that failed");
                 }
             }
         }

@@ -102,7 +102,7 @@ fn peer(
     links: &mut BTreeMap<NodeId, Vec<LinkCandidate>>,
 ) -> Option<PeerConfig> {
     let Some(psk) = psk(map, known, member) else {
-        warn!(peer = %member.id, name = member.name, "no pre-shared key for this peer yet; it stays unreachable");
+        warn!(event = "peer_without_key", peer = %member.id, name = member.name, "no pre-shared key for this peer yet; it stays unreachable");
         return None;
     };
     // The peer says where it is, so it could have us send to somebody else.

@@ -381,7 +381,7 @@ impl DataPlane {
         let chosen = started
             .await
             .map_err(|_| Failure::new(Reason::Host, "the worker ended before it had begun"))??;
-        info!(interface, port, back_end = %chosen.back_end, reason = chosen.reason, "the data plane runs");
+        info!(event = "data_plane_started", interface, port, back_end = %chosen.back_end, reason = chosen.reason, "the data plane runs");
         let heard = Arc::new(Heard::default());
         tokio::spawn(dispatch(events, Arc::clone(&heard)));
         let threads = Mutex::new(vec![worker_thread, handshake_thread]);
@@ -418,7 +418,10 @@ impl DataPlane {
             // However long it takes: until then the old ones are in force, and nobody may be told anything else.
             match tokio::time::timeout(ANSWER_TIMEOUT, &mut wait).await {
                 Ok(installed) => return installed.map_err(|_| gone()),
-                Err(_) => warn!("the worker has not taken the peers and the filter it was given; waiting on"),
+                Err(_) => warn!(
+                    event = "worker_slow",
+                    "the worker has not taken the peers and the filter it was given; waiting on"
+                ),
             }
         }
     }
@@ -563,7 +566,7 @@ impl DataPlane {
             threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
         });
         if let Ok(1..) = waited.await {
-            warn!("a data plane thread panicked");
+            warn!(event = "thread_panicked", "a data plane thread panicked");
         }
     }
 

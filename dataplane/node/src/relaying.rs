@@ -125,7 +125,12 @@ impl RelayPlane {
             None => None,
         };
         let port = handle.port();
-        info!(port, websockets = websockets.as_ref().map(|(at, _)| at.to_string()), "the relay runs");
+        info!(
+            event = "relay_started",
+            port,
+            websockets = websockets.as_ref().map(|(at, _)| at.to_string()),
+            "the relay runs"
+        );
         Ok(Self { network, identity, handle, websockets })
     }
 

@@ -64,6 +64,8 @@ fn pin(asked: Option<usize>) {
     let Some(cpu) = cpu else { return };
     match affinity::pin(cpu) {
         Ok(()) => debug!(cpu, "worker pinned"),
-        Err(error) => warn!(cpu, %error, "the worker is not pinned; packets still flow, only less evenly"),
+        Err(error) => {
+            warn!(event = "worker_unpinned", cpu, %error, "the worker is not pinned; packets still flow, only less evenly")
+        }
     }
 }

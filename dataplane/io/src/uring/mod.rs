@@ -353,6 +353,7 @@ impl Drop for UringIo {
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         } else {
             tracing::error!(
+                event = "uring_stuck",
                 outstanding = self.outstanding,
                 "io_uring did not end its operations; leaking their memory"
             );

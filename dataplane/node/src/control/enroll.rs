@@ -87,7 +87,7 @@ pub(crate) async fn enroll(
             return Err(failure);
         }
         let wait = backoff.next(getrandom::u32().unwrap_or(0), Duration::ZERO);
-        warn!(%failure, next_try_ms = wait.as_millis() as u64, "whether the coordinator took this node is not known");
+        warn!(event = "join_unanswered", %failure, next_try_ms = wait.as_millis() as u64, "whether the coordinator took this node is not known");
         sleep(wait).await;
     }
 }

@@ -75,7 +75,7 @@ pub(crate) async fn keep_in_step(mesh: Arc<Mesh>) -> Infallible {
             mesh.set_stuck(&failure, true);
             mesh.removed(Instant::now() + wait).await;
         } else {
-            warn!(%failure, next_try_ms = wait.as_millis() as u64, "not in step with a coordinator");
+            warn!(event = "coordinator_lost", %failure, next_try_ms = wait.as_millis() as u64, "not in step with a coordinator");
             mesh.set_stuck(&failure, false);
             mesh.set_link(Link::failed(&attempt.address, failure, Instant::now() + wait), None);
         }
@@ -121,7 +121,7 @@ impl Attempt {
         self.address.clone_from(&connection.address);
         let stream = self.open(mesh, connection).await?;
         self.welcome = true;
-        info!(coordinator = self.address, "in touch with a coordinator");
+        info!(event = "coordinator_connected", coordinator = self.address, "in touch with a coordinator");
         mesh.set_link(Link::connected(&self.address), Some(stream.live.clone()));
         self.follow(mesh, stream).await
     }

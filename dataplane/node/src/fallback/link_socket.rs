@@ -315,7 +315,7 @@ async fn accept(listener: UnixListener, hub: Hub) {
                     }
                 }
                 Err(error) => {
-                    warn!(%error, "cannot accept streams on the link socket");
+                    warn!(event = "accept_failed", %error, "cannot accept streams on the link socket");
                     sleep(ACCEPT_AGAIN).await;
                 }
             },

@@ -176,7 +176,7 @@ impl Denials {
             std::mem::take(&mut self.entries).into_iter().partition(|entry| entry.in_force(now));
         self.entries = kept;
         for entry in &ended {
-            info!(id = entry.denial.id, "a denial has ended");
+            info!(event = "denial_ended", id = entry.denial.id, "a denial has ended");
         }
         if !ended.is_empty() {
             self.note(state, now);
@@ -214,7 +214,9 @@ impl Denials {
     fn note(&mut self, state: &StateDir, now: Moment) {
         match self.write(state, self.last_id, &self.entries, now) {
             Ok(()) => self.noted = now,
-            Err(failure) => warn!(%failure, "the file of denials is not up to date"),
+            Err(failure) => {
+                warn!(event = "state_write_failed", %failure, "the file of denials is not up to date")
+            }
         }
     }
 

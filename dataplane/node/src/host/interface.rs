@@ -84,6 +84,7 @@ pub(crate) async fn bring_up(netlink: &Netlink, plan: &Plan) -> Result<(), Failu
         }
     } else {
         warn!(
+            event = "ipv6_off",
             interface = plan.interface,
             "IPv6 is switched off on this machine (net.ipv6.conf.*.disable_ipv6): the mesh is IPv4 only here"
         );

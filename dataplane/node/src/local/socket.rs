@@ -83,7 +83,7 @@ impl LocalSocket {
         match lchown(&self.path, None, Some(id)) {
             Ok(()) => Ok(()),
             Err(error) if group.is_none() => {
-                warn!(group = name, %error, "cannot give the socket to its group; only this user can use it");
+                warn!(event = "socket_group_failed", group = name, %error, "cannot give the socket to its group; only this user can use it");
                 Ok(())
             }
             Err(error) => {

@@ -60,7 +60,7 @@ impl Mesh {
         };
         let ttl = wish.ttl;
         let denial = self.denials().add(&self.state, wish, Moment::now())?;
-        info!(id = denial.id, "this node's owner denies something");
+        info!(event = "denial_added", id = denial.id, "this node's owner denies something");
         self.put_denials_in_force().await?;
         let held = self.held();
         Ok(denial_shown(&denial, ttl, Names(&held.map), 0))
@@ -72,7 +72,7 @@ impl Mesh {
     /// There is none of that number, or the disk or the data plane refuses.
     pub(crate) async fn remove_denial(&self, id: u32) -> Result<(), Failure> {
         self.denials().remove(&self.state, id, Moment::now())?;
-        info!(id, "this node's owner does not deny something any more");
+        info!(event = "denial_removed", id, "this node's owner does not deny something any more");
         self.put_denials_in_force().await
     }
 

@@ -103,7 +103,7 @@ impl Mesh {
         match timeout(LEAVE_TIMEOUT, self.leave_by_proof()).await {
             Ok(Ok(())) => true,
             Ok(Err(failure)) => {
-                tracing::warn!(%failure, "no coordinator took the leave");
+                tracing::warn!(event = "leave_untold", %failure, "no coordinator took the leave");
                 false
             }
             Err(_) => false,

@@ -235,14 +235,14 @@ impl Mesh {
             return Ok(());
         }
         let held = self.held();
-        info!(revision = durable(&held.map), "starting from the map on disk");
+        info!(event = "map_loaded", revision = durable(&held.map), "starting from the map on disk");
         if let Err(why) = check_secrets(&held.map, &held.secrets) {
-            warn!(%why, "the secrets on disk do not go with the map; a coordinator will send them again");
+            warn!(event = "secrets_mismatch", %why, "the secrets on disk do not go with the map; a coordinator will send them again");
         }
         match self.install(held.map, held.secrets).await {
             // No other start would use it either; a coordinator may have a better one.
             Err(failure) if failure.reason() == Reason::NotTrusted => {
-                error!(%failure, "the map on disk cannot be used; waiting for a coordinator");
+                error!(event = "map_unusable", %failure, "the map on disk cannot be used; waiting for a coordinator");
                 self.set_stuck(&failure, false);
                 Ok(())
             }
@@ -331,7 +331,7 @@ impl Mesh {
         if running.as_ref().is_some_and(|running| running.plan != plan)
             && let Some(old) = running.take()
         {
-            warn!("this node's addresses changed; the interface is made anew");
+            warn!(event = "addresses_changed", "this node's addresses changed; the interface is made anew");
             self.plane.send_replace(None);
             old.plane.stop().await;
         }
@@ -430,6 +430,7 @@ impl Mesh {
             Ok(socket) => Ok(Some(socket)),
             Err(failure) if self.config.link_socket == config::LinkSocket::Beside => {
                 warn!(
+                    event = "link_socket_unavailable",
                     %failure,
                     "no link socket: peers cannot come by this machine's SSH server (link_socket = false says that this is meant)"
                 );
@@ -483,7 +484,10 @@ impl Mesh {
     pub(crate) async fn removed(&self, next_try: Instant) {
         self.stop_plane().await;
         if self.set_standing(Standing::Removed) {
-            warn!("this node was removed from its network by an operator; `meshctl leave` clears its state");
+            warn!(
+                event = "removed",
+                "this node was removed from its network by an operator; `meshctl leave` clears its state"
+            );
         }
         self.set_link(Link::removed(Some(next_try)), None);
     }
@@ -491,7 +495,10 @@ impl Mesh {
     /// A map that holds has this node in it: whoever said that it was removed was wrong, or an operator took it back.
     fn belongs(&self) {
         if self.set_standing(Standing::Member) {
-            info!("a coordinator sent a map with this node in it: it is a member again");
+            info!(
+                event = "reinstated",
+                "a coordinator sent a map with this node in it: it is a member again"
+            );
         }
     }
 
@@ -504,7 +511,7 @@ impl Mesh {
         membership.standing = standing;
         let joined = self.state.read(StateFile::Network).is_ok_and(|found| found.is_some());
         if joined && let Err(failure) = membership.save(&self.state) {
-            error!(%failure, "how this node stands to its network is not kept; a restart begins with what was before");
+            error!(event = "state_write_failed", %failure, "how this node stands to its network is not kept; a restart begins with what was before");
         }
         true
     }
@@ -582,7 +589,7 @@ fn load_map(state: &StateDir, membership: &Membership) -> Result<NetworkMap, Fai
         Ok(map) => Ok(map),
         // Not damaged, only over: a coordinator will renew it, or say that the node was removed.
         Err(why) if why.clock() => {
-            warn!(%why, "the map on disk is over");
+            warn!(event = "map_unusable", %why, "the map on disk is over");
             Ok(empty)
         }
         Err(why) => {

@@ -232,7 +232,7 @@ impl Mesh {
         let running = names.server().is_some();
         let not_answering = if running { None } else { self.start_server().await.err() };
         if let Some(words) = &not_answering {
-            warn!(reason = words, "this node answers no queries for mesh names");
+            warn!(event = "dns_unavailable", reason = words, "this node answers no queries for mesh names");
         }
         let servers: Vec<IpAddr> = names
             .server()
@@ -265,7 +265,7 @@ impl Mesh {
         self.names.upstreams.send_if_modified(|known| {
             let changed = *known != upstreams;
             if changed {
-                info!(?upstreams, "names outside the mesh are asked of");
+                info!(event = "dns_upstreams", ?upstreams, "names outside the mesh are asked of");
                 *known = upstreams;
             }
             changed

@@ -52,11 +52,14 @@ impl Mesh {
             let record_ended = self.held().until.is_some_and(|until| until <= clock::wall());
             denial_ended |= self.denials().drop_ended(&self.state, Moment::now());
             if record_ended || denial_ended {
-                info!(record_ended, denial_ended, "something that was in force has ended");
+                info!(
+                    event = "expired_in_force",
+                    record_ended, denial_ended, "something that was in force has ended"
+                );
                 match self.install_again().await {
                     Ok(()) => denial_ended = false,
                     Err(failure) => {
-                        error!(%failure, "what ended is still in force");
+                        error!(event = "install_failed", %failure, "what ended is still in force");
                         sleep(SECOND_TRY).await;
                         self.installed.notify_one();
                     }
@@ -98,7 +101,11 @@ impl Mesh {
                 && let Some(plane) = self.plane()
                 && let Some(plane) = plane.packets()
             {
-                info!(seconds = slept.as_secs(), "the machine slept; sessions begin anew");
+                info!(
+                    event = "machine_slept",
+                    seconds = slept.as_secs(),
+                    "the machine slept; sessions begin anew"
+                );
                 // The only failure is that there is no data plane, and then there are no sessions.
                 let _ = plane.expire_sessions().await;
             }
@@ -149,11 +156,16 @@ impl Mesh {
                 Ok(now) => {
                     let changed = around.replace(now).is_some();
                     if let Some(packets) = packets.filter(|_| changed) {
-                        info!("this machine's addresses or routes changed; all paths are tried anew");
+                        info!(
+                            event = "network_changed",
+                            "this machine's addresses or routes changed; all paths are tried anew"
+                        );
                         packets.network_changed().await?;
                     }
                 }
-                Err(failure) => warn!(%failure, "cannot list this machine's addresses and routes"),
+                Err(failure) => {
+                    warn!(event = "host_unreadable", %failure, "cannot list this machine's addresses and routes")
+                }
             }
             // Until something changes that only the kernel can tell.
             loop {
@@ -222,7 +234,7 @@ impl Mesh {
         let Ok(used) = plane.floors().await else { return };
         let mut timestamps = self.timestamps.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(failure) = timestamps.note(&self.state, used) {
-            error!(%failure, "handshake timestamps are not kept");
+            error!(event = "state_write_failed", %failure, "handshake timestamps are not kept");
         }
     }
 }

@@ -150,6 +150,7 @@ impl Mesh {
             Err(error) => error.to_string(),
         };
         error!(
+            event = "state_write_failed",
             failure,
             "the map is used but not kept yet: a restart without a coordinator would use an older one"
         );
@@ -174,7 +175,7 @@ impl Mesh {
         if *self.stage.borrow() == Stage::Running
             && let Err(failure) = membership.save(&self.state)
         {
-            error!(%failure, "the coordinators' new addresses are not kept");
+            error!(event = "state_write_failed", %failure, "the coordinators' new addresses are not kept");
         }
     }
 }
@@ -185,8 +186,10 @@ fn tell_of_keys(held: &NetworkMap, map: &NetworkMap) {
         let (id, name) = (member.id, member.name.as_str());
         let key = fingerprint(member);
         match before {
-            None => info!(%id, name, key, "a new peer"),
-            Some(before) => info!(%id, name, key, before = fingerprint(before), "a peer has another key"),
+            None => info!(event = "peer_added", %id, name, key, "a new peer"),
+            Some(before) => {
+                info!(event = "peer_key_changed", %id, name, key, before = fingerprint(before), "a peer has another key")
+            }
         }
     }
 }

@@ -214,11 +214,11 @@ impl StateDir {
         let to = self.path.join(format!("{}.corrupt-{stamp}", file.name()));
         match fs::rename(&from, &to) {
             Ok(()) => tracing::error!(
-                file = %from.display(), kept_as = %to.display(), %why,
+                event = "state_file_unusable", file = %from.display(), kept_as = %to.display(), %why,
                 "a state file cannot be used; it was moved aside and a coordinator will be asked for its content"
             ),
             Err(error) => {
-                tracing::error!(file = %from.display(), %why, %error, "a state file can neither be used nor moved")
+                tracing::error!(event = "state_file_unusable", file = %from.display(), %why, %error, "a state file can neither be used nor moved")
             }
         }
     }
@@ -243,7 +243,7 @@ impl StateDir {
             let name = entry.file_name();
             let ours = name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(TEMPORARY));
             if ours && let Err(error) = fs::remove_file(entry.path()) {
-                warn!(file = %entry.path().display(), %error, "cannot remove what an interrupted write left");
+                warn!(event = "state_write_failed", file = %entry.path().display(), %error, "cannot remove what an interrupted write left");
             }
         }
     }
@@ -287,7 +287,7 @@ fn make_private(path: &Path) -> Result<(), Failure> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|error| {
         Failure::host(format!("making the state directory {shown} private (`chmod 700 {shown}`)"), &error)
     })?;
-    warn!(directory = %shown, "others could read the state directory; its mode is 0700 now");
+    warn!(event = "state_mode_corrected", directory = %shown, "others could read the state directory; its mode is 0700 now");
     Ok(())
 }
 

@@ -75,6 +75,7 @@ impl Timestamps {
     pub(crate) fn next_serial(&mut self, state: &StateDir, now: UnixTime) -> u64 {
         if self.record_serial > now.saturating_add(MAX_SERIAL_AHEAD).as_millis() {
             warn!(
+                event = "clock_was_wrong",
                 serial = self.record_serial,
                 "the last serial of this node's record is of a clock that was wrong"
             );
@@ -83,7 +84,7 @@ impl Timestamps {
         self.record_serial = self.record_serial.saturating_add(1).max(now.as_millis());
         if let Err(failure) = self.save(state) {
             // A full disk must not make the node unreachable; the clock very likely is ahead of this serial at the next start.
-            error!(%failure, "the serial of this node's record is not kept");
+            error!(event = "state_write_failed", %failure, "the serial of this node's record is not kept");
         }
         self.record_serial
     }

@@ -376,7 +376,7 @@ impl Handle {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
-                tracing::error!("a thread of the relay panicked");
+                tracing::error!(event = "thread_panicked", "a thread of the relay panicked");
             }
         }
     }
@@ -397,7 +397,11 @@ struct TellPanic(&'static str);
 impl Drop for TellPanic {
     fn drop(&mut self) {
         if thread::panicking() {
-            tracing::error!(thread = self.0, "a thread of the relay panicked: the relay has stopped");
+            tracing::error!(
+                event = "thread_panicked",
+                thread = self.0,
+                "a thread of the relay panicked: the relay has stopped"
+            );
         }
     }
 }
@@ -499,7 +503,7 @@ async fn serve_socket(shared: &Shared, socket: Option<&Port>) {
         match ready {
             Ok(()) => tokio::task::yield_now().await,
             Err(error) => {
-                tracing::warn!(%error, "a UDP socket of the relay failed");
+                tracing::warn!(event = "relay_socket_failed", %error, "a UDP socket of the relay failed");
                 tokio::time::sleep(SOCKET_REST).await;
             }
         }

@@ -96,7 +96,7 @@ impl Handle {
 async fn rest(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
-        tracing::warn!(%error, "cannot accept connections at the moment");
+        tracing::warn!(event = "accept_failed", %error, "cannot accept connections at the moment");
         tokio::time::sleep(REST).await;
     }
 }

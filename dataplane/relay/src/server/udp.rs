@@ -152,7 +152,7 @@ impl Ports {
         }
         let v6 = match v6.map(|ip| bind(ip.into(), port)).transpose() {
             Err(error) if v4.is_some() && error.kind() != io::ErrorKind::AddrInUse => {
-                tracing::info!(%error, "no IPv6 here: the relay serves IPv4 only");
+                tracing::info!(event = "relay_ipv4_only", %error, "no IPv6 here: the relay serves IPv4 only");
                 None
             }
             bound => bound?,

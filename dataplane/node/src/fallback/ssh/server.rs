@@ -181,7 +181,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     None => debug!(%from, "an SSH connection was closed: there are too many that prove nothing"),
                 },
                 Err(error) => {
-                    warn!(%error, "cannot accept SSH connections");
+                    warn!(event = "accept_failed", %error, "cannot accept SSH connections");
                     sleep(ACCEPT_AGAIN).await;
                 }
             },

@@ -181,6 +181,7 @@ impl HostNames {
                     self.way = way;
                     self.reason = [vec![words], refused].concat().join("; ");
                     info!(
+                        event = "dns_told",
                         way = self.mode(),
                         reason = self.reason,
                         "the machine knows whom to ask for mesh names"
@@ -198,6 +199,7 @@ impl HostNames {
         } else {
             self.reason = refused.join("; ");
             warn!(
+                event = "dns_untold",
                 reason = self.reason,
                 "this machine cannot be told of mesh names; the node goes on without"
             );
@@ -305,7 +307,7 @@ impl HostNames {
         };
         let known = self.reason.split_once("; ").map_or(self.reason.as_str(), |(first, _)| first);
         if known != words && !self.reason.starts_with(&words) {
-            info!(reason = words, "how mesh names are kept on this machine changed");
+            info!(event = "dns_told", reason = words, "how mesh names are kept on this machine changed");
             self.reason = words;
         }
     }
@@ -342,7 +344,7 @@ impl HostNames {
         match &mut self.way {
             Way::Resolved(resolved) => {
                 if !resolved.started_anew().await {
-                    warn!("the system bus went away");
+                    warn!(event = "bus_lost", "the system bus went away");
                     tokio::time::sleep(RESOLVED_PAUSE).await;
                 }
             }
@@ -433,7 +435,7 @@ async fn blocking<T: Send + 'static>(
 /// Takes back what is noted; what cannot be stays noted for the next start.
 fn take_back(state: &StateDir, paths: &Paths) {
     if let Err(failure) = undo::undo(state, paths) {
-        error!(%failure, "what this machine was told of mesh names is not taken back; `meshctl cleanup` tries again");
+        error!(event = "leftovers_kept", %failure, "what this machine was told of mesh names is not taken back; `meshctl cleanup` tries again");
     }
 }
 

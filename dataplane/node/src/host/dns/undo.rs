@@ -150,14 +150,14 @@ pub(crate) fn undo(state: &StateDir, paths: &Paths) -> Result<Vec<String>, Failu
         match change.undo(paths) {
             Ok(words) => done.extend(words),
             Err(failure) => {
-                warn!(%failure, "a change of this machine cannot be taken back");
+                warn!(event = "leftovers_kept", %failure, "a change of this machine cannot be taken back");
                 left.insert(0, change);
                 failed.get_or_insert(failure);
             }
         }
     }
     for words in &done {
-        info!("{words}");
+        info!(event = "host_restored", "{words}");
     }
     write(state, left)?;
     failed.map_or(Ok(done), Err)
