@@ -1,35 +1,48 @@
-//! The two listeners: TLS over TCP for nodes, a unix socket for operators. Both hand their connections to tonic, but those on which a
-//! WebSocket begins to the relay.
+//! The two listeners: TLS over TCP for nodes and for whoever has an API key, a unix socket for operators. Both serve gRPC and the same
+//! methods as JSON; connections on which a WebSocket begins go to the relay.
 //!
-//! What a stranger can make us hold is bounded here: connections, handshakes, streams, headers and messages.
+//! What a stranger can make us hold is bounded here: connections, handshakes, streams, headers, messages, and all bytes that he sends
+//! before he has proved anything.
 
 mod accept;
 mod connection;
+mod http;
+mod local;
 mod protocol;
 mod socket;
+mod strangers;
+mod turns;
 
-use std::{future::Future, io, path::Path, time::Duration};
+use std::{future::Future, io, time::Duration};
 
+use nix::sys::socket::Backlog;
 use tokio::net::TcpListener;
-use tonic::{service::Routes, transport::Server};
+use tonic::service::Routes;
 
 pub use self::{
-    accept::{Limits, WebSocket, WebSockets},
-    connection::{Caller, Connection, Slotted},
+    accept::{Limits, NodeStream, WebSocket, WebSockets},
+    connection::{Connection, Guarded},
+    local::Caller,
     protocol::Rewound,
     socket::{AdminSocket, SocketError},
 };
 pub(crate) use self::{
-    connection::{Admission, Source},
-    protocol::HTTP_1_1,
+    connection::Admission,
+    protocol::{H2, HTTP_1_1},
+    strangers::Source,
 };
-use crate::tls::Identity;
+use crate::{metrics::Census, tls::Identity};
 
+/// Connections of nodes that wait to be accepted: a burst of thousands of strangers shall not make honest machines ask twice, which
+/// they would only after a second.
+const BACKLOG: i32 = 4096;
 /// Streams of one operator's connection at a time.
 const MAX_STREAMS: u32 = 64;
 /// Streams of one node's connection at a time: its map stream, and a few short calls beside it. HTTP/2 cannot raise the bound for
 /// those who proved themselves, and they need no more.
 const MAX_NODE_STREAMS: u32 = 8;
+/// Requests that are answered at once on a connection on which nobody has proved anything; further ones are refused.
+const MAX_STRANGER_REQUESTS: u32 = 4;
 /// Bytes that a node's connection, or a stream of it, may send before they are read.
 const NODE_WINDOW: u32 = 64 << 10;
 /// Bytes of headers of one request.
@@ -38,35 +51,27 @@ const MAX_HEADERS: u32 = 16 << 10;
 pub const MAX_MESSAGE: usize = 1 << 20;
 /// The largest message that is read of a node, in bytes: four times the largest node record.
 pub const MAX_NODE_MESSAGE: usize = 64 << 10;
-/// What a stranger's connection can make us hold, in bytes: on each stream an unfinished message and headers, what the window lets
-/// in, and the buffers of TLS and HTTP/2 (64 KiB each way). That is 768 KiB for a connection, and 24 MiB for a source: an
-/// IPv4 address or an IPv6 /64 has [`Limits::unproven_per_source`] of them.
-pub const BYTES_PER_CONNECTION: usize =
-    MAX_NODE_STREAMS as usize * (MAX_NODE_MESSAGE + MAX_HEADERS as usize) + NODE_WINDOW as usize + (64 << 10);
+/// The largest message that is read of somebody who has proved nothing, in bytes: what joins a network or begins a map stream has
+/// less than two thousand.
+pub const MAX_STRANGER_MESSAGE: usize = 16 << 10;
+/// What a stranger's connection can make us hold, in bytes: all that it may send ([`Limits::unproven_bytes`]), and the buffers of
+/// TLS and HTTP/2 (64 KiB each way). An IPv4 address or an IPv6 /64 has [`Limits::unproven_per_source`] of them; when there are so
+/// many that it matters, each may send less ([`Limits::unproven_share`]).
+pub const BYTES_PER_CONNECTION: usize = (96 << 10) + (64 << 10);
 /// How often an idle connection is asked for a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long it has for that.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that a request without a stream may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that a client reset before they were looked at (CVE-2023-44487).
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that a client reset before they were looked at (CVE-2023-44487), or that were reset for what it did on them.
 const MAX_RESETS: usize = 20;
 
-fn builder(streams: u32) -> Server {
-    Server::builder()
-        .max_concurrent_streams(streams)
-        .http2_max_header_list_size(MAX_HEADERS)
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
-        .timeout(REQUEST_TIMEOUT)
-}
-
 /// Serves `routes` to nodes over TLS until `shutdown`, then lets requests end. Connections on which a WebSocket begins go to
-/// `websockets`; without it they are refused.
+/// `websockets`; without it their GET is answered as any other.
 ///
 /// # Errors
-/// Only if the HTTP server cannot be set up: what one connection does wrong ends that connection.
+/// None at the moment: what one connection does wrong ends that connection.
 pub async fn serve_nodes(
     listener: TcpListener,
     identity: &Identity,
@@ -75,42 +80,51 @@ pub async fn serve_nodes(
     websockets: Option<WebSockets>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let config = if websockets.is_some() { identity.config_with_http1() } else { identity.config() };
-    let connections = accept::accept_tls(listener, config, limits, websockets);
-    builder(MAX_NODE_STREAMS)
-        .initial_stream_window_size(NODE_WINDOW)
-        .initial_connection_window_size(NODE_WINDOW)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, shutdown)
-        .await
-        .map_err(io::Error::other)
+    serve_nodes_counted(listener, identity, limits, routes, websockets, Census::default(), shutdown).await
+}
+
+/// The same, with its connections counted in `census`.
+pub(crate) async fn serve_nodes_counted(
+    listener: TcpListener,
+    identity: &Identity,
+    limits: Limits,
+    routes: Routes,
+    websockets: Option<WebSockets>,
+    census: Census,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    accept::serve(listener, identity.config(), limits, routes, websockets, census, shutdown).await;
+    Ok(())
 }
 
 /// Serves `routes` to operators on `socket` until `shutdown`. Requests carry a [`Caller`] in their extensions.
 ///
 /// # Errors
-/// Only if the HTTP server cannot be set up.
+/// Only if the socket cannot be waited for.
 pub async fn serve_operators(
     socket: AdminSocket,
     routes: Routes,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let connections = accept::accept_local(socket);
-    builder(MAX_STREAMS)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, shutdown)
-        .await
-        .map_err(io::Error::other)
+    local::serve(socket, routes, shutdown).await
 }
 
-/// Takes the TCP port. Falls back to IPv4 if all of IPv6 was asked for and the machine has none.
+/// Takes the TCP port, in any context: no runtime is needed. Falls back to IPv4 if all of IPv6 was asked for and the machine has
+/// none.
 ///
 /// # Errors
 /// What the system says; see [`crate::StartError`] for the cures.
-pub async fn listen(address: std::net::SocketAddr) -> io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
+pub fn listen(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {
+    let bind = |address| {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        // Once more: the standard library is content with fewer connections that wait.
+        nix::sys::socket::listen(&listener, Backlog::new(BACKLOG)?)?;
+        Ok(listener)
+    };
+    match bind(address) {
         Err(error) if address.is_ipv6() && address.ip().is_unspecified() && no_ipv6(&error) => {
-            TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port())).await
+            bind((std::net::Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         result => result,
     }
@@ -118,12 +132,4 @@ pub async fn listen(address: std::net::SocketAddr) -> io::Result<TcpListener> {
 
 fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
-}
-
-/// Takes the unix socket at `path`; see [`AdminSocket::bind`].
-///
-/// # Errors
-/// [`SocketError`].
-pub fn listen_locally(path: &Path) -> Result<AdminSocket, SocketError> {
-    AdminSocket::bind(path)
 }

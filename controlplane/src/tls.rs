@@ -75,13 +75,6 @@ impl Identity {
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
-
-    /// For a port that serves the relay's WebSocket too. Who offers both protocols gets HTTP/2, as nodes do.
-    pub(crate) fn config_with_http1(&self) -> Arc<ServerConfig> {
-        let mut config = ServerConfig::clone(&self.config);
-        config.alpn_protocols.push(crate::server::HTTP_1_1.to_vec());
-        Arc::new(config)
-    }
 }
 
 /// Reads the certificate of a coordinator's state directory as PEM, whether or not the coordinator runs.
@@ -155,7 +148,8 @@ fn server_config(certificate_pem: &str, key: &KeyPair) -> Result<ServerConfig, r
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    // Who offers both gets HTTP/2, as nodes do.
+    config.alpn_protocols = [crate::server::H2, crate::server::HTTP_1_1].map(<[u8]>::to_vec).into();
     // No resumption: each connection proves the key anew and has an exporter of its own.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -1,47 +1,69 @@
-//! The accept loops. They survive what ends a naive one: no file descriptors left, a connection gone before it was taken,
-//! a peer that opens many connections or lingers in its handshake.
+//! The accept loop of the nodes' port. It survives what ends a naive one: no file descriptors left, a connection gone before it was
+//! taken, a peer that opens many connections or lingers in its handshake.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures_util::Stream;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use ringmesh_tunnel::enroll::transcript::EXPORTER_LABEL;
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::Acceptor as HelloReader};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tonic::service::Routes;
 
 use super::{
-    connection::{Caller, Connection, LocalStream, NodeStream, Place, Slotted, Source, Unproven},
+    connection::{Connection, Guarded},
+    http::{self, Visitor},
     protocol::{Protocol, Rewound},
-    socket::AdminSocket,
+    strangers::Strangers,
+    turns::Turns,
 };
+use crate::metrics::Census;
 
 /// What strangers may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections in all.
+    /// Connections in all. When fifteen of sixteen are taken, strangers have to leave for those who come.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64 on which no node has a map stream.
+    /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything.
     /// [`BYTES_PER_CONNECTION`](super::BYTES_PER_CONNECTION) says what each may cost.
     pub unproven_per_source: usize,
+    /// Bytes that a connection may send, TLS and all, before something is proved on it.
+    pub unproven_bytes: usize,
+    /// Bytes that all those connections together may send; when they have sent more, each may only send its share.
+    pub unproven_bytes_of_all: usize,
+    /// Bytes that such a connection may send in any case.
+    pub unproven_share: usize,
     /// The longest TLS handshake.
     pub handshake: Duration,
-    /// How long a connection lives on which no node has a map stream.
+    /// How long a connection lives on which nobody proves anything.
     pub time_to_prove: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 16 << 10,
-            unproven_per_source: 32,
-            handshake: Duration::from_secs(5),
-            time_to_prove: Duration::from_secs(30),
-        }
+        Self::DEFAULT
+    }
+}
+
+impl Limits {
+    /// What holds unless something else is said.
+    pub const DEFAULT: Self = Self {
+        connections: 16 << 10,
+        unproven_per_source: 32,
+        unproven_bytes: 96 << 10,
+        unproven_bytes_of_all: 24 << 20,
+        unproven_share: 12 << 10,
+        handshake: Duration::from_secs(5),
+        time_to_prove: Duration::from_secs(30),
+    };
+
+    /// Of all connections, those that are left to who comes when the others are taken.
+    const fn for_newcomers(&self) -> usize {
+        self.connections / 16
     }
 }
 
@@ -49,13 +71,9 @@ impl Default for Limits {
 const REST: Duration = Duration::from_millis(50);
 /// Bytes that may wait in the kernel for the reader of a WebSocket, besides what waits in the relay.
 const WEBSOCKET_BUFFER: usize = 128 << 10;
-/// Connections that wait for the HTTP server to take them.
-const BACKLOG: usize = 64;
-
-type Accepted<S> = ReceiverStream<io::Result<S>>;
 
 /// A decrypted stream that counts against the bounds above.
-type TlsNodeStream = NodeStream<Rewound<TlsStream<TcpStream>>>;
+pub type NodeStream = Rewound<TlsStream<Guarded<TcpStream>>>;
 
 /// Where connections go on which a WebSocket is to begin.
 pub type WebSockets = mpsc::Sender<WebSocket>;
@@ -64,59 +82,72 @@ pub type WebSockets = mpsc::Sender<WebSocket>;
 /// counts only among all connections.
 #[derive(Debug)]
 pub struct WebSocket {
-    /// The decrypted stream, of which nothing was read.
-    pub stream: Slotted<Rewound<TlsStream<TcpStream>>>,
+    /// The decrypted stream; what was read of it is read again.
+    pub stream: NodeStream,
     /// The other end of the TCP connection, be it a proxy; IPv4 as IPv4.
     pub peer: SocketAddr,
 }
 
-/// Accepts until the returned stream is dropped; what it yields has finished its TLS handshake. With `websockets`, connections that
-/// speak HTTP/1.1 go there; without, they are refused by whoever serves HTTP/2.
-pub(super) fn accept_tls(
+/// Accepts until `shutdown`, and serves what has finished its TLS handshake; then lets requests end. With `websockets`, connections
+/// of HTTP/1.1 that begin with a GET go there.
+pub(super) async fn serve(
     listener: TcpListener,
     config: Arc<ServerConfig>,
     limits: Limits,
+    routes: Routes,
     websockets: Option<WebSockets>,
-) -> impl Stream<Item = io::Result<TlsNodeStream>> {
-    let (ready, accepted) = mpsc::channel(BACKLOG);
-    tokio::spawn(async move {
-        let acceptor = Acceptor {
-            slots: Arc::new(Semaphore::new(limits.connections)),
-            unproven: Arc::new(Unproven::new(limits.unproven_per_source)),
-            door: Door { tls: TlsAcceptor::from(config), limits, ready, websockets },
-        };
-        tokio::select! {
-            () = acceptor.door.ready.closed() => {}
-            () = acceptor.run(&listener) => {}
-        }
-    });
-    Accepted::new(accepted)
+    census: Census,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let graceful = GracefulShutdown::new();
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let acceptor = Acceptor {
+        slots: Arc::new(Semaphore::new(limits.connections)),
+        strangers: Arc::new(Strangers::new(limits)),
+        census,
+        door: Door { config, limits, turns: Turns::new(processors), routes, websockets },
+    };
+    tokio::select! {
+        () = shutdown => {}
+        () = acceptor.run(&listener, &graceful) => {}
+    }
+    drop((acceptor, listener));
+    graceful.shutdown().await;
 }
 
 struct Acceptor {
     slots: Arc<Semaphore>,
-    unproven: Arc<Unproven>,
+    strangers: Arc<Strangers>,
+    census: Census,
     door: Door,
 }
 
 impl Acceptor {
-    async fn run(&self, listener: &TcpListener) {
+    async fn run(&self, listener: &TcpListener, graceful: &GracefulShutdown) {
         loop {
             match listener.accept().await {
-                Ok((stream, peer)) => {
-                    let slot = self.slots.clone().try_acquire_owned();
-                    let place = self.unproven.enter(Source::of(peer.ip()));
-                    match (slot, place) {
-                        (Ok(slot), Some(place)) => {
-                            let door = self.door.clone();
-                            // On a task of its own, so that a slow peer delays nobody.
-                            tokio::spawn(async move { door.pass(stream, peer, slot, place).await });
-                        }
-                        // Dropping it resets the connection: the peer sees at once that it shall come back later.
-                        _ => tracing::debug!(%peer, "refused a connection above the bounds"),
-                    }
-                }
+                Ok((stream, peer)) => self.take(stream, peer, graceful.watcher()),
                 Err(error) => rest(&error).await,
+            }
+        }
+    }
+
+    fn take(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
+        let limits = &self.door.limits;
+        if self.slots.available_permits() <= limits.for_newcomers() {
+            self.strangers.make_room();
+        }
+        let slot = self.slots.clone().try_acquire_owned();
+        match (slot, Connection::enter(&self.strangers, peer, &self.census)) {
+            (Ok(slot), Some(connection)) => {
+                let door = self.door.clone();
+                // On a task of its own, so that a slow peer delays nobody.
+                tokio::spawn(async move { door.pass(stream, connection, slot, watcher).await });
+            }
+            // Dropping it resets the connection: the peer sees at once that it shall come back later.
+            _ => {
+                self.census.refuse();
+                tracing::debug!(%peer, "refused a connection above the bounds");
             }
         }
     }
@@ -125,40 +156,38 @@ impl Acceptor {
 /// What a connection goes through before somebody serves it.
 #[derive(Clone)]
 struct Door {
-    tls: TlsAcceptor,
+    config: Arc<ServerConfig>,
     limits: Limits,
-    ready: mpsc::Sender<io::Result<TlsNodeStream>>,
+    turns: Arc<Turns>,
+    routes: Routes,
     websockets: Option<WebSockets>,
 }
 
 impl Door {
-    async fn pass(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit, place: Place) {
+    async fn pass(
+        self,
+        stream: TcpStream,
+        connection: Connection,
+        slot: OwnedSemaphorePermit,
+        watcher: Watcher,
+    ) {
+        let peer = connection.peer();
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
         }
-        let (protocol, stream, exporter) =
-            match tokio::time::timeout(self.limits.handshake, self.open(stream)).await {
-                Ok(Ok(opened)) => opened,
-                Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake failed"),
-                Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
-            };
-        // The server is shutting down if nobody takes it.
-        match (protocol, &self.websockets) {
-            (Protocol::WebSocket, Some(websockets)) => {
-                if let Err(error) =
-                    SockRef::from(stream.get_ref().get_ref().0).set_send_buffer_size(WEBSOCKET_BUFFER)
-                {
-                    tracing::debug!(%peer, %error, "cannot bound what waits in the kernel");
-                }
-                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                drop(websockets.send(WebSocket { stream: Slotted::new(stream, slot), peer }).await);
-                // Only now: until the relay counts it, it counts here.
-                drop(place);
+        let opened = tokio::select! {
+            () = connection.told_to_leave() => return tracing::debug!(%peer, "made room for others"),
+            opened = tokio::time::timeout(self.limits.handshake, self.open(stream, &connection, slot)) => opened,
+        };
+        match opened {
+            Ok(Ok((Protocol::WebSocket, stream))) if self.websockets.is_some() => {
+                self.hand_over(stream, &connection).await;
             }
-            (Protocol::Grpc | Protocol::WebSocket, _) => {
-                let connection = Connection::new(peer, exporter, place, self.limits.time_to_prove);
-                drop(self.ready.send(Ok(NodeStream::new(stream, connection, slot))).await);
+            Ok(Ok((protocol, stream))) => {
+                http::serve(stream, protocol, Visitor::Remote(connection), self.routes, watcher).await;
             }
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
 
@@ -166,87 +195,46 @@ impl Door {
     async fn open(
         &self,
         stream: TcpStream,
-    ) -> io::Result<(Protocol, Rewound<TlsStream<TcpStream>>, [u8; 32])> {
-        let stream = self.tls.accept(stream).await?;
+        connection: &Connection,
+        slot: OwnedSemaphorePermit,
+    ) -> io::Result<(Protocol, NodeStream)> {
+        let stream = Guarded::new(stream, connection.clone(), slot);
+        let hello = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
+        let computed = {
+            // Who is slow to say hello keeps nobody waiting; what follows is computed at once.
+            let _turn = self.turns.take(connection.open_of_source()).await;
+            hello.into_stream(self.config.clone())
+        };
+        let stream = computed.await?;
         let tls = stream.get_ref().1;
         let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(io::Error::other)?;
         let agreed = tls.alpn_protocol().map(<[u8]>::to_vec);
-        let (protocol, stream) = match self.websockets {
-            Some(_) => Protocol::tell(stream, agreed.as_deref()).await?,
-            None => (Protocol::Grpc, Rewound::untouched(stream)),
-        };
-        Ok((protocol, stream, exporter))
+        connection.opened(exporter);
+        Protocol::tell(stream, agreed.as_deref()).await
+    }
+
+    async fn hand_over(&self, stream: NodeStream, connection: &Connection) {
+        let peer = connection.peer();
+        if let Err(error) =
+            SockRef::from(stream.get_ref().get_ref().0.get_ref()).set_send_buffer_size(WEBSOCKET_BUFFER)
+        {
+            tracing::debug!(%peer, %error, "cannot bound what waits in the kernel");
+        }
+        if let Some(websockets) = &self.websockets
+            && let Ok(Ok(place)) = tokio::time::timeout(self.limits.time_to_prove, websockets.reserve()).await
+        {
+            place.send(WebSocket { stream, peer });
+            // Only now: until the relay counts it, it counts here.
+            connection.hand_over();
+        }
     }
 }
 
-/// Accepts on the unix socket until the returned stream is dropped.
-pub(super) fn accept_local(socket: AdminSocket) -> impl Stream<Item = io::Result<LocalStream>> {
-    let (ready, accepted) = mpsc::channel(BACKLOG);
-    tokio::spawn(async move {
-        let accept = async {
-            loop {
-                let stream = match socket.listener().accept().await {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        rest(&error).await;
-                        continue;
-                    }
-                };
-                match stream.peer_cred() {
-                    Ok(credentials) => {
-                        let caller = Caller { uid: credentials.uid(), pid: credentials.pid() };
-                        drop(ready.send(Ok(LocalStream { stream, caller })).await);
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "refused a local connection: the kernel does not say whose it is")
-                    }
-                }
-            }
-        };
-        tokio::select! {
-            () = ready.closed() => {}
-            () = accept => {}
-        }
-    });
-    Accepted::new(accepted)
-}
-
 /// One connection's fault is no reason to wait; a lack of descriptors or memory is, as the next call would fail as well.
-async fn rest(error: &io::Error) {
+pub(super) async fn rest(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
         tracing::warn!(%error, "cannot accept connections at the moment");
         tokio::time::sleep(REST).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use super::*;
-
-    fn source(address: &str) -> Source {
-        Source::of(address.parse::<IpAddr>().unwrap())
-    }
-
-    #[test]
-    fn a_source_is_an_ipv4_address_or_an_ipv6_network() {
-        assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
-        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
-        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
-        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
-    }
-
-    #[test]
-    fn unproven_connections_of_a_source_are_bounded_and_forgotten_when_gone() {
-        let unproven = Arc::new(Unproven::new(2));
-        let places: Vec<_> = (0..3).map_while(|_| unproven.enter(source("192.0.2.1"))).collect();
-        assert_eq!(places.len(), 2);
-        let other = unproven.enter(source("192.0.2.2"));
-        assert!(other.is_some());
-        assert_eq!(unproven.sources(), 2);
-        drop((places, other));
-        assert_eq!(unproven.sources(), 0);
     }
 }

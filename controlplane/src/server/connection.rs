@@ -1,139 +1,150 @@
-//! A connection as handlers see it: who is at the other end, and what ties a signature to this very connection.
+//! A connection as handlers see it: who is at the other end, and what ties a signature to this very connection. And as the sockets
+//! see it: what it may send, and until when.
 
 use std::{
-    collections::HashMap,
     fmt, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep},
 };
-use tonic::transport::server::Connected;
+
+use super::{
+    MAX_STRANGER_REQUESTS,
+    accept::Limits,
+    strangers::{Leave, Place, Source, Strangers, lock},
+};
+use crate::metrics::{Census, Counted, Standing as As};
 
 /// Challenges that are answered on one connection.
 const MAX_CHALLENGES: u32 = 16;
 /// How long a connection that shall end has for what was said last.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// Who may be counted together: an IPv4 address or an IPv6 /64, which one host can fill at will.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Source(IpAddr);
-
-impl Source {
-    pub(crate) fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-            v4 => v4,
-        })
-    }
-}
-
-/// Counts the connections of each source on which no node has a map stream.
-#[derive(Debug)]
-pub(super) struct Unproven {
-    counts: Mutex<HashMap<Source, usize>>,
-    /// The most of one source.
-    most: usize,
-}
-
-impl Unproven {
-    pub(super) fn new(most: usize) -> Self {
-        Self { counts: Mutex::default(), most }
-    }
-
-    /// Takes a place for `source` unless it has all it may have. The table is as long as there are connections, at most.
-    pub(super) fn enter(self: &Arc<Self>, source: Source) -> Option<Place> {
-        let mut counts = lock(&self.counts);
-        let count = counts.entry(source).or_default();
-        if *count >= self.most {
-            return None;
-        }
-        *count += 1;
-        Some(Place { unproven: self.clone(), source })
-    }
-
-    #[cfg(test)]
-    pub(super) fn sources(&self) -> usize {
-        lock(&self.counts).len()
-    }
-}
-
-/// A place among the unproven connections of a source; given back when dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    unproven: Arc<Unproven>,
-    source: Source,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = lock(&self.unproven.counts);
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What a connection may do at the moment.
 #[derive(Debug)]
 enum Standing {
-    /// No node has a map stream on it: it counts against its source, and ends at a time.
-    Unproven { _place: Place, until: Instant },
-    /// So many streams of nodes that proved themselves.
+    /// Nobody has proved anything on it: it counts against its source, and ends at a time.
+    Unproven { place: Place, until: Instant },
+    /// So many streams of nodes that proved themselves, and requests with a valid key.
     Proven { streams: usize },
     /// It shall not be used any more, and ends at a time, so that a last word gets through.
-    Closing { _place: Place, until: Instant },
+    Closing { place: Place, until: Instant },
+    /// Somebody else bounds it.
+    Elsewhere,
     /// It ends now.
     Closed,
 }
 
 #[derive(Debug)]
 struct Shared {
-    unproven: Arc<Unproven>,
+    strangers: Arc<Strangers>,
     time_to_prove: Duration,
+    exporter: OnceLock<[u8; 32]>,
     challenges: AtomicU32,
+    /// Requests that wait for an answer.
+    requests: AtomicU32,
     standing: Mutex<Standing>,
-    /// The task that serves the connection, which has to look at `standing` again.
-    server: AtomicWaker,
+    /// As what metrics count it.
+    counted: Mutex<Counted>,
+    /// Wakes the task that serves the connection, which has to look at `standing` again.
+    leave: Arc<Leave>,
+}
+
+impl Shared {
+    /// Counts the connection by its standing from now on.
+    fn count(&self, standing: As) {
+        lock(&self.counted).become_now(standing);
+    }
 }
 
 /// What handlers learn of a node's connection, from the request's extensions.
 #[derive(Clone)]
 pub struct Connection {
     peer: SocketAddr,
-    exporter: [u8; 32],
     shared: Arc<Shared>,
 }
 
 impl Connection {
-    pub(super) fn new(peer: SocketAddr, exporter: [u8; 32], place: Place, time_to_prove: Duration) -> Self {
-        let shared = Shared {
-            unproven: place.unproven.clone(),
-            time_to_prove,
-            challenges: AtomicU32::new(0),
-            standing: Mutex::new(Standing::Unproven { _place: place, until: Instant::now() + time_to_prove }),
-            server: AtomicWaker::new(),
-        };
+    /// A connection that was just accepted; `None` if its source has too many.
+    pub(super) fn enter(strangers: &Arc<Strangers>, peer: SocketAddr, census: &Census) -> Option<Self> {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        Self { peer, exporter, shared: Arc::new(shared) }
+        let leave = Arc::<Leave>::default();
+        let place = strangers.enter(Source::of(peer.ip()), leave.clone())?;
+        let Limits { handshake, time_to_prove, .. } = *strangers.limits();
+        let until = Instant::now() + handshake + time_to_prove;
+        let shared = Shared {
+            strangers: strangers.clone(),
+            time_to_prove,
+            exporter: OnceLock::new(),
+            challenges: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
+            standing: Mutex::new(Standing::Unproven { place, until }),
+            counted: Mutex::new(census.enter(As::Handshaking)),
+            leave,
+        };
+        Some(Self { peer, shared: Arc::new(shared) })
+    }
+
+    /// Its TLS handshake is done: from now on there is time to prove something.
+    pub(super) fn opened(&self, exporter: [u8; 32]) {
+        // Once for each connection, and before there is a request.
+        drop(self.shared.exporter.set(exporter));
+        if let Standing::Unproven { until, .. } = &mut *lock(&self.shared.standing) {
+            *until = Instant::now() + self.shared.time_to_prove;
+            self.shared.count(As::Unproven);
+        }
+    }
+
+    /// Somebody else bounds it from now on.
+    pub(super) fn hand_over(&self) {
+        *lock(&self.shared.standing) = Standing::Elsewhere;
+        self.shared.count(As::WebSocket);
+    }
+
+    /// Waits until the connection has to leave, as others need its place.
+    pub(super) async fn told_to_leave(&self) {
+        std::future::poll_fn(|cx| self.shared.leave.poll_told(cx)).await;
+    }
+
+    /// How many connections of strangers its source has.
+    pub(super) fn open_of_source(&self) -> usize {
+        self.shared.strangers.count(self.source())
+    }
+
+    /// Begins a request; `None` if a stranger has as many of them as it may.
+    pub(super) fn begin(&self) -> Option<Asking> {
+        let before = self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        let asking = Asking(self.clone());
+        (before < MAX_STRANGER_REQUESTS || self.is_proven()).then_some(asking)
+    }
+
+    /// Whether somebody has proved something on it, and still uses it.
+    pub(super) fn is_proven(&self) -> bool {
+        matches!(*lock(&self.shared.standing), Standing::Proven { .. })
+    }
+
+    /// Counts what was received against what a stranger may send.
+    fn receive(&self, bytes: usize) -> io::Result<()> {
+        let may_go_on = match &mut *lock(&self.shared.standing) {
+            Standing::Unproven { place, .. } | Standing::Closing { place, .. } => place.receive(bytes),
+            Standing::Proven { .. } | Standing::Elsewhere | Standing::Closed => true,
+        };
+        if may_go_on {
+            return Ok(());
+        }
+        tracing::debug!(peer = %self.peer, "closed a connection on which much was sent and nothing proved");
+        Err(io::ErrorKind::QuotaExceeded.into())
     }
 
     /// The other end of the TCP connection; IPv4 as IPv4.
@@ -144,8 +155,9 @@ impl Connection {
 
     /// Keying material that only the two ends of this TLS connection know.
     #[must_use]
-    pub const fn exporter(&self) -> &[u8; 32] {
-        &self.exporter
+    pub fn exporter(&self) -> &[u8; 32] {
+        // Nobody knows an exporter that is not there: no signature fits it.
+        self.shared.exporter.get().unwrap_or(&[0; 32])
     }
 
     pub(crate) fn source(&self) -> Source {
@@ -153,29 +165,34 @@ impl Connection {
     }
 
     /// Lifts the bounds for strangers from this connection for as long as the returned value lives: a node that proved itself
-    /// has a map stream on it. `None` if the connection is about to end.
+    /// has a map stream on it, or a request with a valid key is open. `None` if the connection is about to end.
     pub(crate) fn admit(&self) -> Option<Admission> {
         let mut standing = lock(&self.shared.standing);
         match &mut *standing {
-            Standing::Unproven { .. } => *standing = Standing::Proven { streams: 1 },
+            Standing::Unproven { .. } => {
+                *standing = Standing::Proven { streams: 1 };
+                self.shared.count(As::Proven);
+            }
             Standing::Proven { streams } => *streams += 1,
-            Standing::Closing { .. } | Standing::Closed => return None,
+            Standing::Closing { .. } | Standing::Elsewhere | Standing::Closed => return None,
         }
+        self.shared.leave.forget();
         Some(Admission(self.clone()))
     }
 
     /// Ends the connection, after a moment in which what was said last gets through.
     pub(crate) fn close_soon(&self) {
         let mut standing = lock(&self.shared.standing);
-        if matches!(*standing, Standing::Closing { .. } | Standing::Closed) {
+        if matches!(*standing, Standing::Closing { .. } | Standing::Elsewhere | Standing::Closed) {
             return;
         }
         let until = Instant::now() + LAST_WORD;
         *standing = match self.place(&mut standing) {
-            Some(place) => Standing::Closing { _place: place, until },
+            Some(place) => Standing::Closing { place, until },
             None => Standing::Closed,
         };
-        self.shared.server.wake();
+        self.shared.count(As::Closing);
+        self.shared.leave.task.wake();
     }
 
     /// Whether `other` is this connection.
@@ -191,9 +208,9 @@ impl Connection {
     /// A place among the unproven, the one that `standing` has or a new one.
     fn place(&self, standing: &mut Standing) -> Option<Place> {
         match std::mem::replace(standing, Standing::Closed) {
-            Standing::Unproven { _place: place, .. } | Standing::Closing { _place: place, .. } => Some(place),
-            Standing::Proven { .. } => self.shared.unproven.enter(self.source()),
-            Standing::Closed => None,
+            Standing::Unproven { place, .. } | Standing::Closing { place, .. } => Some(place),
+            Standing::Proven { .. } => self.shared.strangers.enter(self.source(), self.shared.leave.clone()),
+            Standing::Elsewhere | Standing::Closed => None,
         }
     }
 }
@@ -215,42 +232,59 @@ impl Drop for Admission {
         match &mut *standing {
             Standing::Proven { streams: 1 } => {
                 *standing = match self.0.place(&mut standing) {
-                    Some(place) => {
-                        Standing::Unproven { _place: place, until: Instant::now() + shared.time_to_prove }
-                    }
+                    Some(place) => Standing::Unproven { place, until: Instant::now() + shared.time_to_prove },
                     None => Standing::Closed,
                 };
-                shared.server.wake();
+                shared.count(As::Unproven);
+                shared.leave.task.wake();
             }
             Standing::Proven { streams } => *streams -= 1,
-            Standing::Unproven { .. } | Standing::Closing { .. } | Standing::Closed => {}
+            Standing::Unproven { .. } | Standing::Closing { .. } | Standing::Elsewhere | Standing::Closed => {
+            }
         }
     }
 }
 
-/// A node's byte stream that ends when its [`Connection`] shall.
-pub(super) struct NodeStream<S> {
+/// That a request waits for its answer.
+#[derive(Debug)]
+pub(super) struct Asking(Connection);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.shared.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The byte stream below TLS, which ends when its [`Connection`] shall.
+#[derive(Debug)]
+pub struct Guarded<S> {
     stream: S,
     connection: Connection,
     deadline: Pin<Box<Sleep>>,
+    /// A place among all connections.
     _slot: OwnedSemaphorePermit,
 }
 
-impl<S> NodeStream<S> {
+impl<S> Guarded<S> {
     pub(super) fn new(stream: S, connection: Connection, slot: OwnedSemaphorePermit) -> Self {
         Self { stream, connection, deadline: Box::pin(tokio::time::sleep(Duration::ZERO)), _slot: slot }
+    }
+
+    pub(super) const fn get_ref(&self) -> &S {
+        &self.stream
     }
 
     /// Fails once the connection's time is over. Asked on every path into the stream: a peer that does not read keeps the
     /// server from reading, and one that says nothing from writing.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        self.connection.shared.server.register(cx.waker());
-        let until = match &*lock(&self.connection.shared.standing) {
-            Standing::Proven { .. } => return Ok(()),
+        let shared = &self.connection.shared;
+        shared.leave.task.register(cx.waker());
+        let until = match &*lock(&shared.standing) {
+            Standing::Proven { .. } | Standing::Elsewhere => return Ok(()),
             Standing::Unproven { until, .. } | Standing::Closing { until, .. } => Some(*until),
             Standing::Closed => None,
         };
-        if let Some(until) = until {
+        if let Some(until) = until.filter(|_| !shared.leave.is_told()) {
             if self.deadline.deadline() != until {
                 self.deadline.as_mut().reset(until);
             }
@@ -258,23 +292,25 @@ impl<S> NodeStream<S> {
                 return Ok(());
             }
         }
-        tracing::debug!(peer = %self.connection.peer, "closed a connection on which no node has a stream");
+        tracing::debug!(peer = %self.connection.peer, "closed a connection on which nobody has proved anything");
         Err(io::ErrorKind::TimedOut.into())
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for NodeStream<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.remaining();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        Poll::Ready(self.connection.receive(before.saturating_sub(buf.remaining())))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for NodeStream<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
@@ -300,107 +336,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for NodeStream<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl<S> Connected for NodeStream<S> {
-    type ConnectInfo = Connection;
-
-    fn connect_info(&self) -> Connection {
-        self.connection.clone()
-    }
-}
-
-/// A stream that has a place among all connections, and no other bound here.
-#[derive(Debug)]
-pub struct Slotted<S> {
-    stream: S,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl<S> Slotted<S> {
-    pub(super) const fn new(stream: S, slot: OwnedSemaphorePermit) -> Self {
-        Self { stream, _slot: slot }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Slotted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Slotted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// What the kernel says of the program at the other end of the unix socket (SO_PEERCRED), as it was when it connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caller {
-    /// Its effective user id.
-    pub uid: u32,
-    /// Its process id, for the log.
-    pub pid: Option<i32>,
-}
-
-impl Caller {
-    /// Whether it is root or the coordinator's own user.
-    #[must_use]
-    pub fn is_operator(&self) -> bool {
-        self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
-    }
-}
-
-/// A unix stream with its caller.
-#[derive(Debug)]
-pub(super) struct LocalStream {
-    pub(super) stream: tokio::net::UnixStream,
-    pub(super) caller: Caller,
-}
-
-impl Connected for LocalStream {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        self.caller
-    }
-}
-
-impl AsyncRead for LocalStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for LocalStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
-use ringmesh_controlplane::server::{Limits, MAX_MESSAGE, MAX_NODE_MESSAGE};
+use ringmesh_controlplane::server::{Limits, MAX_MESSAGE, MAX_NODE_MESSAGE, MAX_STRANGER_MESSAGE};
 use ringmesh_proto::{
     DESCRIPTORS,
     access::{Access, METHODS},
@@ -592,7 +592,7 @@ async fn a_stranger_is_refused_before_any_of_his_message_is_read() {
 }
 
 #[tokio::test]
-async fn who_proved_nothing_may_send_64_kib_and_who_has_a_key_a_mebibyte() {
+async fn who_proved_nothing_may_send_16_kib_and_who_has_a_key_a_mebibyte() {
     let mut coordinator = Assembled::start().await;
     let (_, key) = coordinator.key(wish("ci", ApiKeyRole::ReadOnly)).await;
     let large = |length: usize| {
@@ -607,7 +607,7 @@ async fn who_proved_nothing_may_send_64_kib_and_who_has_a_key_a_mebibyte() {
         let most = match access {
             _ if path.starts_with("/ringmesh.local") => continue,
             _ if REFLECTION.contains(&path) => MAX_NODE_MESSAGE,
-            Access::Anybody | Access::Node => MAX_NODE_MESSAGE,
+            Access::Anybody | Access::Node => MAX_STRANGER_MESSAGE,
             Access::ReadOnly | Access::Operator | Access::Unspecified => MAX_MESSAGE,
         };
         if access == Access::Operator {

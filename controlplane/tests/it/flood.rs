@@ -155,6 +155,7 @@ const fn tight() -> Limits {
         unproven_per_source: 4,
         handshake: Duration::from_secs(5),
         time_to_prove: Duration::from_millis(1500),
+        ..Limits::DEFAULT
     }
 }
 

@@ -107,6 +107,8 @@ pub struct Operator {
     pub tokens: admin::token_service_client::TokenServiceClient<Channel>,
     pub policy: admin::policy_service_client::PolicyServiceClient<Channel>,
     pub relay: admin::relay_service_client::RelayServiceClient<Channel>,
+    pub keys: admin::api_key_service_client::ApiKeyServiceClient<Channel>,
+    pub events: admin::event_service_client::EventServiceClient<Channel>,
 }
 
 pub async fn unix_channel(path: &Path) -> Channel {
@@ -126,7 +128,9 @@ impl Operator {
             nodes: admin::node_service_client::NodeServiceClient::new(channel.clone()),
             tokens: admin::token_service_client::TokenServiceClient::new(channel.clone()),
             policy: admin::policy_service_client::PolicyServiceClient::new(channel.clone()),
-            relay: admin::relay_service_client::RelayServiceClient::new(channel),
+            relay: admin::relay_service_client::RelayServiceClient::new(channel.clone()),
+            keys: admin::api_key_service_client::ApiKeyServiceClient::new(channel.clone()),
+            events: admin::event_service_client::EventServiceClient::new(channel),
         }
     }
 
@@ -154,6 +158,7 @@ pub struct Assembled {
     pub coordinator: Coordinator,
     pub address: std::net::SocketAddr,
     pub operator: Operator,
+    pub socket: PathBuf,
     clock: Arc<AtomicU64>,
     _directory: Arc<tempfile::TempDir>,
 }
@@ -174,7 +179,8 @@ impl Assembled {
     /// One of several coordinators of one store and one key file, for what only replicas can do to each other.
     pub async fn start_on(store: Arc<dyn Store>, directory: Arc<tempfile::TempDir>, limits: Limits) -> Self {
         let own = tempfile::tempdir_in(directory.path()).unwrap().keep();
-        let listener = server::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let address = listener.local_addr().unwrap();
         let endpoints = vec![address.to_string()];
         let identity = Identity::open(&own, &endpoints).unwrap();
@@ -197,13 +203,13 @@ impl Assembled {
                 .unwrap();
         });
         let path = own.join("coordinator.sock");
-        let socket = server::listen_locally(&path).unwrap();
+        let socket = server::AdminSocket::bind(&path).unwrap();
         let routes = api::operator_routes(&coordinator).await;
         tokio::spawn(async move {
             server::serve_operators(socket, routes, std::future::pending()).await.unwrap();
         });
         let operator = Operator::connect(&path).await;
-        Self { coordinator, address, operator, clock, _directory: directory }
+        Self { coordinator, address, operator, socket: path, clock, _directory: directory }
     }
 
     pub fn now(&self) -> UnixTime {

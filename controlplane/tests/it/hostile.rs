@@ -22,6 +22,7 @@ const fn tight() -> Limits {
         unproven_per_source: 8,
         handshake: Duration::from_millis(300),
         time_to_prove: Duration::from_millis(1500),
+        ..Limits::DEFAULT
     }
 }
 
@@ -101,7 +102,7 @@ async fn a_connection_gets_few_challenges_answered() {
 }
 
 #[tokio::test]
-async fn a_message_above_64_kib_and_headers_above_16_kib_are_refused() {
+async fn a_strangers_message_above_16_kib_and_headers_above_16_kib_are_refused() {
     let mut coordinator = Assembled::start().await;
     let token = coordinator.token().await;
     let mut node = TestNode::new("big");
@@ -110,7 +111,7 @@ async fn a_message_above_64_kib_and_headers_above_16_kib_are_refused() {
     let mut connection = connect(coordinator.address).await.unwrap();
     let (proof, _) = node.challenge(&mut connection).await.unwrap();
     let mut request = node.enroll_request(&connection, &token, proof, Lie::None);
-    request.os = "x".repeat((64 << 10) + 1);
+    request.os = "x".repeat((16 << 10) + 1);
     let refused = connection.control.enroll(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
 
@@ -128,7 +129,7 @@ async fn a_message_above_64_kib_and_headers_above_16_kib_are_refused() {
 }
 
 #[tokio::test]
-async fn nothing_but_tls_1_3_and_http_2_is_spoken() {
+async fn nothing_but_http_in_tls_1_3_is_spoken() {
     let coordinator = Assembled::start().await;
     let handshake = async |alpn: &[u8]| {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -144,7 +145,8 @@ async fn nothing_but_tls_1_3_and_http_2_is_spoken() {
         connector.connect("localhost".try_into().unwrap(), stream).await.map(drop)
     };
     handshake(b"h2").await.unwrap();
-    handshake(b"http/1.1").await.unwrap_err();
+    handshake(b"http/1.1").await.unwrap();
+    handshake(b"http/1.0").await.unwrap_err();
     // Plain HTTP is no TLS.
     let mut plain = TcpStream::connect(coordinator.address).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
