@@ -1,0 +1,256 @@
+//! Every alert in a real Prometheus: silent while all is well, and there when its cause is made.
+//!
+//! The rules are those that are shipped, with durations made short by textual substitution (`rules`), each of which must fit. What
+//! the thresholds and durations are as shipped, `deploy/prometheus/tests.yml` holds.
+
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ringmesh_lab::{Blocks, in_sandbox};
+use ringmesh_tunnel::enroll::{JoinToken, TokenSecret};
+
+use crate::{
+    files, scraped,
+    world::{Machine, STATE, World, meshctl, replaced, within},
+};
+
+/// Time in which nothing may fire before a cause is made: longer than any window or time of the substituted rules but one.
+const SILENCE: Duration = Duration::from_secs(4);
+
+/// The rules as shipped, but for their times.
+fn rules() -> String {
+    let mut rules = files::read(&files::prometheus().join("ringmesh.rules.yml"));
+    // Seconds that are compared with.
+    for (from, to) in [
+        ("ringmesh_coordinator_behind_seconds > 60", "ringmesh_coordinator_behind_seconds > 2"),
+        ("ringmesh_node_map_age_seconds > 3600", "ringmesh_node_map_age_seconds > 8"),
+        // Three starts of a debug build take their time.
+        ("job=~\"ringmesh-.*\"}[15m]) > 2", "job=~\"ringmesh-.*\"}[60s]) > 2"),
+    ] {
+        rules = replaced(&rules, from, to);
+    }
+    let (mut windows, mut times) = (0, 0);
+    let lines = rules.lines().map(|line| {
+        let mut line = line.to_owned();
+        for window in ["[10m]", "[15m]"] {
+            windows += line.matches(window).count();
+            line = line.replace(window, "[6s]");
+        }
+        if let Some(at) = line.find(" for: ") {
+            times += 1;
+            line.replace_range(at.., " for: 1s");
+        }
+        line + "\n"
+    });
+    let rules: String = lines.collect();
+    assert!(windows > 10 && times > 15, "{windows} windows, {times} times");
+    assert!(!rules.contains("m]"), "a window was left long");
+    rules
+}
+
+/// Waits until an alert fires.
+#[track_caller]
+fn fires(world: &World, fired: &mut BTreeSet<String>, name: &str, matching: &str) {
+    assert!(files::alerts().iter().any(|alert| alert.name == name), "{name}");
+    let query = format!("ALERTS{{alertname=\"{name}\", alertstate=\"firing\"{matching}}}");
+    let took = within(&format!("{name} fires"), || world.holds(&query));
+    fired.insert(name.to_owned());
+    // Printed for who wonders where the time goes.
+    println!("{name} fires after {took:?}");
+}
+
+/// Waits until nothing has fired, nor is about to, for [`SILENCE`].
+fn falls_silent(world: &World) {
+    let mut since = Instant::now();
+    let mut last = String::new();
+    within("nothing fires", || {
+        let alerts = world.query("ALERTS");
+        if !alerts.is_empty() {
+            since = Instant::now();
+            let now =
+                format!("{:?}", alerts.iter().map(|alert| alert["metric"].to_string()).collect::<Vec<_>>());
+            if now != last {
+                println!("not silent: {now}");
+                last = now;
+            }
+        }
+        since.elapsed() > SILENCE
+    });
+}
+
+/// A token of the same network whose secret is another: whoever joins by it guesses.
+fn forged(head: &Machine) -> String {
+    let token: JoinToken = head.run("token create").trim().parse().unwrap();
+    let forged =
+        JoinToken::new(token.root(), token.token(), TokenSecret::generate(), token.coordinators().to_vec());
+    forged.unwrap().reveal().to_string()
+}
+
+#[test]
+fn every_alert_fires_when_its_cause_is_made_and_not_before() {
+    in_sandbox(|| {
+        let began = Instant::now();
+        let mut world = World::new(&rules());
+        let fired = &mut BTreeSet::new();
+        println!("started after {:?}", began.elapsed());
+        within("all is scraped", || world.query("up == 1").len() == 5);
+        let targets = world.targets();
+        assert_eq!(targets["data"]["activeTargets"].as_array().unwrap().len(), 5, "{targets:#}");
+        for machine in [&world.head, &world.relay].into_iter().chain(&world.nodes) {
+            let (status, page) = machine.ask("/metrics").unwrap();
+            assert_eq!(status, 200);
+            let path = world.folder().join("page");
+            std::fs::write(&path, page).unwrap();
+            let check = format!("promtool check metrics < {}", path.display());
+            machine.sh(&check);
+        }
+        let [alice, bob, carol] = [0, 1, 2].map(|number| world.nodes[number].mesh_address());
+        // Sessions are there, and straight, before anything is measured. Alice and Carol do not know each other yet.
+        let _steady = (
+            world.nodes[0].meanwhile(&format!("ping -q -i 0.1 {bob}")),
+            world.nodes[2].meanwhile(&format!("ping -q -i 0.1 {bob}")),
+        );
+        falls_silent(&world);
+        println!("silent after {:?}", began.elapsed());
+
+        roads(&world, fired, bob);
+        println!("roads after {:?}", began.elapsed());
+        standing_still(&mut world, fired, carol);
+        println!("standing still after {:?}", began.elapsed());
+        starting_again(&mut world, fired);
+        println!("starting again after {:?}", began.elapsed());
+        lapsing(&world, fired);
+        println!("lapsing after {:?}", began.elapsed());
+        storing(&world, fired);
+        println!("storing after {:?}", began.elapsed());
+        going_away(&mut world, fired);
+        println!("all after {:?}", began.elapsed());
+
+        let all: BTreeSet<String> = files::alerts().into_iter().map(|alert| alert.name).collect();
+        assert_eq!(*fired, all);
+        scraped::expect_all_there_and_moved(&world);
+        let _ = alice;
+    });
+}
+
+/// What can be wrong between nodes, and with what is asked of them; all at once, for they do not disturb each other.
+fn roads(world: &World, fired: &mut BTreeSet<String>, bob: std::net::Ipv4Addr) {
+    let (head, relay) = (&world.head.host, &world.relay.host);
+    let [alice, _, carol] = &world.nodes[..] else { panic!("three nodes") };
+    // Alice reaches nobody straight any more, and sends more by a relay than one node may: 2.4 Mbit/s.
+    alice
+        .host
+        .block(
+            &Blocks::udp()
+                .but_for(head.ipv4())
+                .but_for(head.ipv6())
+                .but_for(relay.ipv4())
+                .but_for(relay.ipv6()),
+        )
+        .unwrap();
+    let _much = alice.meanwhile(&format!("ping -q -i 0.004 -s 1200 {bob}"));
+    // Of what Carol sends to other nodes a third is lost.
+    carol.sh(&format!(
+        "PATH=$PATH:/usr/sbin nft 'table inet loss {{ chain out {{ type filter hook output priority 0; \
+         meta l4proto udp numgen random mod 3 < 1 drop; }} }}' && ping -c 1 -W 1 {} >/dev/null || true",
+        head.ipv4()
+    ));
+    // Carol sends where nobody is, and asks for names that nobody answers.
+    let _nowhere = carol.meanwhile("ping -q -i 0.02 100.127.255.254");
+    let _names = carol
+        .meanwhile(&format!("sh -c 'while :; do {} dns query nobody.example; done'", meshctl().display()));
+    let wrong = forged(&world.head);
+    let guesses = [(); 4].map(|()| {
+        let stranger = world.head.meshctl(&format!("join --foreground --token {wrong} --state-dir /run/stranger --socket /run/stranger.sock --metrics false")).output();
+        stranger.unwrap()
+    });
+    assert!(guesses.iter().all(|guess| !guess.status.success()));
+    fires(world, fired, "RingmeshGuessing", "");
+    fires(world, fired, "RingmeshDropsHigh", ", reason=\"no_allowed_ip\"");
+    fires(world, fired, "RingmeshRelayShareHigh", "");
+    fires(world, fired, "RingmeshRelayDropping", ", reason=\"client_rate\"");
+    fires(world, fired, "RingmeshDnsServfail", "");
+    fires(world, fired, "RingmeshPathLoss", "");
+}
+
+/// A node that is there and does nothing.
+fn standing_still(world: &mut World, fired: &mut BTreeSet<String>, carol: std::net::Ipv4Addr) {
+    world.nodes[0].host.block(&Blocks::nothing()).unwrap();
+    world.nodes[2].stop();
+    let _calls = world.nodes[0].meanwhile(&format!("ping -q -i 0.2 {carol}"));
+    // Something that Carol has to hear of.
+    let policy = world.folder().join("policy.toml");
+    std::fs::write(&policy, "[[allow]]\nfrom = \"*\"\nto = \"*\"\n").unwrap();
+    world.head.run(&format!("policy apply --wait 0 {}", policy.display()));
+    fires(world, fired, "RingmeshNodesBehind", "");
+    fires(world, fired, "RingmeshNodeDown", "");
+    fires(world, fired, "RingmeshHandshakesFailing", "");
+    world.nodes[2].go_on();
+}
+
+/// A node that ends and starts again, in the end without io_uring.
+fn starting_again(world: &mut World, fired: &mut BTreeSet<String>) {
+    world.nodes[2].kill();
+    fires(world, fired, "RingmeshNodeAbsent", "");
+    for flags in ["", "", "--io poll"] {
+        if flags.is_empty() {
+            world.start_node(2, flags);
+            let started = format!("process_start_time_seconds{{instance=\"{}\"}}", world.nodes[2].metrics);
+            within("it is scraped again", || world.holds(&started));
+            world.nodes[2].kill();
+        } else {
+            world.start_node(2, flags);
+        }
+    }
+    fires(world, fired, "RingmeshRestarting", "");
+    fires(world, fired, "RingmeshPortableBackEnd", "");
+}
+
+/// What is in force for a time only, on a day when less than a week of it is left.
+fn lapsing(world: &World, fired: &mut BTreeSet<String>) {
+    world.nodes[1].turn(25);
+    fires(world, fired, "RingmeshExpiryNear", "");
+    world.nodes[1].turn(0);
+    world.head.turn(25);
+    fires(world, fired, "RingmeshCoordinatorExpiryNear", "");
+    world.head.turn(0);
+}
+
+/// Another program holds the database; then the disk is full.
+fn storing(world: &World, fired: &mut BTreeSet<String>) {
+    let held = world.head.host.enter(|| {
+        let database = rusqlite::Connection::open(format!("{STATE}/coordinator.db")).unwrap();
+        for _ in 0..4 {
+            database.execute_batch("BEGIN IMMEDIATE").unwrap();
+            let waits = world.head.meshctl("token create").spawn().unwrap();
+            thread::sleep(Duration::from_millis(900));
+            database.execute_batch("ROLLBACK").unwrap();
+            assert!(waits.wait_with_output().unwrap().status.success());
+        }
+    });
+    held.unwrap();
+    fires(world, fired, "RingmeshStoreSlow", "");
+    world.head.sh(&format!("dd if=/dev/zero of={STATE}/filler bs=1M 2>/dev/null || true"));
+    let refused = world.head.meshctl("token create").output().unwrap();
+    assert!(!refused.status.success(), "{refused:?}");
+    fires(world, fired, "RingmeshStoreFailing", ", reason=\"full\"");
+    fires(world, fired, "RingmeshStoreSpaceLow", "");
+    fires(world, fired, "RingmeshNotReady", ", check=\"store\"");
+    let (status, why) = world.head.ask("/readyz").unwrap();
+    assert!(status == 503 && why.contains("free some space"), "{status} {why}");
+    world.head.sh(&format!("rm {STATE}/filler"));
+    world.head.run("token create");
+    within("it is ready again", || matches!(world.head.ask("/readyz"), Ok((200, _))));
+}
+
+/// Who is gone.
+fn going_away(world: &mut World, fired: &mut BTreeSet<String>) {
+    world.relay.kill();
+    world.head.kill();
+    fires(world, fired, "RingmeshRelayDown", "");
+    fires(world, fired, "RingmeshCoordinatorDown", "");
+    fires(world, fired, "RingmeshMapStale", "");
+}
