@@ -7,93 +7,27 @@
     reason = "a test fails by panicking, and tells how long it took"
 )]
 
-use std::{fs, net::IpAddr, path::Path, process::Command, time::Instant};
+use std::{fs, net::IpAddr, process::Command, time::Instant};
 
-use ringmesh_deploy_tests::tarball::Tarball;
-use ringmesh_lab::{
-    Host, Lab,
-    debian::{Boot, Debian},
-    in_sandbox,
-};
+use ringmesh_deploy_tests::{first_boot, tarball::Tarball};
+use ringmesh_lab::{Host, Lab, debian::Debian, in_sandbox};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long a first boot may take in seconds, fetching and joining included.
-const FIRST_BOOT: u32 = 90;
-
-/// One machine as the module `mesh` renders it.
-struct Rendered {
-    user_data: String,
-    outputs: Value,
-}
-
-/// Applies the module as an operator would, in a root module of its own.
-fn render(arguments: Value) -> Rendered {
-    let folder = tempfile::tempdir().unwrap();
-    let source =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../terraform/modules/mesh").canonicalize().unwrap();
-    let mut module = arguments;
-    module["source"] = source.to_str().unwrap().into();
-    let names = ["user_data", "join_command", "token_command", "firewall_rules"];
-    let outputs: serde_json::Map<_, _> = names
-        .iter()
-        .map(|name| {
-            ((*name).to_owned(), json!({"value": format!("${{module.machine.{name}}}"), "sensitive": true}))
-        })
-        .collect();
-    let root = json!({"module": {"machine": module}, "output": outputs});
-    fs::write(folder.path().join("main.tf.json"), root.to_string()).unwrap();
-    terraform(&folder, &["init", "-input=false"]);
-    terraform(&folder, &["apply", "-input=false", "-auto-approve"]);
-    let outputs: Value = serde_json::from_str(&terraform(&folder, &["output", "-json"])).unwrap();
-    Rendered { user_data: outputs["user_data"]["value"].as_str().unwrap().to_owned(), outputs }
-}
-
-fn terraform(folder: &TempDir, arguments: &[&str]) -> String {
-    let mut command = Command::new("terraform");
-    command.arg(format!("-chdir={}", folder.path().display())).args(arguments).arg("-no-color");
-    // It asks its makers for news unless told not to.
-    let output = command.env("CHECKPOINT_DISABLE", "1").env("TF_IN_AUTOMATION", "1").output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "terraform {arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A machine with cloud-init, and what a cloud gives it: a name, its user-data, the operator's key.
-fn boot(host: &Host, user_data: &str, seed: &TempDir, key: &Path) -> Debian {
-    let name = host.name();
-    fs::write(seed.path().join("user-data"), user_data).unwrap();
-    fs::write(seed.path().join("meta-data"), format!("instance-id: {name}-1\nlocal-hostname: {name}\n"))
-        .unwrap();
-    let debian = Boot::new()
-        .unwrap()
-        .systemd()
-        .bind(seed.path(), "/var/lib/cloud/seed/nocloud")
-        .variable("KEY", fs::read_to_string(key.with_extension("pub")).unwrap())
-        // The network is there already, as a cloud's would be.
-        .prepare(
-            "echo 'network: {config: disabled}' > etc/cloud/cloud.cfg.d/90-lab.cfg
-             echo 'datasource_list: [NoCloud, None]' > etc/cloud/cloud.cfg.d/91-lab.cfg
-             install -d -m 0700 root/.ssh
-             printf '%s' \"$KEY\" > root/.ssh/authorized_keys",
-        )
-        .on(host)
-        .unwrap();
+/// Boots a machine that lets the holder of a key in, as clouds do.
+fn boot(host: &Host, rendered: &Value, seed: &TempDir, public_key: &str) -> Debian {
+    let prepare =
+        format!("install -d -m 0700 root/.ssh && echo '{}' > root/.ssh/authorized_keys", public_key.trim());
     let began = Instant::now();
-    let status = debian.run(&format!("timeout {FIRST_BOOT} cloud-init status --wait --long")).unwrap();
-    let said = String::from_utf8_lossy(&status.stdout).into_owned();
-    let log = || {
-        String::from_utf8_lossy(&debian.read("/var/log/cloud-init-output.log").unwrap_or_default())
-            .into_owned()
-    };
-    assert!(said.contains("status: done"), "{name}: {said}{}", log());
-    println!("{name}: first boot took {:?}", began.elapsed());
-    debian.booted().unwrap();
+    let user_data = rendered["user_data"].as_str().unwrap();
+    let debian = first_boot::boot(host, user_data, seed, &prepare).unwrap();
+    println!("{}: first boot took {:?}", host.name(), began.elapsed());
     debian
 }
 
 fn status(debian: &Debian) -> Value {
-    serde_json::from_str(&debian.sh("meshctl status -o json").unwrap()).unwrap()
+    // It ends with 4 on a machine that is in no network.
+    serde_json::from_slice(&debian.run("meshctl status -o json").unwrap().stdout).unwrap()
 }
 
 #[test]
@@ -113,6 +47,7 @@ fn terraform_rendered_user_data_brings_up_a_coordinator_and_two_join_it() {
             .status()
             .unwrap();
         assert!(made.success());
+        let public = fs::read_to_string(key.with_extension("pub")).unwrap();
         let seeds = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let machine = |role: &str, name: &str| {
             json!({
@@ -124,8 +59,8 @@ fn terraform_rendered_user_data_brings_up_a_coordinator_and_two_join_it() {
 
         let mut coordinator = machine("coordinator", "head");
         coordinator["addresses"] = json!([head.ipv4().to_string()]);
-        let coordinator = render(coordinator);
-        let debian = boot(&head, &coordinator.user_data, &seeds[0], &key);
+        let coordinator = first_boot::render(&coordinator);
+        let debian = boot(&head, &coordinator, &seeds[0], &public);
         assert_eq!(debian.sh("systemctl is-active mesh-coordinator.service").unwrap(), "active\n");
         assert_eq!(debian.sh("systemctl is-enabled mesh-coordinator.service").unwrap(), "enabled\n");
 
@@ -137,7 +72,7 @@ fn terraform_rendered_user_data_brings_up_a_coordinator_and_two_join_it() {
             home.join("known").display()
         );
         let as_operator = |host: &Host, output: &str| {
-            let line = coordinator.outputs[output]["value"]
+            let line = coordinator[output]
                 .as_str()
                 .unwrap()
                 .replace("ssh ", &format!("ssh {config} -o ConnectTimeout=5 "));
@@ -153,8 +88,8 @@ fn terraform_rendered_user_data_brings_up_a_coordinator_and_two_join_it() {
         // One finds its token in its user-data; at the other somebody runs the line that was printed.
         let mut rendered = machine("node", "web");
         rendered["join_token"] = token.clone().into();
-        let web_debian = boot(&web, &render(rendered).user_data, &seeds[1], &key);
-        let db_debian = boot(&db, &render(machine("node", "db")).user_data, &seeds[2], &key);
+        let web_debian = boot(&web, &first_boot::render(&rendered), &seeds[1], &public);
+        let db_debian = boot(&db, &first_boot::render(&machine("node", "db")), &seeds[2], &public);
         assert_eq!(status(&db_debian)["state"], "not-joined");
         let (made, join, errors) = as_operator(&operator, "join_command");
         assert!(made && join.starts_with("sudo meshctl join --token mesh1_"), "{errors}");

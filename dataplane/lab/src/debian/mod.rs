@@ -251,7 +251,7 @@ impl Debian {
         let mut command = command_in(&self.namespace, "nsenter")?;
         command
             .args(["--target", &self.init.to_string()])
-            .args(["--mount", "--pid", "--ipc", "--cgroup", "--root", "--wd=/"])
+            .args(["--mount", "--pid", "--ipc", "--cgroup", "--root", "--wd"])
             .args(["setpriv", "--pdeathsig", "KILL"])
             .arg(program)
             .env_clear()
