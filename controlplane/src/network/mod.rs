@@ -40,6 +40,11 @@ pub(crate) use self::{
 pub use self::{registry::Registry, row::Damage, state::NetworkState};
 use crate::store::{Compare, Op};
 
+/// The names of all events, as they are told: `docs/events.md`.
+pub fn event_names() -> impl Iterator<Item = &'static str> {
+    events::Name::ALL.into_iter().map(events::Name::as_str)
+}
+
 /// What to write, if everything it was planned from is still so. It becomes a [`Change`], which can be committed, by what is to be said
 /// of it.
 #[derive(Debug, Default)]

@@ -462,8 +462,9 @@ fn a_change_is_told_only_to_those_whose_map_it_changes() {
     world.join(&[2], false);
     assert_eq!(touched(&world), [true, true, false], "a stranger to all");
     let other = world.state().names["n4"];
-    let plan =
-        members::plan_removal(world.state(), other, Name::NodeRemoved, &world.vault, world.now).unwrap();
+    let plan = Plan::from(
+        members::plan_removal(world.state(), other, Name::NodeRemoved, &world.vault, world.now).unwrap(),
+    );
     // Without the new epoch, which concerns everybody.
     let ops = plan.ops.into_iter().filter(|op| !format!("{op:?}").contains("/epoch/")).collect();
     world.commit(Plan { compare: vec![], ops });

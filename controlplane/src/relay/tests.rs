@@ -6,7 +6,7 @@ use ringmesh_relay::{Handle, Rates};
 use ringmesh_tunnel::key::NetworkId;
 use tokio::{net::UdpSocket, sync::mpsc, time::timeout};
 
-use super::{Relay, server_config, start};
+use super::{Relay, bind, server_config};
 use crate::{
     config::{Config, RelayConfig},
     coordinator::{Coordinator, tests::coordinator},
@@ -34,9 +34,10 @@ impl Site {
         let coordinator = coordinator(directory.path(), true).await;
         let network = coordinator.with_registry(|registry| registry.networks().next().unwrap().id());
         let config = Config { state_dir: directory.path().into(), ..Config::default() };
-        let handle = start(&config.relay, ([127, 0, 0, 1], 0).into()).unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], handle.port()));
-        let relay = Relay::new(handle.clone(), &config, address, &[address.to_string()]);
+        let ports = bind(&config.relay, ([127, 0, 0, 1], 0).into()).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], ports.port()));
+        let relay = Relay::start(ports, &config, address, &[address.to_string()]).unwrap();
+        let handle = relay.running().unwrap();
         let (websockets, offered) = mpsc::channel(1);
         Self {
             directory,
