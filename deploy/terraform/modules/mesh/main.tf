@@ -40,7 +40,10 @@ locals {
     )
   }
 
-  firewall_rules = tolist([for rule in local.ports : merge(rule, { sources = tolist(rule.sources) })])
+  # Without bits beyond a range's length, which some clouds refuse.
+  firewall_rules = tolist([
+    for rule in local.ports : merge(rule, { sources = distinct([for range in rule.sources : cidrsubnet(range, 0, 0)]) })
+  ])
 
   ports = concat(
     local.role_ports[var.role],

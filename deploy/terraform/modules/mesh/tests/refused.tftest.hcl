@@ -480,7 +480,7 @@ run "more_than_every_cloud_takes" {
   command = plan
 
   variables {
-    ssh_sources = [for i in range(0, 1000) : "192.0.2.${i % 256}/32"]
+    ssh_sources = [for i in range(0, 1000) : "10.${floor(i / 256)}.${i % 256}.0/24"]
   }
 
   expect_failures = [terraform_data.machine]

@@ -93,6 +93,12 @@ run "a_coordinator_of_another_login" {
     ssh_port         = 2222
     ssh_user         = "debian"
     relay_enabled    = false
+    ssh_sources      = ["192.0.2.9/24", "192.0.2.0/24", "2001:db8::9/64"]
+  }
+
+  assert {
+    condition     = output.firewall_rules[1].sources == tolist(["192.0.2.0/24", "2001:db8::/64"])
+    error_message = "Ranges are not as every cloud takes them."
   }
 
   assert {
