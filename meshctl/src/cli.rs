@@ -11,8 +11,8 @@ use ringmesh_node::config::{DEFAULT_RELAY_SOCKET, DEFAULT_SOCKET};
 
 use crate::{
     command::{
-        cleanup, coordinator, demo, dns, filter, join, key, network, node, nodes, ping, policy, relay,
-        service, status, token, trace, wait, why,
+        cleanup, coordinator, demo, dns, events, filter, join, key, network, node, nodes, ping, policy,
+        relay, service, status, token, trace, wait, why,
     },
     connect::Connection,
     daemon::Daemon,
@@ -95,6 +95,8 @@ pub(crate) enum Command {
     /// Lists the networks that the coordinator serves (on the coordinator)
     #[command(subcommand)]
     Network(network::Command),
+    /// Tells what happened and who did it, and what happens (on the coordinator)
+    Events(events::Args),
     /// Shows a whole mesh at work on this machine, then takes it down again
     Demo(demo::Args),
     /// Shows the version of this program and of the daemon

@@ -5,9 +5,10 @@ use std::{io, path::Path, time::Duration};
 use hyper_util::rt::TokioIo;
 use ringmesh_proto::{
     admin::{
-        api_key_service_client::ApiKeyServiceClient, network_service_client::NetworkServiceClient,
-        node_service_client::NodeServiceClient, policy_service_client::PolicyServiceClient,
-        relay_service_client::RelayServiceClient, token_service_client::TokenServiceClient,
+        api_key_service_client::ApiKeyServiceClient, event_service_client::EventServiceClient,
+        network_service_client::NetworkServiceClient, node_service_client::NodeServiceClient,
+        policy_service_client::PolicyServiceClient, relay_service_client::RelayServiceClient,
+        token_service_client::TokenServiceClient,
     },
     local::local_service_client::LocalServiceClient,
 };
@@ -99,6 +100,11 @@ impl Connection {
         LocalServiceClient::new(self.channel.clone())
     }
 
+    /// `ringmesh.admin.v1`, events.
+    pub(crate) fn events(&self) -> EventServiceClient<Asking> {
+        EventServiceClient::new(self.asking())
+    }
+
     /// `ringmesh.admin.v1`, networks.
     pub(crate) fn networks(&self) -> NetworkServiceClient<Asking> {
         NetworkServiceClient::new(self.asking())
@@ -139,6 +145,21 @@ impl Connection {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.refused(doing, &status)),
             Err(_) => Err(Failure::new(Exit::Timeout, format!("cannot {doing}")).cause(format!(
+                "{} did not answer within {} s",
+                self.daemon.name(),
+                CALL_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    /// Awaits `call`, bounded in time, for who decides by the status what to do about it.
+    pub(crate) async fn call_raw<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(answered) => answered.map(Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded(format!(
                 "{} did not answer within {} s",
                 self.daemon.name(),
                 CALL_TIMEOUT.as_secs()

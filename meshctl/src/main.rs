@@ -89,8 +89,8 @@ fn by_name(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 /// Does what was asked. Threads are only started inside the arms: some commands change the whole process first.
 fn run(cli: Cli) -> Result<(), Failure> {
     use command::{
-        block_on, cleanup, coordinator, demo, dns, filter, join, key, leave, network, node, nodes, ping,
-        policy, reference, relay, service, status, token, trace, version, wait, why,
+        block_on, cleanup, coordinator, demo, dns, events, filter, join, key, leave, network, node, nodes,
+        ping, policy, reference, relay, service, status, token, trace, version, wait, why,
     };
     let format = cli.output;
     match cli.command {
@@ -116,6 +116,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Key(command) => block_on(key::run(format, command)),
         Command::Token(command) => block_on(token::run(format, command)),
         Command::Network(command) => block_on(network::run(format, command)),
+        Command::Events(args) => block_on(events::run(format, args)),
         Command::Demo(args) => demo::run(format, args),
         Command::Version(args) => block_on(version::run(format, args)),
         Command::Reference => reference::run(),

@@ -4,6 +4,7 @@ pub(crate) mod cleanup;
 pub(crate) mod coordinator;
 pub(crate) mod demo;
 pub(crate) mod dns;
+pub(crate) mod events;
 pub(crate) mod filter;
 pub(crate) mod installed;
 pub(crate) mod join;

@@ -136,7 +136,7 @@ pub(crate) enum Command {
 }
 
 /// A revision on the command line: `r812` as it is printed, or `812`.
-fn revision(text: &str) -> Result<u64, String> {
+pub(crate) fn revision(text: &str) -> Result<u64, String> {
     let number = text.strip_prefix('r').unwrap_or(text);
     let revision = number.parse().ok().filter(|revision| *revision > 0);
     revision.ok_or_else(|| {
@@ -419,9 +419,9 @@ async fn rollback(
     }
     let request = RollbackPolicyRequest {
         network: network.clone(),
-        // What was shown is what is taken, also if somebody applied another one meanwhile (0, which has no other name, means the
-        // first only until then).
+        // What was shown is what is taken, or nothing, if somebody applied another one meanwhile.
         revision: earlier.revision,
+        base_revision: plan.base_revision,
         wait_ms: installed::first(wait),
         ..Default::default()
     };

@@ -6,6 +6,7 @@
 pub(crate) mod backup;
 pub(crate) mod cleanup;
 pub(crate) mod dns;
+pub(crate) mod events;
 pub(crate) mod filter;
 pub(crate) mod installation;
 pub(crate) mod join;
@@ -87,12 +88,18 @@ pub(crate) fn result(format: Format, document: &impl Document) -> Result<(), Fai
 
 /// Writes a part of a result as it is. A reader that has gone (`| head`) is no failure.
 pub(crate) fn write_result(text: &str) -> Result<(), Failure> {
+    write_line(text).map(drop)
+}
+
+/// Writes a part of a result as it is; false if its reader has gone, so that who has no end by himself may end.
+pub(crate) fn write_line(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
             Err(Failure::new(Exit::General, "cannot write to standard output").cause(error.to_string()))
         }
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -84,6 +84,23 @@ pub(crate) fn moment(at: u64, now: u64) -> String {
     }
 }
 
+/// A moment, milliseconds since 1970, by itself: `2026-11-20 16:31:05Z`.
+pub(crate) fn utc(at: u64) -> String {
+    let seconds = at / 1000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // From 1 March of year 0 on, in eras of 400 years (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+}
+
 /// A round trip, to three digits or so: `0.420 ms`, `1.25 ms`, `32.1 ms`.
 pub(crate) fn round_trip(us: u32) -> String {
     let (whole, rest) = (us / 1000, us % 1000);
@@ -131,6 +148,24 @@ mod tests {
         ] {
             assert_eq!(moment(at, NOW), text);
         }
+    }
+
+    #[test]
+    fn moments_are_told_in_universal_time() {
+        for (at, text) in [
+            (0, "1970-01-01 00:00:00Z"),
+            (951_782_399_999, "2000-02-28 23:59:59Z"),
+            (951_782_400_000, "2000-02-29 00:00:00Z"),
+            (951_868_800_000, "2000-03-01 00:00:00Z"),
+            (1_704_067_199_000, "2023-12-31 23:59:59Z"),
+            (1_709_164_800_000, "2024-02-29 00:00:00Z"),
+            (1_795_278_665_250, "2026-11-21 16:31:05Z"),
+            (4_107_542_400_000, "2100-03-01 00:00:00Z"),
+        ] {
+            assert_eq!(utc(at), text);
+        }
+        // Any number can be told.
+        assert!(utc(u64::MAX).ends_with('Z'));
     }
 
     #[test]
