@@ -8,6 +8,7 @@ mod documented;
 mod filters;
 mod impostor;
 mod joining;
+mod logs;
 mod keys;
 mod names;
 mod policies;
