@@ -67,6 +67,14 @@ fn terraform_refuses_bad_values_that_one_module_hands_to_another() {
     assert!(told.contains("values handed on were refused"), "{told}");
 }
 
+#[test]
+fn terraform_shows_no_token() {
+    let told = checks(&["hidden"]);
+    for module in ["mesh", "digitalocean"] {
+        assert!(told.contains(&format!("no token is shown: modules/{module}")), "{told}");
+    }
+}
+
 /// The user-data of each role, unpacked as cloud-init would: a folder with a folder for each.
 fn rendered() -> TempDir {
     let folder = TempDir::new().unwrap();
