@@ -200,8 +200,8 @@ variable "zone" {
   nullable    = false
 
   validation {
-    condition     = length(var.zone) <= 189 && can(regex("^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", var.zone))
-    error_message = "zone must be DNS labels of lower-case letters, digits and hyphens, with dots between: mesh, or mesh.example.org."
+    condition     = length(var.zone) <= 128 && can(regex("^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", var.zone))
+    error_message = "zone must be DNS labels of lower-case letters, digits and hyphens, with dots between, at most 128 characters: mesh, or mesh.example.org."
   }
 }
 

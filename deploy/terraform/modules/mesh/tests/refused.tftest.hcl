@@ -485,3 +485,13 @@ run "more_than_every_cloud_takes" {
 
   expect_failures = [terraform_data.machine]
 }
+
+run "a_zone_longer_than_a_coordinator_takes" {
+  command = plan
+
+  variables {
+    zone = join(".", [for i in range(0, 43) : "ab"])
+  }
+
+  expect_failures = [var.zone]
+}
