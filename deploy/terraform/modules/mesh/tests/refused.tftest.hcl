@@ -490,7 +490,7 @@ run "a_zone_longer_than_a_coordinator_takes" {
   command = plan
 
   variables {
-    zone = join(".", [for i in range(0, 43) : "ab"])
+    zone = join(".", [for i in range(0, 44) : "ab"])
   }
 
   expect_failures = [var.zone]
