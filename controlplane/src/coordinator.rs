@@ -31,6 +31,8 @@ use ringmesh_tunnel::{
 };
 use tokio::sync::{Semaphore, watch};
 
+#[cfg(test)]
+pub(crate) use self::events::{RING, WATCHERS_MAX};
 pub use self::maintenance::MaintenanceError;
 use self::relay::Standing;
 pub(crate) use self::{
@@ -189,7 +191,7 @@ impl Coordinator {
                 match applied {
                     Ok(()) => inner.changed.send_modify(|count| *count += 1),
                     Err(fault) => {
-                        tracing::error!(%fault, "the coordinator cannot go on");
+                        tracing::error!(event = "coordinator_failed", %fault, "the coordinator cannot go on");
                         drop(inner.fault.send_replace(Some(fault)));
                         return;
                     }

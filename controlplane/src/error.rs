@@ -285,7 +285,7 @@ impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
         let (code, reason) = refused.classify();
         if matches!(code, Code::Internal) {
-            tracing::error!(error = %refused, "a request failed");
+            tracing::error!(event = "request_failed", error = %refused, "a request failed");
         }
         let mut details = ErrorDetails::with_error_info(reason.as_str_name(), DOMAIN, HashMap::new());
         if matches!(reason, Reason::Busy) {

@@ -253,6 +253,7 @@ impl Relay {
                     rest = FIRST_REST;
                 }
                 tracing::error!(
+                    event = "relay_ended",
                     next_try_ms = rest.as_millis() as u64,
                     "the relay ended by itself; nodes do without it"
                 );
@@ -265,11 +266,11 @@ impl Relay {
             rest = LONGEST_REST.min(2 * rest);
             match start(&self.config, &self.ports, self.bound) {
                 Ok(handle) => {
-                    tracing::info!(address = %self.bound, "the relay runs again");
+                    tracing::info!(event = "relay_restarted", address = %self.bound, "the relay runs again");
                     self.begin_again(coordinator, handle).await;
                 }
                 Err(error) => {
-                    tracing::error!(%error, next_try_ms = rest.as_millis() as u64, "the relay does not start");
+                    tracing::error!(event = "relay_start_failed", %error, next_try_ms = rest.as_millis() as u64, "the relay does not start");
                 }
             }
         }
@@ -332,7 +333,7 @@ impl Relay {
                     feed.told = None;
                     let text = Some(error.to_string());
                     if feed.trouble != text {
-                        tracing::error!(%network, %error, "the relay was not told what changed in this network; will try again");
+                        tracing::error!(event = "relay_untold", %network, %error, "the relay was not told what changed in this network; will try again");
                         feed.trouble = text;
                     }
                 }
@@ -361,7 +362,7 @@ impl Relay {
         for network in networks {
             let Ok(Some(floors)) = handle.floors(network).await else { continue };
             if let Err(error) = self.lock_floors().note(network, floors) {
-                tracing::error!(%error, "what the relay must remember of handshakes is not kept; will try again");
+                tracing::error!(event = "relay_floors_unwritten", %error, "what the relay must remember of handshakes is not kept; will try again");
             }
         }
     }
@@ -378,7 +379,7 @@ impl Relay {
 /// Ends a relay's threads and waits for them.
 async fn stopped(handle: Handle) {
     if let Err(error) = tokio::task::spawn_blocking(move || handle.stop()).await {
-        tracing::error!(%error, "the relay did not stop");
+        tracing::error!(event = "relay_stop_failed", %error, "the relay did not stop");
     }
 }
 

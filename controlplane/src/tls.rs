@@ -49,7 +49,7 @@ impl Identity {
                 let pem =
                     certify(&key, names).map_err(|error| FileError::damaged(&path, error.to_string()))?;
                 state_dir::replace(&path, 0o644, pem.as_bytes())?;
-                tracing::info!(path = %path.display(), "made a TLS certificate for the advertised addresses");
+                tracing::info!(event = "tls_certificate_made", path = %path.display(), "made a TLS certificate for the advertised addresses");
                 pem
             }
         };

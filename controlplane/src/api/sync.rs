@@ -252,7 +252,7 @@ impl MapStream {
             Ok(record) => self.staged = Some(record),
             Err(reason) if !self.record_refused => {
                 self.record_refused = true;
-                tracing::warn!(node = %self.who.node, %reason, "ignored a node record; further ones of this stream at debug level");
+                tracing::warn!(event = "node_record_refused", node = %self.who.node, %reason, "ignored a node record; further ones of this stream at debug level");
             }
             Err(reason) => tracing::debug!(node = %self.who.node, %reason, "ignored a node record"),
         }

@@ -52,10 +52,12 @@ impl Coordinator {
                 tokio::time::sleep(LEASE / 3).await;
                 let Some(inner) = weak.upgrade() else { return };
                 if let Err(error) = inner.store.keep_alive(lease).await {
-                    tracing::warn!(%error, "cannot renew the registration of this coordinator");
+                    tracing::warn!(event = "registration_lapsed", %error, "cannot renew the registration of this coordinator");
                     match inner.register_again().await {
                         Ok(renewed) => lease = renewed,
-                        Err(error) => tracing::warn!(%error, "cannot register this coordinator again"),
+                        Err(error) => {
+                            tracing::warn!(event = "registration_failed", %error, "cannot register this coordinator again")
+                        }
                     }
                 }
             }
@@ -81,10 +83,12 @@ impl Coordinator {
             _ if empty => drop(self.create_network(&Authed::<Itself>::itself(), config, None).await?),
             Some((true, true)) => {}
             Some(_) => tracing::warn!(
+                event = "network_config_ignored",
                 network = config.name,
                 "the configured pool or zone is not the network's; they are fixed when a network is made, and stay as they are"
             ),
             None => tracing::warn!(
+                event = "network_config_ignored",
                 network = config.name,
                 "the configured network is not among those that exist; make it with the admin API, or correct its name"
             ),
@@ -128,6 +132,7 @@ impl Coordinator {
         }
         let revision = self.with_registry(crate::network::Registry::revision);
         tracing::warn!(
+            event = "state_restored",
             revision,
             "the state was restored: check with `meshctl nodes list` who was removed or joined since the backup"
         );
@@ -163,7 +168,7 @@ impl Coordinator {
                 presence.stream == 0 && now.saturating_since(presence.last_seen) >= EPHEMERAL_ABSENCE
             });
             if absent {
-                tracing::info!(node = %who.node, "an ephemeral node stayed away");
+                tracing::info!(event = "node_expired", node = %who.node, "an ephemeral node stayed away");
                 self.remove(&Authed::<Itself>::itself(), network, who.node).await?;
             }
         }

@@ -59,7 +59,7 @@ impl Coordinator {
                 Ok::<_, Refused>(((), change))
             };
             let ((), revision) = self.transact(&Origin::coordinator(), plan).await?;
-            tracing::info!(%network, revision, "the network was given a relay");
+            tracing::info!(event = "relay_added", %network, revision, "the network was given a relay");
         }
         Ok(())
     }
@@ -144,7 +144,7 @@ impl Coordinator {
                         state.put_node_record(record);
                     }
                     Err(error) => {
-                        tracing::error!(network = %state.id, %error, "cannot tell where the relay is")
+                        tracing::error!(event = "relay_untold", network = %state.id, %error, "cannot tell where the relay is")
                     }
                 }
             }

@@ -175,7 +175,7 @@ fn drop_names(state: &NetworkState, member: &Member, now: UnixTime, plan: &mut P
         // A removal does not wait for a key.
         Err(error) => {
             tracing::warn!(
-                node = %member.id,
+                event = "policy_names_removed_node", node = %member.id,
                 %error,
                 "names of the policy still lead to a member that was removed: apply the policy without them"
             );

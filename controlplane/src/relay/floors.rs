@@ -37,7 +37,7 @@ impl Keeper {
         let path = self.path(network);
         let Some(content) = state_dir::read(&path)? else { return Ok(Floors::default()) };
         let mut floors = Floors::parse(&content).unwrap_or_else(|error| {
-            tracing::warn!(path = %path.display(), %error, "passed over what the relay remembered of handshakes");
+            tracing::warn!(event = "relay_floors_unusable", path = %path.display(), %error, "passed over what the relay remembered of handshakes");
             Floors::default()
         });
         if floors.sent != Tai64n::ZERO {

@@ -85,7 +85,7 @@ impl Surveyor {
             match found {
                 Ok(addresses) => drop(self.known.insert(name, addresses)),
                 Err(error) => tracing::warn!(
-                    name,
+                    event = "relay_name_unresolved", name,
                     %error,
                     "cannot look up where the relay is; nodes are told what is known, and this is tried again"
                 ),

@@ -31,11 +31,11 @@ pub struct Limits {
     /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything.
     /// [`BYTES_PER_CONNECTION`](super::BYTES_PER_CONNECTION) says what each may cost.
     pub unproven_per_source: usize,
-    /// Bytes that a connection may send, TLS and all, before something is proved on it.
+    /// Bytes that are read of a connection, TLS and all, before something is proved on it. What joins a network has three thousand.
     pub unproven_bytes: usize,
-    /// Bytes that all those connections together may send; when they have sent more, each may only send its share.
+    /// Bytes that are read of all those connections together; when there were more, of each only its share is read.
     pub unproven_bytes_of_all: usize,
-    /// Bytes that such a connection may send in any case.
+    /// Bytes that are read of such a connection in any case.
     pub unproven_share: usize,
     /// The longest TLS handshake.
     pub handshake: Duration,
@@ -54,9 +54,9 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         connections: 16 << 10,
         unproven_per_source: 32,
-        unproven_bytes: 96 << 10,
+        unproven_bytes: 24 << 10,
         unproven_bytes_of_all: 24 << 20,
-        unproven_share: 12 << 10,
+        unproven_share: 8 << 10,
         handshake: Duration::from_secs(5),
         time_to_prove: Duration::from_secs(30),
     };
@@ -234,7 +234,7 @@ impl Door {
 pub(super) async fn rest(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
-        tracing::warn!(%error, "cannot accept connections at the moment");
+        tracing::warn!(event = "accept_failed", %error, "cannot accept connections at the moment");
         tokio::time::sleep(REST).await;
     }
 }

@@ -75,7 +75,7 @@ async fn open(stream: UnixStream) -> Option<(Caller, Protocol, super::Rewound<Un
     let caller = match stream.peer_cred() {
         Ok(credentials) => Caller { uid: credentials.uid(), pid: credentials.pid() },
         Err(error) => {
-            tracing::warn!(%error, "refused a local connection: the kernel does not say whose it is");
+            tracing::warn!(event = "local_caller_unknown", %error, "refused a local connection: the kernel does not say whose it is");
             return None;
         }
     };

@@ -271,7 +271,7 @@ impl Writer {
 
     fn fail(&mut self, why: &str) -> StoreError {
         let failed = StoreError::Failed(format!("{}: {why}", self.path.display()).into());
-        tracing::error!(error = %failed, "the store takes no more changes");
+        tracing::error!(event = "store_failed", error = %failed, "the store takes no more changes");
         self.log.fail(failed.clone());
         self.failed = Some(failed.clone());
         failed
