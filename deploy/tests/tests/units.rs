@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -132,6 +132,21 @@ fn token(coordinator: &Debian, options: &str) -> String {
     coordinator.sh(&format!("meshctl token create {options}")).unwrap().trim().to_owned()
 }
 
+/// The executable by a link of its own: who builds meanwhile would take the file away from under the machines.
+fn program() -> (PathBuf, TempDir) {
+    let built = meshctl();
+    let folder = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
+    let program = folder.path().join("meshctl");
+    fs::hard_link(built, &program).unwrap();
+    (program, folder)
+}
+
+/// One machine.
+fn alone(lab: &Lab, name: &str) -> (Debian, TempDir) {
+    let (program, folder) = program();
+    (boot(&lab.switch().unwrap().host(name).unwrap(), &program), folder)
+}
+
 /// A machine with coordinator, relay and node, and one with a node, all joined.
 struct Pair {
     hub: Debian,
@@ -145,11 +160,7 @@ impl Pair {
         let lab = Lab::new().unwrap();
         let switch = lab.switch().unwrap();
         let (hub_host, web_host) = (switch.host("hub").unwrap(), switch.host("web").unwrap());
-        // A link of its own: who builds meanwhile would take the file away from under the machines.
-        let built = meshctl();
-        let folder = tempfile::tempdir_in(built.parent().unwrap()).unwrap();
-        let program = folder.path().join("meshctl");
-        fs::hard_link(built, &program).unwrap();
+        let (program, folder) = program();
         let (hub, web) = (boot(&hub_host, &program), boot(&web_host, &program));
         hub.write("/etc/mesh/relay.toml", "listen_port = 3478\n", 0o644).unwrap();
         for role in ["coordinator", "relay", "node"] {
@@ -255,5 +266,104 @@ fn a_daemon_whose_worker_hangs_is_started_again() {
         assert!(journal.contains("not_live"), "{journal}");
         web.sh("meshctl wait --timeout 20s && meshctl ping hub").unwrap();
         assert_ne!(property(web, "meshd.service", "MainPID"), before);
+    });
+}
+
+/// As docs/operations.md shows it.
+fn drop_in() -> String {
+    let manual = include_str!("../../../docs/operations.md");
+    let (_, rest) = manual.split_once("# systemctl edit meshd\n").unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_drop_in_of_the_manual_lets_the_node_write_the_hosts_file_and_keeps_its_promise() {
+    in_sandbox(|| {
+        let lab = Lab::new().unwrap();
+        let (debian, _program) = alone(&lab, "hub");
+        debian.sh("meshctl service install coordinator").unwrap();
+        debian.write("/etc/mesh/node.toml", "[dns]\nmode = \"hosts\"\n", 0o644).unwrap();
+        debian.sh("meshctl service install node").unwrap();
+        debian.sh(&format!("meshctl join --token {}", token(&debian, ""))).unwrap();
+        let before = debian.read("/etc/hosts").unwrap();
+        // As a user who is not root, it may not.
+        let dns = json(&debian, "meshctl dns status");
+        assert_ne!(dns["mode"], "hosts", "{dns:#}");
+
+        debian.write("/etc/systemd/system/meshd.service.d/names.conf", drop_in(), 0o644).unwrap();
+        debian.sh("systemctl daemon-reload && systemctl restart meshd && meshctl wait").unwrap();
+        let hosts = || String::from_utf8(debian.read("/etc/hosts").unwrap()).unwrap();
+        until("the hosts file has no mesh names", &debian, "meshd.service", || {
+            hosts().contains("hub.mesh").then_some(())
+        });
+        let network = NET_ADMIN | NET_BIND_SERVICE;
+        keeps_its_promise(&debian, "meshd.service", "root", network, network);
+        // Killed, it cannot take back what it wrote: the unit does.
+        debian.sh("systemctl kill --signal=KILL meshd").unwrap();
+        until("a killed daemon is not started again", &debian, "meshd.service", || {
+            (property(&debian, "meshd.service", "NRestarts") == "1").then_some(())
+        });
+        debian.sh("meshctl wait && systemctl stop meshd").unwrap();
+        assert_eq!(hosts().into_bytes(), before);
+    });
+}
+
+#[test]
+fn a_service_is_refused_to_who_may_not_and_where_it_could_not_run() {
+    in_sandbox(|| {
+        let lab = Lab::new().unwrap();
+        let (debian, _program) = alone(&lab, "hub");
+        let fails = |command: &str, code: i32, word: &str| {
+            let ran = debian.run(command).unwrap();
+            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+            assert_eq!(ran.status.code(), Some(code), "{command}: {said}");
+            assert!(said.contains(word), "{command}: {said}");
+        };
+        fails(
+            "setpriv --reuid 65534 --clear-groups meshctl service install",
+            5,
+            "sudo meshctl service install",
+        );
+        fails(
+            "cp /usr/bin/meshctl /tmp/ && /tmp/meshctl service install",
+            9,
+            "services see no programs there",
+        );
+        fails(
+            "install -o nobody /usr/bin/meshctl /opt/ && /opt/meshctl service install",
+            9,
+            "others than root",
+        );
+        fails(
+            "mkdir -p /etc/systemd/system && touch /etc/systemd/system/meshd.service && meshctl service install",
+            9,
+            "was not written by meshctl",
+        );
+        fails("rm /etc/systemd/system/meshd.service; meshctl service status node", 3, "");
+        fails("meshctl wait --timeout 1s", 3, "does not run");
+
+        // Twice is once, and what ran in the background goes on as the unit.
+        debian.sh("meshctl node up").unwrap();
+        let first = json(&debian, "meshctl service install");
+        assert_eq!(first["changed"].as_array().unwrap().len(), 4, "{first:#}");
+        let again = json(&debian, "meshctl service install");
+        assert_eq!(
+            (&again["changed"], &again["service"]["pid"]),
+            (&Value::Array(Vec::new()), &first["service"]["pid"])
+        );
+        fails("meshctl wait --timeout 1s", 4, "no network");
+        fails("meshctl wait --for 'peer web' --timeout 0", 4, "no network");
+        fails("meshctl wait --for tea", 2, "--for online");
+        let status = json(&debian, "meshctl service status");
+        assert_eq!(status["services"].as_array().unwrap().len(), 1, "{status:#}");
+        assert_eq!(status["services"][0]["active"], "active");
+        until("it does not say that it is in no network", &debian, "meshd.service", || {
+            property(&debian, "meshd.service", "StatusText").contains("in no network").then_some(())
+        });
+        // A configuration that cannot be used is not tried for ever.
+        debian.write("/etc/mesh/node.toml", "mtu = 1\n", 0o644).unwrap();
+        fails("systemctl restart meshd", 1, "");
+        assert_eq!(property(&debian, "meshd.service", "ActiveState"), "failed");
+        assert!(debian.journal("meshd.service").unwrap().contains("must be 1280"), "the journal says why");
     });
 }
