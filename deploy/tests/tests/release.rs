@@ -132,7 +132,7 @@ fn boot(switch: &Switch, name: &str, release: &Path, services: &str, prepare: &s
         .systemd()
         .bind(release.join("bin/meshctl"), "/usr/local/bin/meshctl")
         .variable("SERVICES", services)
-        .prepare("sed -i \"s/^hosts:.*/hosts: $SERVICES/\" etc/nsswitch.conf && grep -qx \"hosts: $SERVICES\" etc/nsswitch.conf")
+        .prepare("sed -i \"s/^hosts:.*/hosts: $SERVICES/\" etc/nsswitch.conf && grep -qxF \"hosts: $SERVICES\" etc/nsswitch.conf")
         .prepare("touch etc/cloud/cloud-init.disabled; rm -f etc/resolv.conf")
         .prepare(prepare)
         .on(&host)
@@ -186,6 +186,8 @@ fn the_static_executable_finds_names_and_users_and_loads_nothing_for_it() {
             let told = loaded(&node, "meshctl");
             assert!(told.lines().count() == 1 && told.trim().parse::<u32>().is_ok(), "{services}: {told}");
             assert!(loaded(&node, "systemd").contains("libc.so"), "others do load something");
+            // The next one has nobody to ping then.
+            node.sh("meshctl leave").unwrap();
             node.shut_down().unwrap();
         }
 
