@@ -15,6 +15,7 @@ use ringmesh_tunnel::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 use tonic::Status;
@@ -119,7 +120,11 @@ impl Bound {
         let subject: Arc<dyn Subject> = Arc::new(Watched::new(Arc::clone(&daemon)));
         // Before anything is asked of a coordinator or the machine: that a start hangs is worth being seen.
         let monitoring = tokio::spawn(tell_metrics(monitor, Arc::clone(&subject)));
-        daemon.resume().await?;
+        if let Err(failure) = daemon.resume().await {
+            // It holds the daemon, and with it the state directory.
+            end(monitoring).await;
+            return Err(failure);
+        }
         let (stop, stopped) = watch::channel(false);
         let mut wait = stopped.clone();
         let mut api = tokio::spawn(serve(Arc::clone(&daemon), socket, async move {
@@ -133,7 +138,7 @@ impl Bound {
             words = daemon.broken() => Err(Failure::new(Reason::Host, words)),
             ended = &mut api => ended.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string()))),
         };
-        monitoring.abort();
+        end(monitoring).await;
         daemon.close().await;
         let _ = stop.send(true);
         // An open ping must not keep the daemon from ending.
@@ -141,6 +146,12 @@ impl Bound {
         info!(event = "node_stopped", "the node daemon ends");
         result
     }
+}
+
+/// Ends a task, and waits until what it held is let go.
+async fn end(task: JoinHandle<()>) {
+    task.abort();
+    let _ = task.await;
 }
 
 /// Answers who asks for metrics, for as long as the daemon runs.
