@@ -337,6 +337,17 @@ fn terraform_rendered_user_data_brings_up_a_relay_that_runs_alone() {
         assert!(!relay.path("/var/lib/ringmesh-setup/join-token").exists(), "the token went");
         assert!(!relay.sh("journalctl --no-pager; cat /var/log/cloud-init*.log").unwrap().contains(&token));
 
+        // What a later boot of the same machine does, and what somebody does who wants to be sure.
+        let process = || relay.sh("systemctl show --property=MainPID --value mesh-relay.service").unwrap();
+        let first = process();
+        relay
+            .sh("cloud-init init && cloud-init modules --mode=config && cloud-init modules --mode=final")
+            .unwrap();
+        assert!(!relay.path("/var/lib/ringmesh-setup/join-token").exists(), "the token is not written again");
+        let said = relay.sh("/var/lib/ringmesh-setup/setup 2>&1").unwrap();
+        assert!(said.contains("is installed already") && said.contains("has joined before"), "{said}");
+        assert_eq!(process(), first, "the relay goes on");
+
         // What was opened for Prometheus is open for it, and for nobody else.
         let scrape = format!("curl -fsS --max-time 3 http://{}:9466/metrics", fra.ipv4());
         assert!(coordinator.sh(&scrape).unwrap().contains("ringmesh_build_info"));
