@@ -19,6 +19,7 @@ use ringmesh_tunnel::{
 };
 
 use crate::{
+    access::with_bearer,
     client::{Lie, TestNode, connect},
     crash,
     harness::{Operator, config},
@@ -88,7 +89,10 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
     let log = directory.path().join("log");
     let (process, address) = crash::start_logged(directory.path(), &log).await;
     let mut operator = Operator::connect(&config(directory.path()).admin_socket).await;
-    let token = operator.token(admin::CreateTokenRequest { reusable: true, ..Default::default() }).await;
+    // Requests that name themselves: what was answered is remembered with its secret.
+    let wish = admin::CreateTokenRequest { reusable: true, request_id: "token".into(), ..Default::default() };
+    let token = operator.token(wish.clone()).await;
+    assert_eq!(operator.token(wish).await.reveal(), token.reveal());
     let mut canaries = vec![
         Canary::new("token", token.reveal().as_bytes()),
         Canary { what: "token text".into(), forms: vec![token.reveal().as_bytes().to_vec()] },
@@ -115,11 +119,33 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
     let stock = admin::AddStockDeviceRequest {
         name: "phone".into(),
         public_key: IdentitySecret::generate().public_key().noise_key().to_string(),
+        request_id: "phone".into(),
         ..Default::default()
     };
+    operator.nodes.add_stock_device(stock.clone()).await.unwrap();
     let psk = operator.nodes.add_stock_device(stock).await.unwrap().into_inner().preshared_key;
     canaries.push(Canary::new("stock device's key", &STANDARD.decode(psk).unwrap()));
     operator.remove("b").await;
+    // Automation: a key that is used, and one that is wrong.
+    let wish = admin::CreateApiKeyRequest {
+        name: "ci".into(),
+        role: admin::ApiKeyRole::ReadOnly.into(),
+        request_id: "once".into(),
+        ..Default::default()
+    };
+    let key = operator.keys.create_api_key(wish).await.unwrap().into_inner().secret;
+    canaries.push(Canary { what: "API key's text".into(), forms: vec![key.as_bytes()[20..].to_vec()] });
+    let bytes = URL_SAFE_NO_PAD.decode(key.strip_prefix("meshkey1_").unwrap()).unwrap();
+    canaries.push(Canary::new("API key's secret", &bytes[8..]));
+    let mut wrong = bytes.clone();
+    wrong[39] ^= 1;
+    let wrong = format!("meshkey1_{}", URL_SAFE_NO_PAD.encode(&wrong));
+    for (bearer, is_good) in [(&key, true), (&wrong, false)] {
+        let channel = connect(address).await.unwrap().channel;
+        let mut nodes = admin::node_service_client::NodeServiceClient::new(channel);
+        let request = with_bearer(admin::ListNodesRequest::default(), Some(bearer));
+        assert_eq!(nodes.list_nodes(request).await.is_ok(), is_good);
+    }
     while node.secrets.len() < 2 {
         node.step(&mut stream).await.unwrap();
     }
@@ -159,9 +185,18 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
 
     let traced = fs::read(&log).unwrap();
     let text = String::from_utf8_lossy(&traced);
-    for expected in
-        ["TRACE", "a node joined", "a join token was made", "a proof failed", "told where the relay is"]
-    {
+    for expected in [
+        "TRACE",
+        "a node joined",
+        "a join token was made",
+        "an API key was made",
+        "a proof failed",
+        "told where the relay is",
+        // Who knocked in vain.
+        "event=\"request_refused\" method=\"/ringmesh.admin.v1.NodeService/ListNodes\" caller=a stranger",
+        "reason=\"REASON_CREDENTIAL_INVALID\"",
+        "reason=\"REASON_TOKEN_INVALID\"",
+    ] {
         assert!(text.contains(expected), "the log is not what it should be: no {expected:?}");
     }
     assert!(canaries.len() >= 17);

@@ -1,4 +1,4 @@
-//! `ringmesh.local.v1` over the daemon: who may ask, what is answered.
+//! `ringmesh.local.v1` over the daemon: what is answered.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -15,14 +15,11 @@ use ringmesh_proto::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::{
-    Request, Response, Status,
-    transport::{Server, server::UdsConnectInfo},
-};
+use tonic::{Request, Response, Status, transport::Server};
 use tracing::debug;
 use zeroize::Zeroizing;
 
-use super::socket::LocalSocket;
+use super::{guard::Guard, socket::LocalSocket};
 use crate::{
     daemon::{Daemon, PingPlan},
     error::Failure,
@@ -47,6 +44,7 @@ pub(crate) async fn serve(
         socket.take_listener().ok_or_else(|| Failure::new(Reason::Host, "the local socket is in use"))?;
     let service = LocalServiceServer::new(Local { daemon });
     Server::builder()
+        .layer(tower::layer::layer_fn(Guard::before))
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await
@@ -76,7 +74,6 @@ impl LocalService for Local {
         &self,
         request: Request<AddDenialRequest>,
     ) -> Result<Response<AddDenialResponse>, Status> {
-        require_owner(&request, "deny flows")?;
         let (mesh, request) = (self.daemon.joined()?, request.into_inner());
         let denial = to_the_end(async move { mesh.add_denial(&request).await }).await?;
         Ok(Response::new(AddDenialResponse { denial: Some(denial) }))
@@ -86,7 +83,6 @@ impl LocalService for Local {
         &self,
         request: Request<RemoveDenialRequest>,
     ) -> Result<Response<RemoveDenialResponse>, Status> {
-        require_owner(&request, "take a denial back")?;
         let (mesh, id) = (self.daemon.joined()?, request.into_inner().id);
         to_the_end(async move { mesh.remove_denial(id).await }).await?;
         Ok(Response::new(RemoveDenialResponse {}))
@@ -119,7 +115,6 @@ impl LocalService for Local {
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
-        require_owner(&request, "join a network")?;
         let JoinRequest { token, name, identity_pem } = request.into_inner();
         let token = Zeroizing::new(token);
         let identity_pem = Zeroizing::new(identity_pem);
@@ -160,8 +155,7 @@ impl LocalService for Local {
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 
-    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
-        require_owner(&request, "leave the network")?;
+    async fn leave(&self, _request: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
         let coordinator_told = self.daemon.leave().await?;
         Ok(Response::new(LeaveResponse { coordinator_told }))
     }
@@ -173,45 +167,4 @@ async fn to_the_end<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let done = tokio::spawn(work).await;
     done.unwrap_or_else(|error| Err(Failure::new(Reason::Host, error.to_string())))
-}
-
-/// Lets root and the daemon's own user pass.
-fn require_owner<T>(request: &Request<T>, to_do: &str) -> Result<(), Failure> {
-    let caller = request
-        .extensions()
-        .get::<UdsConnectInfo>()
-        .and_then(|info| info.peer_cred)
-        .map(|credentials| credentials.uid());
-    decide(caller, rustix::process::geteuid().as_raw(), to_do)
-}
-
-fn decide(caller: Option<u32>, own: u32, to_do: &str) -> Result<(), Failure> {
-    match caller {
-        Some(uid) if uid == 0 || uid == own => Ok(()),
-        Some(uid) => Err(Failure::new(
-            Reason::NotPermitted,
-            format!(
-                "user {uid} may read here but not {to_do}: that is for root and for the daemon's user ({own}); use sudo"
-            ),
-        )),
-        None => Err(Failure::new(
-            Reason::NotPermitted,
-            format!("the system does not say who asks to {to_do}, so it is refused"),
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_root_and_the_daemons_user_may_change() {
-        decide(Some(0), 998, "leave").unwrap();
-        decide(Some(998), 998, "leave").unwrap();
-        for caller in [Some(1000), None] {
-            let refused = decide(caller, 998, "leave").unwrap_err();
-            assert_eq!(refused.reason(), Reason::NotPermitted);
-        }
-    }
 }
