@@ -214,12 +214,43 @@ mod tests {
         runtime.block_on(counting.call(request)).unwrap()
     }
 
+    /// A body of these frames.
+    struct Frames(std::collections::VecDeque<Frame<Bytes>>);
+
+    impl http_body::Body for Frames {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+    }
+
     #[test]
     fn a_request_counts_once_when_its_answer_ends() {
         let requests = Requests::default();
-        let response = answered(&requests, Status::permission_denied("no").into_http());
+        let mut frames = vec![Frame::data(Bytes::from_static(b"x"))];
+        let mut trailers = HeaderMap::new();
+        trailers.insert(Status::GRPC_STATUS, "0".parse().unwrap());
+        frames.push(Frame::trailers(trailers));
+        let mut response = answered(&requests, Response::new(Body::new(Frames(frames.into()))));
         assert_eq!(requests.rows(), []);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let next = |body: &mut Body| {
+            let frame = runtime
+                .block_on(std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut *body), cx)));
+            frame.is_some()
+        };
+        while next(response.body_mut()) {}
         drop(response);
+        assert_eq!(requests.rows(), [("ControlService/Sync", "ok", 1)]);
+
+        // An answer that ends with its headers has ended.
+        let requests = Requests::default();
+        drop(answered(&requests, Status::permission_denied("no").into_http()));
         assert_eq!(requests.rows(), [("ControlService/Sync", "permission_denied", 1)]);
         drop(answered(&requests, Response::new(Body::empty())));
         assert!(requests.rows().contains(&("ControlService/Sync", "cancelled", 1)), "no status was said");

@@ -12,7 +12,7 @@ use std::{
 use ringmesh_controlplane::{
     Config, Coordinator, Ready, StartError, api,
     clock::Clock,
-    config::{NetworkConfig, RelayConfig},
+    config::{MetricsConfig, NetworkConfig, RelayConfig},
     coordinator::Options,
     run,
     server::{self, Limits},
@@ -20,6 +20,7 @@ use ringmesh_controlplane::{
     tls::Identity,
     vault::Vault,
 };
+use ringmesh_monitor::Listen;
 use ringmesh_proto::admin;
 use ringmesh_tunnel::{UnixTime, enroll::JoinToken};
 use tokio::{net::UnixStream, sync::oneshot, task::JoinHandle};
@@ -42,6 +43,8 @@ pub fn config(directory: &Path) -> Config {
         admin_socket: directory.join("run/coordinator.sock"),
         // Where it is not the subject, a network has no member that no test made.
         relay: RelayConfig { enabled: false, ..RelayConfig::default() },
+        // Tests run at once, on one machine.
+        metrics: MetricsConfig { listen: Listen::Off },
         ..Config::default()
     }
 }

@@ -20,6 +20,8 @@ mod flood;
 mod harness;
 mod hostile;
 mod installed;
+mod json;
+mod metrics;
 mod policy;
 mod relay;
 mod repeat;
