@@ -87,7 +87,8 @@ impl EventService for Admin {
         let proto::WatchEventsRequest { network, after_revision, names } = request.into_inner();
         let seen = self.seen(&reader, &network)?;
         let names = names.iter().map(|name| known(name)).collect::<Result<BTreeSet<Name>, _>>()?;
-        Ok(Response::new(Box::pin(begin(&self.coordinator, seen, after_revision, names)?)))
+        let told = begin(&self.coordinator, seen, after_revision, names, PATIENCE)?;
+        Ok(Response::new(Box::pin(told)))
     }
 }
 
@@ -112,6 +113,7 @@ fn begin(
     seen: Seen,
     after: Revision,
     names: BTreeSet<Name>,
+    patience: Duration,
 ) -> Result<impl Stream<Item = Result<proto::WatchEventsResponse, Status>> + use<>, Refused> {
     let seat = coordinator.take_seat(seen)?;
     let place = match after {
@@ -121,8 +123,16 @@ fn begin(
     // Refuses at once what the first look would refuse.
     coordinator.events_after(seen, place, 0)?;
     let (sender, receiver) = mpsc::channel(BACKLOG);
-    let watch =
-        Watch { coordinator: coordinator.clone(), seen, names, place, live: false, sender, _seat: seat };
+    let watch = Watch {
+        coordinator: coordinator.clone(),
+        seen,
+        names,
+        place,
+        live: false,
+        patience,
+        sender,
+        _seat: seat,
+    };
     tokio::spawn(watch.run());
     Ok(ReceiverStream::new(receiver))
 }
@@ -137,6 +147,8 @@ struct Watch {
     place: Revision,
     /// The past was told.
     live: bool,
+    /// How long a message may be left unread.
+    patience: Duration,
     sender: mpsc::Sender<Result<proto::WatchEventsResponse, Status>>,
     _seat: Seat,
 }
@@ -165,7 +177,7 @@ impl Watch {
         };
         if let Err(End::Because(refused)) = end {
             // Who does not read does not hear why; the watch ends all the same.
-            drop(timeout(LAST_WORD, self.sender.send(Err(refused.into()))).await);
+            drop(timeout(self.patience.min(LAST_WORD), self.sender.send(Err(refused.into()))).await);
         }
     }
 
@@ -260,10 +272,117 @@ impl Watch {
             revision: self.place,
             live: self.live,
         };
-        match timeout(PATIENCE, self.sender.send(Ok(message))).await {
+        match timeout(self.patience, self.sender.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Gone),
             Err(_) => Err(Refused::TooSlow.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use ringmesh_tunnel::{
+        UnixTime,
+        key::{NetworkId, NodeId},
+    };
+
+    use super::*;
+    use crate::{
+        auth::NodeOf,
+        coordinator::{RING, WATCHERS_MAX, tests::coordinator},
+    };
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn network_of(coordinator: &Coordinator) -> NetworkId {
+        coordinator.with_registry(|registry| registry.networks().next().unwrap().id())
+    }
+
+    /// A node that comes and goes.
+    fn flicker(coordinator: &Coordinator, times: usize) {
+        let who = NodeOf { network: network_of(coordinator), node: NodeId::from_bytes([7; 8]) };
+        for _ in 0..times {
+            let stream = coordinator.presence().begin(who, &[1; 32], "1.0".into(), NOW);
+            coordinator.presence().end(&who, stream, NOW);
+        }
+    }
+
+    fn names(message: &proto::WatchEventsResponse) -> Vec<&str> {
+        message.events.iter().map(|event| event.name.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_not_durable_waits_in_a_ring_and_who_falls_behind_is_told_where_to_go_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let coordinator = coordinator(directory.path(), false).await;
+        let mut told = Box::pin(begin(&coordinator, Seen::Everything, 0, BTreeSet::new(), PATIENCE).unwrap());
+        let live = told.next().await.unwrap().unwrap();
+        assert!(live.live && live.events.is_empty());
+        // A whole ring is not too much.
+        flicker(&coordinator, RING / 2);
+        let mut heard = 0;
+        while heard < RING {
+            let message = told.next().await.unwrap().unwrap();
+            assert_eq!(message.revision, live.revision);
+            assert!(message.events.len() <= MESSAGE);
+            assert_eq!(names(&message)[..2], ["node_online", "node_offline"]);
+            heard += message.events.len();
+        }
+        assert_eq!(heard, RING);
+        flicker(&coordinator, RING / 2 + 1);
+        let end = told.next().await.unwrap().unwrap_err();
+        assert_eq!(end.code(), tonic::Code::Aborted);
+        assert!(end.message().contains("after the last revision"), "{end}");
+        assert!(told.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_does_not_read_is_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let coordinator = coordinator(directory.path(), false).await;
+        let patience = Duration::from_millis(50);
+        let mut told = Box::pin(begin(&coordinator, Seen::Everything, 0, BTreeSet::new(), patience).unwrap());
+        // One message waits in the channel, the next one for room.
+        while coordinator.watchers(Seen::Everything) > 0 {
+            flicker(&coordinator, 1);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(told.next().await.unwrap().unwrap().live);
+        assert!(told.next().await.is_none(), "what it did not read is not kept for it");
+    }
+
+    #[tokio::test]
+    async fn so_many_may_watch_one_network_and_leave_room_for_the_watchers_of_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let coordinator = coordinator(directory.path(), false).await;
+        let seen = Seen::Network(network_of(&coordinator));
+        let watch = || begin(&coordinator, seen, 0, BTreeSet::new(), PATIENCE);
+        let mut watches: Vec<_> = (0..WATCHERS_MAX).map(|_| watch().unwrap()).collect();
+        let refused = watch().err().unwrap();
+        assert!(matches!(refused, Refused::TooManyWatchers { most: WATCHERS_MAX }), "{refused}");
+        assert_eq!(Status::from(refused).code(), tonic::Code::ResourceExhausted);
+        drop(begin(&coordinator, Seen::Everything, 0, BTreeSet::new(), PATIENCE).unwrap());
+        // Who goes makes room.
+        drop(watches.pop());
+        while watch().is_err() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_of_one_network_hears_of_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let coordinator = coordinator(directory.path(), false).await;
+        let other = Seen::Network(NetworkId::from_bytes([9; 16]));
+        let mut told = Box::pin(begin(&coordinator, other, 0, BTreeSet::new(), PATIENCE).unwrap());
+        let mut all = Box::pin(begin(&coordinator, Seen::Everything, 0, BTreeSet::new(), PATIENCE).unwrap());
+        assert!(told.next().await.unwrap().unwrap().live && all.next().await.unwrap().unwrap().live);
+        flicker(&coordinator, 1);
+        assert_eq!(names(&all.next().await.unwrap().unwrap())[0], "node_online");
+        coordinator.close();
+        let end = told.next().await.unwrap().unwrap_err();
+        assert_eq!(end.code(), tonic::Code::Unavailable, "nothing came before its end");
     }
 }

@@ -136,6 +136,13 @@ impl Coordinator {
         Ok(Seat { coordinator: self.clone(), seen })
     }
 
+    /// How many watch this.
+    #[cfg(test)]
+    pub(crate) fn watchers(&self, seen: Seen) -> usize {
+        let watchers = self.0.watchers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.get(&seen).copied().unwrap_or_default()
+    }
+
     /// Hears of everything that is not durable, from now on.
     pub(crate) fn listen(&self) -> broadcast::Receiver<Arc<Occurrence>> {
         self.presence().herald().listen()

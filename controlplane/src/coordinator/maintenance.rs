@@ -80,7 +80,9 @@ impl Coordinator {
             )
         });
         match named {
-            _ if empty => drop(self.create_network(&Authed::<Itself>::itself(), config, None).await?),
+            _ if empty => {
+                self.create_network(&Authed::<Itself>::itself(), config, None).await?;
+            }
             Some((true, true)) => {}
             Some(_) => tracing::warn!(
                 event = "network_config_ignored",

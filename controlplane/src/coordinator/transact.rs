@@ -16,7 +16,7 @@ use crate::{
     network::{
         Change, Plan, Registry,
         events::{Actor, Origin},
-        requests::{Known, Request},
+        requests::{Asked, Known, Request},
     },
     store::{Outcome, Revision, StoreError},
 };
@@ -63,6 +63,12 @@ impl Acts for NodeOf {
         let name = coordinator.with_network(self.network, named).ok().flatten();
         Actor::node(self.node, name.unwrap_or_default())
     }
+}
+
+/// The request that is to be known again, if there is one.
+fn asked(origin: &Origin, network: Option<NetworkId>) -> Option<Asked<'_>> {
+    let Origin { actor: caller, request } = origin;
+    request.as_ref().map(|request| Asked { network, caller, request })
 }
 
 /// What one look at the state comes to.
@@ -121,18 +127,17 @@ impl Coordinator {
         plan: impl Fn(&Registry, UnixTime) -> Result<(T, Option<Change>), E>,
     ) -> Result<Done<T>, Refused> {
         let step = |registry: &Registry, now| {
-            let Origin { actor, request } = origin;
-            if let Some(request) = request
-                && let Known::Done(value, revision) =
-                    registry.recall(network, actor, request, &self.0.vault, now)?
+            let asked = asked(origin, network);
+            if let Some(asked) = asked
+                && let Known::Done(value, revision) = registry.recall(asked, &self.0.vault, now)?
             {
                 return Ok(Step::Known(value, revision));
             }
             let (value, change) = plan(registry, now).map_err(Into::into)?;
             let Some(change) = change else { return Ok(Step::Nothing(value)) };
             let mut plan = change.with_events(registry, origin, now);
-            if let Some(request) = request {
-                registry.remember(network, actor, request, &value, &self.0.vault, now, &mut plan)?;
+            if let Some(asked) = asked {
+                registry.remember(asked, &value, &self.0.vault, now, &mut plan)?;
             }
             Ok(Step::Write(value, plan))
         };
@@ -145,11 +150,9 @@ impl Coordinator {
         origin: &Origin,
         network: Option<NetworkId>,
     ) -> Result<Option<Done<T>>, Refused> {
-        let Origin { actor, request } = origin;
-        let Some(request) = request else { return Ok(None) };
+        let Some(asked) = asked(origin, network) else { return Ok(None) };
         let now = self.now();
-        let known =
-            self.with_registry(|registry| registry.recall(network, actor, request, &self.0.vault, now))?;
+        let known = self.with_registry(|registry| registry.recall(asked, &self.0.vault, now))?;
         Ok(match known {
             Known::Done(value, revision) => {
                 Some(Done { value, revision, at: Instant::now(), repeated: true })

@@ -9,7 +9,10 @@
 //! | requests of one network, and of none | [`MOST`], and [`BYTES`] of answers |
 //! | time that one is remembered | [`REMEMBERED`] |
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ringmesh_tunnel::{UnixTime, key::NetworkId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -48,6 +51,15 @@ pub(crate) struct Request {
     pub(crate) method: &'static str,
     /// SHA-256 of the request without its id.
     pub(crate) content: [u8; 32],
+}
+
+/// A request with where it belongs and who makes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// `None`: it belongs to no network.
+    pub(crate) network: Option<NetworkId>,
+    pub(crate) caller: &'a Actor,
+    pub(crate) request: &'a Request,
 }
 
 /// The name under which a request is remembered: another caller's id is another one.
@@ -108,6 +120,8 @@ impl Done {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     done: BTreeMap<RequestKey, Done>,
+    /// By when they are over, in milliseconds since 1970.
+    ends: BTreeSet<(u64, RequestKey)>,
     /// Of all answers.
     bytes: usize,
 }
@@ -148,15 +162,16 @@ impl Requests {
         value: Option<&[u8]>,
         revision: Revision,
     ) -> Result<(), Damage> {
-        let former = match value {
-            Some(value) => {
-                let row: RequestRow = row::parse(key, value)?;
-                self.bytes += row.answer.0.len();
-                self.done.insert(request, Done { row, revision })
-            }
-            None => self.done.remove(&request),
-        };
-        self.bytes -= former.map_or(0, |former| former.row.answer.0.len());
+        if let Some(former) = self.done.remove(&request) {
+            self.bytes -= former.row.answer.0.len();
+            self.ends.remove(&(former.row.expires_ms, request));
+        }
+        if let Some(value) = value {
+            let row: RequestRow = row::parse(key, value)?;
+            self.bytes += row.answer.0.len();
+            self.ends.insert((row.expires_ms, request));
+            self.done.insert(request, Done { row, revision });
+        }
         Ok(())
     }
 
@@ -167,8 +182,8 @@ impl Requests {
     }
 
     fn over(&self, now: UnixTime) -> impl Iterator<Item = (RequestKey, &Done)> {
-        let done = self.done.iter().map(|(key, done)| (*key, done));
-        done.filter(move |(_, done)| done.is_over(now))
+        let over = self.ends.iter().take_while(move |(end, _)| row::time(*end) <= now);
+        over.filter_map(|(_, key)| Some((*key, self.done.get(key)?)))
     }
 
     /// Plans to forget those that are over, some at a time.
@@ -202,18 +217,17 @@ impl Registry {
         }
     }
 
-    /// What is known of a request of `caller`.
+    /// What is known of a request.
     ///
     /// # Errors
     /// If its id was used for another one.
     pub(crate) fn recall<A: DeserializeOwned>(
         &self,
-        network: Option<NetworkId>,
-        caller: &Actor,
-        request: &Request,
+        asked: Asked<'_>,
         vault: &Vault,
         now: UnixTime,
     ) -> Result<Known<A>, Refusal> {
+        let Asked { network, caller, request } = asked;
         let key = RequestKey::of(caller, &request.id);
         let found = self.requests(network).and_then(|requests| requests.done.get(&key));
         let Some(done) = found.filter(|done| !done.is_over(now)) else { return Ok(Known::New) };
@@ -233,14 +247,13 @@ impl Registry {
     /// If too many are remembered.
     pub(crate) fn remember(
         &self,
-        network: Option<NetworkId>,
-        caller: &Actor,
-        request: &Request,
+        asked: Asked<'_>,
         answer: &impl Serialize,
         vault: &Vault,
         now: UnixTime,
         plan: &mut Plan,
     ) -> Result<(), Refusal> {
+        let Asked { network, caller, request } = asked;
         let key = RequestKey::of(caller, &request.id);
         let place = request_key(network, key);
         static NONE: std::sync::LazyLock<Requests> = std::sync::LazyLock::new(Requests::default);
@@ -311,7 +324,7 @@ mod tests {
             now: UnixTime,
         ) -> Result<Plan, Refusal> {
             let mut plan = Plan::default();
-            self.registry.remember(None, by, request, &answer, &self.vault, now, &mut plan)?;
+            self.registry.remember(asked(by, request), &answer, &self.vault, now, &mut plan)?;
             self.commit(plan.ops.clone());
             Ok(plan)
         }
@@ -327,11 +340,15 @@ mod tests {
         }
 
         fn recall(&self, by: &Actor, request: &Request, now: UnixTime) -> Result<Option<String>, Refusal> {
-            Ok(match self.registry.recall(None, by, request, &self.vault, now)? {
+            Ok(match self.registry.recall(asked(by, request), &self.vault, now)? {
                 Known::Done(answer, _) => Some(answer),
                 Known::New => None,
             })
         }
+    }
+
+    fn asked<'a>(caller: &'a Actor, request: &'a Request) -> Asked<'a> {
+        Asked { network: None, caller, request }
     }
 
     fn request(id: &str) -> Request {
@@ -423,10 +440,15 @@ mod tests {
         }
         assert_eq!((world.registry.requests.count(), world.registry.requests.bytes), (0, 0));
         // Few large answers are as much as many small ones.
-        let large = "x".repeat(512 << 10);
-        let fit =
-            (0..).take_while(|n| world.remember(&root(), &request(&format!("l{n}")), &large, NOW).is_ok());
-        assert_eq!(fit.count(), 31);
+        let plan = world.remember(&root(), &request("large"), "", NOW).unwrap();
+        let [Op::Put { key, value, .. }] = plan.ops.as_slice() else { panic!("{plan:?}") };
+        let mut row: RequestRow = serde_json::from_slice(value).unwrap();
+        row.answer = Blob(vec![0; BYTES - 1000]);
+        world.commit(vec![Op::put(key, row::emit(&row))]);
+        let answer = "x".repeat(2000);
+        let refused = world.remember(&root(), &request("more"), &answer, NOW).err();
+        assert_eq!(refused, Some(Refusal::TooMany));
+        world.remember(&root(), &request("more"), "fits", NOW).unwrap();
     }
 
     #[test]

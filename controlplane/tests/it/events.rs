@@ -7,6 +7,7 @@ use ringmesh_tunnel::key::{IdentitySecret, Label};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
+    access::with_bearer,
     client::{Lie, TestNode, connect, reason},
     harness::{Operator, Running},
     policy::{ALL, apply, ssh_to_b},
@@ -511,5 +512,57 @@ async fn a_network_has_its_own_events_and_what_belongs_to_none_is_told_apart() {
             ("lab", "api_key_created"),
         ])
     );
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_for_one_network_hears_of_that_one_alone_until_it_is_revoked() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    let request = admin::CreateNetworkRequest { name: "lab".into(), ..Default::default() };
+    operator.networks.create_network(request).await.unwrap();
+    let request = admin::CreateApiKeyRequest {
+        name: "lab-reader".into(),
+        role: admin::ApiKeyRole::ReadOnly.into(),
+        network: "lab".into(),
+        ..Default::default()
+    };
+    let made = operator.keys.create_api_key(request).await.unwrap().into_inner();
+    let channel = connect(coordinator.ready.address).await.unwrap().channel;
+    let mut events = admin::event_service_client::EventServiceClient::new(channel);
+    let by_key = |request| with_bearer(request, Some(&made.secret));
+    let listed =
+        events.list_events(with_bearer(admin::ListEventsRequest::default(), Some(&made.secret))).await;
+    let listed = listed.unwrap().into_inner().events;
+    let names: Vec<(&str, &str)> = listed.iter().map(|event| (&*event.network, &*event.name)).collect();
+    assert_eq!(names, [("lab", "network_created"), ("lab", "api_key_created")]);
+    let other = admin::WatchEventsRequest { network: "mesh".into(), ..Default::default() };
+    assert_eq!(reason(&events.watch_events(by_key(other)).await.unwrap_err()), Reason::NetworkUnknown);
+
+    let mut told = events.watch_events(by_key(Default::default())).await.unwrap().into_inner();
+    live(&mut told).await;
+    // In the other network somebody comes, and goes.
+    let token = operator
+        .token(admin::CreateTokenRequest { network: "mesh".into(), reusable: true, ..Default::default() })
+        .await;
+    let mut node = TestNode::new("a");
+    node.join(&token).await.unwrap();
+    drop(node.sync().await.unwrap());
+    let request = admin::CreateTokenRequest { network: "lab".into(), ..Default::default() };
+    operator.tokens.create_token(request).await.unwrap();
+    let message = next(&mut told).await;
+    let names: Vec<(&str, &str)> =
+        message.events.iter().map(|event| (&*event.network, &*event.name)).collect();
+    assert_eq!(names, [("lab", "token_created")]);
+    let request = admin::RevokeApiKeyRequest { id: made.key.unwrap().id, ..Default::default() };
+    operator.keys.revoke_api_key(request).await.unwrap();
+    let end = loop {
+        match told.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("without a word"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!((end.code(), reason(&end)), (Code::Unauthenticated, Reason::CredentialRevoked), "{end}");
     coordinator.stop().await;
 }

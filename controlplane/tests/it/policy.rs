@@ -603,3 +603,48 @@ async fn a_renewed_and_a_restored_policy_is_still_the_one_that_was_written() {
         (true, ssh_to_b(&["a"]))
     );
 }
+
+#[tokio::test]
+async fn nobody_goes_back_to_all_reaching_all_without_having_said_so() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    coordinator.member("b").await;
+    let made = show(&mut operator, 0).await.unwrap().revision;
+    let first = apply(&mut operator, &ssh_to_b(&["b"])).await.unwrap();
+    let refused = rollback(&mut operator, 0).await.unwrap_err();
+    assert_eq!((reason(&refused), refused.code()), (Reason::Conflict, Code::FailedPrecondition), "{refused}");
+    assert!(refused.message().contains("all members reach each other"), "{refused}");
+    assert!(refused.message().contains(&format!("name its revision ({made})")), "{refused}");
+    assert_eq!(show(&mut operator, 0).await.unwrap().revision, first.revision);
+
+    // Who names it, means it.
+    let by_number = rollback(&mut operator, made).await.unwrap();
+    assert!(by_number.changed);
+    let second = apply(&mut operator, &ssh_to_b(&["b"])).await.unwrap();
+    // So does who says that he knows what is in force, if it is.
+    let mut based = async |revision, base_revision| {
+        let request = admin::RollbackPolicyRequest { revision, base_revision, ..Default::default() };
+        operator.policy.rollback_policy(request).await.map(tonic::Response::into_inner)
+    };
+    let refused = based(0, first.revision).await.unwrap_err();
+    assert_eq!((reason(&refused), refused.code()), (Reason::Conflict, Code::Aborted), "{refused}");
+    let refused = based(made, first.revision).await.unwrap_err();
+    assert_eq!((reason(&refused), refused.code()), (Reason::Conflict, Code::Aborted), "{refused}");
+    assert!(based(0, second.revision).await.unwrap().changed);
+    assert!(!show(&mut operator, 0).await.unwrap().rules.is_empty());
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn who_takes_back_the_only_policy_says_which_one_he_saw() {
+    let coordinator = Running::start().await;
+    let mut operator = coordinator.operator().await;
+    coordinator.member("b").await;
+    let only = apply(&mut operator, &ssh_to_b(&["b"])).await.unwrap();
+    let request = admin::RollbackPolicyRequest { base_revision: only.revision, ..Default::default() };
+    let back = operator.policy.rollback_policy(request).await.unwrap().into_inner();
+    assert!(back.changed);
+    let now = show(&mut operator, 0).await.unwrap();
+    assert_eq!((now.rules.len(), &*now.rules[0].source, &*now.rules[0].destination), (1, "*", "*"));
+    coordinator.stop().await;
+}

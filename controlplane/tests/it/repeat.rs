@@ -1,7 +1,11 @@
 //! Requests that name themselves, made again: after a lost answer, a restart, or at the same moment.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use ringmesh_controlplane::{
+    server::Limits,
+    store::{Store, sqlite::SqliteStore},
+};
 use ringmesh_proto::{admin, control::Reason};
 use ringmesh_tunnel::key::IdentitySecret;
 use tokio::task::JoinSet;
@@ -272,4 +276,34 @@ async fn a_request_is_remembered_for_a_day() {
     coordinator.coordinator.maintain().await.unwrap();
     let other = admin::CreateTokenRequest { max_uses: 3, ..token_request("one") };
     create_token(&mut coordinator.operator, other).await.expect("the id is free");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_coordinators_of_one_store_do_a_request_once() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).unwrap());
+    let first = Assembled::start_on(store.clone(), directory.clone(), Limits::default()).await;
+    let second = Assembled::start_on(store, directory, Limits::default()).await;
+    for round in 0..5 {
+        let id = format!("round-{round}");
+        let mut asking = JoinSet::new();
+        for operator in [&first.operator, &second.operator].into_iter().cycle().take(20) {
+            let (mut operator, id) = (operator.clone(), id.clone());
+            asking.spawn(async move { create_token(&mut operator, token_request(&id)).await.unwrap() });
+        }
+        let answers = asking.join_all().await;
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "one secret for all");
+    }
+    // Changes without an id, at both at once: each is told once, in the order of revisions.
+    let mut asking = JoinSet::new();
+    for operator in [&first.operator, &second.operator].into_iter().cycle().take(20) {
+        let mut operator = operator.clone();
+        asking.spawn(async move { create_token(&mut operator, token_request("")).await.unwrap() });
+    }
+    asking.join_all().await;
+    let mut operators = [first.operator.clone(), second.operator.clone()];
+    let told = all(&mut operators[0]).await;
+    assert_eq!(told.iter().filter(|event| event.name == "token_created").count(), 25);
+    assert!(told.windows(2).all(|pair| pair[0].revision < pair[1].revision), "{told:#?}");
+    assert_eq!(all(&mut operators[1]).await, told);
 }
