@@ -50,5 +50,6 @@ eval "$PREPARE"
 mkdir -p run/before
 pivot_root . run/before
 cd /
+# shellcheck disable=SC2086 # words of a command line
 exec env -i container=lxc PATH=/usr/sbin:/usr/bin /bin/sh -c \
     'umount -l /run/before && rmdir /run/before && exec "$@"' sh $FIRST </dev/null
