@@ -16,6 +16,9 @@ use crate::{
 /// How often the daemon is asked.
 const INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long the first question may take.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
+
 /// What is waited for, and how long.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -106,8 +109,10 @@ pub(crate) async fn run(format: Format, args: Args) -> Result<(), Failure> {
     let began = Instant::now();
     let deadline = began + args.timeout;
     let mut last = None;
+    // A daemon that answers gets to do so, however little time there is.
+    let mut until = deadline.max(began + FIRST_LOOK);
     loop {
-        match timeout_at(deadline, look(&goal, &args.socket, deadline)).await {
+        match timeout_at(std::mem::replace(&mut until, deadline), look(&goal, &args.socket, deadline)).await {
             Ok(Ok(None)) => {
                 let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 return output::result(format, &Waited { reached: goal.text(), waited_ms });
