@@ -6,23 +6,25 @@
     reason = "a test fails by panicking, and tells how long it took"
 )]
 
-use std::{collections::BTreeSet, fs, path::Path, time::Instant};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, time::Instant};
 
-use ringmesh_lab::{Lab, LabError, debian::Boot, in_sandbox};
+use ringmesh_lab::{Host, Lab, LabError, debian::Boot, in_sandbox};
 
-fn cgroups() -> BTreeSet<String> {
-    // Wherever this machine has them.
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        .iter()
-        .filter_map(|tree| fs::read_dir(tree).ok())
-        .flat_map(|entries| entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()))
-        .collect()
+/// Where a cgroup of that name is, at the top of whatever trees this machine has.
+fn cgroups(name: &str) -> usize {
+    let trees = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].iter().map(|tree| Path::new(tree).join(name));
+    trees.filter(|path| path.exists()).count()
+}
+
+/// What a machine's cgroup is called, by the network namespace of its host.
+fn cgroup_of(host: &Host) -> String {
+    let inode = host.enter(|| fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap();
+    format!("ringmesh-lab-{inode}")
 }
 
 #[test]
 fn three_debians_boot_beside_each_other_and_leave_nothing() {
     in_sandbox(|| {
-        let before = cgroups();
         let lab = Lab::new().unwrap();
         let switch = lab.switch().unwrap();
         let hosts = ["one", "two", "three"].map(|name| switch.host(name).unwrap());
@@ -32,6 +34,10 @@ fn three_debians_boot_beside_each_other_and_leave_nothing() {
             debian.booted().unwrap();
         }
         println!("three booted in {:?}", began.elapsed());
+        let groups = hosts.each_ref().map(cgroup_of);
+        // Where this program is in a cgroup of its own they are below that.
+        let at_the_top = fs::read_to_string("/proc/self/cgroup").unwrap().lines().any(|line| line == "0::/");
+        assert!(!at_the_top || groups.iter().all(|group| cgroups(group) == 1), "{groups:?}");
         let machine_ids: BTreeSet<_> =
             debians.iter().map(|debian| debian.sh("cat /etc/machine-id").unwrap()).collect();
         assert_eq!(machine_ids.len(), 3, "each has an identity of its own: {machine_ids:?}");
@@ -68,7 +74,7 @@ fn three_debians_boot_beside_each_other_and_leave_nothing() {
         assert!(three.works("true"), "others go on");
         drop(three);
         assert_eq!(lab.close().unwrap(), 0, "no process is left");
-        assert_eq!(cgroups(), before);
+        assert!(groups.iter().all(|group| cgroups(group) == 0), "{groups:?}");
     });
 }
 
