@@ -229,7 +229,6 @@ impl UringIo {
         self.counters.system_calls += 1;
         let taken = self.ring.enter(mem::take(&mut self.fresh) + patience, timeout)?;
         self.counters.submissions += taken as u64;
-        self.counters.completions_overflowed += u64::from(self.ring.has_overflowed());
         let now = Now::read();
         self.settle(now.monotonic)?;
         Ok(now)
@@ -336,7 +335,7 @@ impl PacketIo for UringIo {
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        Counters { completions_overflowed: self.ring.overflowed(), ..self.counters }
     }
 
     fn waker(&self) -> Waker {

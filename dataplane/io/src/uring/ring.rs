@@ -25,6 +25,7 @@ pub(super) struct Completed {
 pub(super) struct Ring {
     inner: IoUring,
     enter_flags: EnterFlags,
+    overflowed: u64,
     /// Keeps the ring from being sent to another thread.
     thread: std::marker::PhantomData<*const ()>,
 }
@@ -50,7 +51,7 @@ impl Ring {
         if inner.params().is_feature_no_iowait() {
             enter_flags |= EnterFlags::NO_IOWAIT;
         }
-        Ok(Self { inner, enter_flags, thread: std::marker::PhantomData })
+        Ok(Self { inner, enter_flags, overflowed: 0, thread: std::marker::PhantomData })
     }
 
     /// Registers the files that operations name by position.
@@ -98,7 +99,10 @@ impl Ring {
     ///
     /// Returns early without error on a signal and at the timeout. Gives how many operations the kernel took.
     pub(super) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> io::Result<usize> {
-        let queued = self.inner.submission().len() as u32;
+        let queue = self.inner.submission();
+        let queued = queue.len() as u32;
+        self.overflowed += u64::from(queue.cq_overflow());
+        drop(queue);
         let timespec = timeout.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(timespec) = &timespec {
@@ -124,9 +128,10 @@ impl Ring {
         }
     }
 
-    /// Whether more completions wait than their queue has room for; the kernel keeps them until there is some.
-    pub(super) fn has_overflowed(&mut self) -> bool {
-        self.inner.submission().cq_overflow()
+    /// How often more completions waited than their queue has room for, as seen when entering; the kernel keeps them until there
+    /// is some.
+    pub(super) const fn overflowed(&self) -> u64 {
+        self.overflowed
     }
 
     /// The next completion that has arrived.

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Write as _,
     path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -114,6 +116,18 @@ async fn until(
         assert!(began.elapsed() < SOON, "never: {what}; last: {:#?}", page.values);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Has Prometheus' own tool judge what is told.
+async fn assert_promtool_accepts(machine: &mut Machine, address: &'static str) {
+    let (_, text) = get(machine, address, "/metrics").await;
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let judged = promtool.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&judged.stderr);
+    assert!(judged.status.success() && words.is_empty(), "{words}\n{text}");
 }
 
 /// What the manual says of each metric of these sections: its type and its labels.
@@ -258,6 +272,7 @@ fn each_number_of_a_node_moves_with_its_cause_and_the_manual_lists_them_all() {
             let not_here: &[&str] = if page.names("backend=\"uring\"") { &[] } else { &uring };
             let sections = ["Every daemon", "Node and relay", "Node", "Node, if `per_peer` is set"];
             assert_documented(&page, &sections, not_here);
+            assert_promtool_accepts(&mut bob.machine, NODE).await;
 
             // A peer that is removed is named no more.
             assert!(Page::of(&mut alice.machine, NODE).await.names("peer=\"carol\""));
@@ -329,6 +344,7 @@ fn a_relay_tells_what_it_passes_on_and_nodes_by_which_way_they_reach_it() {
             }
             let page = Page::of(&mut machine, RELAY).await;
             assert_documented(&page, &["Every daemon", "Node and relay", "Relay"], &[]);
+            assert_promtool_accepts(&mut machine, RELAY).await;
             assert_eq!(get(&mut machine, RELAY, "/readyz").await.0, 200);
             let told = Page::of(&mut alice.machine, NODE).await;
             assert!(!told.names("peer=\"bob\""), "nobody asked for series of each peer");
