@@ -81,12 +81,12 @@ impl Guard {
             .into()
     }
 
-    /// Decides, and leaves in the request what handlers make their proofs of.
-    fn admit(&self, request: &mut Request<Body>) -> Result<Entry, Status> {
+    /// Decides, and leaves in the request what handlers make their proofs of. Tells `asker` who he is as soon as that is known.
+    fn admit(&self, request: &mut Request<Body>, asker: &mut Asker) -> Result<Entry, Status> {
         let entry = if let Some(user) = request.extensions().get::<server::Caller>() {
             Entry::User(Pass::of_user(user)?)
         } else if let Some(connection) = request.extensions().get::<Connection>().cloned() {
-            self.admit_remote(&connection, request)?
+            self.admit_remote(&connection, request, asker)?
         } else {
             return Err(Refused::NotPermitted.into());
         };
@@ -101,7 +101,12 @@ impl Guard {
         Ok(entry)
     }
 
-    fn admit_remote(&self, connection: &Connection, request: &mut Request<Body>) -> Result<Entry, Status> {
+    fn admit_remote(
+        &self,
+        connection: &Connection,
+        request: &mut Request<Body>,
+        asker: &mut Asker,
+    ) -> Result<Entry, Status> {
         let access = rule(request.uri().path()).ok_or_else(no_such_method)?;
         let changes = match access {
             Access::Anybody | Access::Node => return Ok(Entry::Open),
@@ -111,6 +116,7 @@ impl Guard {
             Access::Unspecified => return Err(Refused::NotPermitted.into()),
         };
         let pass = pass_of(&self.coordinator, connection, request.headers_mut())?;
+        asker.is(&pass);
         if changes && !pass.may_change() {
             return Err(Refused::ReadOnly.into());
         }
@@ -135,9 +141,9 @@ impl Service<Request<Body>> for Guard {
     fn call(&mut self, mut request: Request<Body>) -> Answer {
         let method = access::METHODS.iter().find(|method| method.path == request.uri().path());
         let method = method.map_or("other", |method| method.path);
-        let asker = Asker::of(request.extensions());
+        let mut asker = Asker::of(request.extensions());
         let refusals = self.refusals.clone();
-        let entry = match self.admit(&mut request) {
+        let entry = match self.admit(&mut request, &mut asker) {
             Ok(entry) => entry,
             Err(refused) => {
                 refusals.note(method, &asker, &refused);
@@ -152,10 +158,6 @@ impl Service<Request<Body>> for Guard {
                 return Ok(Status::from(Refused::TooLong).into_http());
             };
             let response = answered?;
-            let asker = match &entry {
-                Entry::Open => asker,
-                Entry::User(pass) | Entry::Key(pass, _) => asker.known(pass),
-            };
             refusals.note_answer(method, &asker, response.headers());
             Ok(match entry {
                 Entry::Key(pass, admission) => response.map(|body| {
@@ -170,7 +172,7 @@ impl Service<Request<Body>> for Guard {
 }
 
 /// How long a request may take until its answer begins: what the caller says, and no longer than is good for the coordinator.
-fn limit(headers: &HeaderMap) -> Duration {
+pub(crate) fn limit(headers: &HeaderMap) -> Duration {
     let asked = headers.get("grpc-timeout").and_then(|value| grpc_timeout(value.as_bytes()));
     asked.map_or(REQUEST_TIMEOUT, |asked| asked.min(REQUEST_TIMEOUT))
 }

@@ -39,9 +39,9 @@ impl Asker {
         }
     }
 
-    /// The same, who has proved himself.
-    pub(super) fn known(self, pass: &Pass) -> Self {
-        Self { name: Some(pass.to_string()), ..self }
+    /// He has proved himself.
+    pub(super) fn is(&mut self, pass: &Pass) {
+        self.name = Some(pass.to_string());
     }
 }
 

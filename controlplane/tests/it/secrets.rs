@@ -136,6 +136,7 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
     let key = operator.keys.create_api_key(wish).await.unwrap().into_inner().secret;
     canaries.push(Canary { what: "API key's text".into(), forms: vec![key.as_bytes()[20..].to_vec()] });
     let bytes = URL_SAFE_NO_PAD.decode(key.strip_prefix("meshkey1_").unwrap()).unwrap();
+    let key_id: String = bytes[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     canaries.push(Canary::new("API key's secret", &bytes[8..]));
     let mut wrong = bytes.clone();
     wrong[39] ^= 1;
@@ -145,6 +146,8 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
         let mut nodes = admin::node_service_client::NodeServiceClient::new(channel);
         let request = with_bearer(admin::ListNodesRequest::default(), Some(bearer));
         assert_eq!(nodes.list_nodes(request).await.is_ok(), is_good);
+        let remove = admin::RemoveNodeRequest { node: "a".into(), ..Default::default() };
+        nodes.remove_node(with_bearer(remove, Some(bearer))).await.unwrap_err();
     }
     while node.secrets.len() < 2 {
         node.step(&mut stream).await.unwrap();
@@ -195,6 +198,8 @@ async fn no_secret_is_in_the_database_or_in_the_log_at_trace() {
         // Who knocked in vain.
         "event=\"request_refused\" method=\"/ringmesh.admin.v1.NodeService/ListNodes\" caller=a stranger",
         "reason=\"REASON_CREDENTIAL_INVALID\"",
+        &format!("method=\"/ringmesh.admin.v1.NodeService/RemoveNode\" caller=API key {key_id} (ci) "),
+        "reason=\"REASON_NOT_PERMITTED\"",
         "reason=\"REASON_TOKEN_INVALID\"",
     ] {
         assert!(text.contains(expected), "the log is not what it should be: no {expected:?}");
