@@ -233,3 +233,26 @@ async fn coordinators_of_one_store_make_one_relay() {
     assert_eq!(relays(&b).len(), 1);
     assert_eq!(relays(&a), relays(&b));
 }
+
+#[tokio::test]
+async fn who_comes_too_late_for_events_is_told_so_and_where_they_begin() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = coordinator(directory.path(), false).await;
+    let network = coordinator.with_registry(|registry| registry.networks().next().unwrap().id());
+    let forgotten = coordinator.with_registry(Registry::revision);
+    let ops = vec![crate::store::Op::put(
+        format!("network/{network}/events-forgotten"),
+        forgotten.to_string().into_bytes(),
+    )];
+    coordinator.commit_if_unchanged(Plan { compare: Vec::new(), ops }.unremarkable()).await.unwrap().unwrap();
+    for seen in [super::Seen::Network(network), super::Seen::Everything] {
+        let refused = coordinator.events_after(seen, forgotten - 1, 1).unwrap_err();
+        let status = tonic::Status::from(crate::error::Refused::from(refused));
+        assert_eq!(status.code(), tonic::Code::OutOfRange);
+        assert!(status.message().contains(&format!("up to r{forgotten} are forgotten")), "{status}");
+        let info = tonic_types::StatusExt::get_details_error_info(&status).unwrap();
+        assert_eq!(info.reason, "REASON_EVENTS_FORGOTTEN");
+        coordinator.events_after(seen, forgotten, 1).expect("who heard of all of them goes on");
+        coordinator.events_after(seen, 0, 1).expect("who wants what is kept gets it");
+    }
+}

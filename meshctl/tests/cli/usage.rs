@@ -140,6 +140,8 @@ fn a_daemon_that_is_not_running_is_said_to_be_so() {
         &["policy", "show"],
         &["policy", "history"],
         &["policy", "rollback"],
+        &["events"],
+        &["events", "--follow"],
         &["coordinator", "down"],
     ] {
         let message = meshctl(&[arguments, &["--socket", &socket]].concat()).failed(3);
@@ -323,9 +325,18 @@ fn a_log_filter_that_makes_no_sense_is_refused() {
 fn completion_scripts_know_the_commands() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = meshctl(&["completion", shell]).ok();
-        for word in
-            ["coordinator", "policy", "rollback", "filter", "trace", "dns", "cleanup", "detailed-exitcode"]
-        {
+        for word in [
+            "coordinator",
+            "policy",
+            "rollback",
+            "events",
+            "node_joined",
+            "filter",
+            "trace",
+            "dns",
+            "cleanup",
+            "detailed-exitcode",
+        ] {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
