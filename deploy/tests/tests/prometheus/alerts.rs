@@ -63,10 +63,12 @@ struct Fired {
 #[track_caller]
 fn fires(world: &World, fired: &mut Fired, name: &str, matching: &str) {
     assert!(files::alerts().iter().any(|alert| alert.name == name), "{name}");
-    let query =
-        format!("count_over_time(ALERTS{{alertname=\"{name}\", alertstate=\"firing\"{matching}}}[12s])");
-    let took = within(&format!("{name} fires"), || world.holds(&query));
-    fired.insert(name.to_owned());
+    let of = format!("ALERTS{{alertname=\"{name}\", alertstate=\"firing\"{matching}}}");
+    let took = within(&format!("{name} fires"), || {
+        let window = fired.silent.elapsed().as_millis().clamp(1, 12_000);
+        world.holds(&format!("count_over_time({of}[{window}ms])"))
+    });
+    fired.names.insert(name.to_owned());
     println!("{name} fires after {took:?}");
 }
 
