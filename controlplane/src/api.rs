@@ -31,6 +31,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::server::HealthReporter;
 
 pub use self::control::Control;
+pub(crate) use self::guard::limit;
 use self::{admin::Admin, guard::Guard};
 use crate::{
     coordinator::Coordinator,

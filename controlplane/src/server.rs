@@ -45,19 +45,19 @@ const MAX_NODE_STREAMS: u32 = 8;
 const MAX_STRANGER_REQUESTS: u32 = 4;
 /// Bytes that a node's connection, or a stream of it, may send before they are read.
 const NODE_WINDOW: u32 = 64 << 10;
-/// Bytes of headers of one request.
-const MAX_HEADERS: u32 = 16 << 10;
+/// Bytes of headers of one request. In memory short ones take four times as much.
+const MAX_HEADERS: u32 = 8 << 10;
 /// The largest message that is read of an operator, in bytes.
 pub const MAX_MESSAGE: usize = 1 << 20;
 /// The largest message that is read of a node, in bytes: four times the largest node record.
 pub const MAX_NODE_MESSAGE: usize = 64 << 10;
 /// The largest message that is read of somebody who has proved nothing, in bytes: what joins a network or begins a map stream has
 /// less than two thousand.
-pub const MAX_STRANGER_MESSAGE: usize = 16 << 10;
-/// What a stranger's connection can make us hold, in bytes: all that it may send ([`Limits::unproven_bytes`]), and the buffers of
-/// TLS and HTTP/2 (64 KiB each way). An IPv4 address or an IPv6 /64 has [`Limits::unproven_per_source`] of them; when there are so
-/// many that it matters, each may send less ([`Limits::unproven_share`]).
-pub const BYTES_PER_CONNECTION: usize = (96 << 10) + (64 << 10);
+pub const MAX_STRANGER_MESSAGE: usize = 8 << 10;
+/// What a stranger's connection can make us hold on average when there are thousands, in bytes, besides 64 MiB for all of them: the
+/// buffers of TLS and HTTP/2, and what is read of it ([`Limits::unproven_bytes`], [`Limits::unproven_share`]).
+/// [`Limits::connections`] is the cap for their number.
+pub const BYTES_PER_CONNECTION: usize = 48 << 10;
 /// How often an idle connection is asked for a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// How long it has for that.

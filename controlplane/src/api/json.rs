@@ -21,6 +21,7 @@ use std::time::Duration;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
     header::{ACCEPT, ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TE},
+    request::Parts,
 };
 use prost_reflect::MethodDescriptor;
 use tokio::time::Instant;
@@ -57,8 +58,8 @@ pub(crate) async fn answer(request: Request<Body>, routes: Routes) -> Response<B
 }
 
 /// Refuses a request in the form in which it was asked.
-pub(crate) fn refuse(request: &Request<Body>, refused: Status) -> Response<Body> {
-    if is_grpc(request.headers()) { refused.into_http() } else { error::response(&refused) }
+pub(crate) fn refuse(request: &Parts, refused: Status) -> Response<Body> {
+    if is_grpc(&request.headers) { refused.into_http() } else { error::response(&refused) }
 }
 
 async fn call(mut routes: Routes, request: Request<Body>) -> Response<Body> {
@@ -149,7 +150,8 @@ fn to_grpc(
     Request::from_parts(parts, Body::new(Question::new(body, method.input(), form == Form::Envelopes)))
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether a request is one of gRPC.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     media_type(headers).is_some_and(|kind| kind == GRPC || kind.starts_with("application/grpc+"))
 }
 

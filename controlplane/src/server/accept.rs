@@ -54,9 +54,9 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         connections: 16 << 10,
         unproven_per_source: 32,
-        unproven_bytes: 24 << 10,
+        unproven_bytes: 16 << 10,
         unproven_bytes_of_all: 24 << 20,
-        unproven_share: 8 << 10,
+        unproven_share: 6 << 10,
         handshake: Duration::from_secs(5),
         time_to_prove: Duration::from_secs(30),
     };

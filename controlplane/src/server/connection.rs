@@ -99,7 +99,7 @@ impl Connection {
     /// Its TLS handshake is done: from now on there is time to prove something.
     pub(super) fn opened(&self, exporter: [u8; 32]) {
         // Once for each connection, and before there is a request.
-        drop(self.shared.exporter.set(exporter));
+        self.shared.exporter.get_or_init(|| exporter);
         if let Standing::Unproven { until, .. } = &mut *lock(&self.shared.standing) {
             *until = Instant::now() + self.shared.time_to_prove;
             self.shared.count(As::Unproven);
@@ -134,17 +134,12 @@ impl Connection {
         matches!(*lock(&self.shared.standing), Standing::Proven { .. })
     }
 
-    /// Counts what was received against what a stranger may send.
-    fn receive(&self, bytes: usize) -> io::Result<()> {
-        let may_go_on = match &mut *lock(&self.shared.standing) {
+    /// Counts what was received, if it counts.
+    fn receive(&self, bytes: usize) {
+        match &mut *lock(&self.shared.standing) {
             Standing::Unproven { place, .. } | Standing::Closing { place, .. } => place.receive(bytes),
-            Standing::Proven { .. } | Standing::Elsewhere | Standing::Closed => true,
-        };
-        if may_go_on {
-            return Ok(());
+            Standing::Proven { .. } | Standing::Elsewhere | Standing::Closed => {}
         }
-        tracing::debug!(peer = %self.peer, "closed a connection on which much was sent and nothing proved");
-        Err(io::ErrorKind::QuotaExceeded.into())
     }
 
     /// The other end of the TCP connection; IPv4 as IPv4.
@@ -177,6 +172,8 @@ impl Connection {
             Standing::Closing { .. } | Standing::Elsewhere | Standing::Closed => return None,
         }
         self.shared.leave.forget();
+        // What it sent beyond a stranger's allowance is read now.
+        self.shared.leave.task.wake();
         Some(Admission(self.clone()))
     }
 
@@ -275,21 +272,24 @@ impl<S> Guarded<S> {
     }
 
     /// Fails once the connection's time is over. Asked on every path into the stream: a peer that does not read keeps the
-    /// server from reading, and one that says nothing from writing.
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// server from reading, and one that says nothing from writing. Otherwise, whether the peer may send more: what a stranger sends
+    /// beyond that waits in the kernel until something is proved, by what came before it, or the time is over.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let shared = &self.connection.shared;
         shared.leave.task.register(cx.waker());
-        let until = match &*lock(&shared.standing) {
-            Standing::Proven { .. } | Standing::Elsewhere => return Ok(()),
-            Standing::Unproven { until, .. } | Standing::Closing { until, .. } => Some(*until),
-            Standing::Closed => None,
+        let (until, may_receive) = match &*lock(&shared.standing) {
+            Standing::Proven { .. } | Standing::Elsewhere => return Ok(true),
+            Standing::Unproven { until, place } | Standing::Closing { until, place } => {
+                (Some(*until), place.may_receive())
+            }
+            Standing::Closed => (None, false),
         };
         if let Some(until) = until.filter(|_| !shared.leave.is_told()) {
             if self.deadline.deadline() != until {
                 self.deadline.as_mut().reset(until);
             }
             if self.deadline.as_mut().poll(cx).is_pending() {
-                return Ok(());
+                return Ok(may_receive);
             }
         }
         tracing::debug!(peer = %self.connection.peer, "closed a connection on which nobody has proved anything");
@@ -303,10 +303,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        if !self.check(cx)? {
+            return Poll::Pending;
+        }
         let before = buf.remaining();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        Poll::Ready(self.connection.receive(before.saturating_sub(buf.remaining())))
+        self.connection.receive(before.saturating_sub(buf.remaining()));
+        Poll::Ready(Ok(()))
     }
 }
 

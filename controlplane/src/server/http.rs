@@ -3,12 +3,13 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use http::{HeaderName, Request, Response, header};
-use http_body::{Frame, SizeHint};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, Request, Response, header};
+use http_body::{Body as _, Frame};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -18,14 +19,18 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::Watcher,
 };
+use ringmesh_proto::access::{self, Access};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tonic::{Status, body::Body, codegen::Bytes, service::Routes};
+use tonic::{Status, body::Body, service::Routes};
 
 use super::{
     KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, MAX_HEADERS, MAX_NODE_STREAMS, MAX_RESETS, MAX_STRANGER_MESSAGE,
     MAX_STREAMS, NODE_WINDOW, connection::Connection, local::Caller, protocol::Protocol,
 };
-use crate::api::json;
+use crate::{
+    api::{json, limit},
+    error::Refused,
+};
 
 /// Bytes that may wait in one stream for a peer that does not read, besides the message that did not fit any more.
 const SEND_BUFFER: usize = 64 << 10;
@@ -35,6 +40,9 @@ const HTTP1_BUFFER: usize = MAX_HEADERS as usize;
 const HTTP1_FIELDS: usize = 64;
 /// How long the head of an HTTP/1.1 request may take, and how long a connection may be idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the rest of a request may take that was answered before it was read.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// What is kept of a request's header on the nodes' port; what strangers say beside it is forgotten before anything is waited for.
 const KEPT: [HeaderName; 12] = [
@@ -118,7 +126,7 @@ async fn answer(mut request: Request<Incoming>, visitor: Visitor, routes: Routes
         }
         Visitor::Remote(connection) => {
             let (mut parts, body) = request.into_parts();
-            let mut kept = http::HeaderMap::with_capacity(KEPT.len());
+            let mut kept = HeaderMap::with_capacity(KEPT.len());
             for name in KEPT {
                 if let Some(value) = parts.headers.get(&name) {
                     kept.insert(name, value.clone());
@@ -126,59 +134,111 @@ async fn answer(mut request: Request<Incoming>, visitor: Visitor, routes: Routes
             }
             parts.headers = kept;
             parts.extensions.insert(connection.clone());
-            let body = RemoteBody::new(body, connection.clone());
-            let request = Request::from_parts(parts, Body::new(body));
-            match connection.begin() {
-                Some(_asking) => json::answer(request, routes).await,
-                None => json::refuse(
-                    &request,
+            let Some(asking) = connection.begin() else {
+                return json::refuse(
+                    &parts,
                     Status::resource_exhausted(
                         "too many requests at once on a connection on which nothing was proved",
                     ),
-                ),
+                );
+            };
+            let mut body = RemoteBody::new(body, connection);
+            // Without it somebody who sends half a message would hold all that handles a whole one.
+            if is_for_anybody(parts.uri.path())
+                && let Err(refused) = body.wait(&parts.headers).await
+            {
+                return json::refuse(&parts, refused);
             }
+            let answer = Box::pin(json::answer(Request::from_parts(parts, Body::new(body)), routes)).await;
+            drop(asking);
+            answer
         }
+    }
+}
+
+/// Whether a method is for those who prove themselves in its message, or not at all. The guard looks at the others before anything
+/// of them is read.
+fn is_for_anybody(path: &str) -> bool {
+    match access::of(path) {
+        Some(Access::Anybody | Access::Node) => true,
+        Some(Access::ReadOnly | Access::Operator | Access::Unspecified) => false,
+        None => path.starts_with("/grpc.health.v1.Health/"),
     }
 }
 
 /// A request's body, of which little is read as long as nobody has proved anything on its connection.
 #[derive(Debug)]
 struct RemoteBody {
-    body: Incoming,
+    /// There until it is dropped.
+    body: Option<Incoming>,
     connection: Connection,
+    /// Bytes that were read already, and are read again.
+    read: BytesMut,
+    /// Whether there is nothing after them.
+    ended: bool,
     /// Bytes so far.
     length: usize,
-    /// The head of the first message of gRPC, as far as it came.
-    head: Vec<u8>,
 }
 
 /// Bytes in front of a message of gRPC: whether it is compressed, and its length.
 const HEAD: usize = 5;
 
 impl RemoteBody {
-    const fn new(body: Incoming, connection: Connection) -> Self {
-        Self { body, connection, length: 0, head: Vec::new() }
+    fn new(body: Incoming, connection: Connection) -> Self {
+        Self { body: Some(body), connection, read: BytesMut::new(), ended: false, length: 0 }
     }
 
-    /// Whether the body goes on being acceptable with `data`.
-    fn check(&mut self, data: &Bytes) -> Result<(), Status> {
-        if self.connection.is_proven() {
-            return Ok(());
-        }
-        self.length = self.length.saturating_add(data.len());
-        let wanted = HEAD.saturating_sub(self.head.len());
-        self.head.extend(data.iter().take(wanted));
-        // Of JSON the first bytes are no length, but are none that could be taken for one either: no text begins with a zero.
-        let claimed = match *self.head.as_slice() {
-            [0 | 1, a, b, c, d] => u32::from_be_bytes([a, b, c, d]) as usize,
-            _ => 0,
+    /// Waits until the first message of gRPC is there, or else the whole body.
+    async fn wait(&mut self, headers: &HeaderMap) -> Result<(), Status> {
+        let grpc = json::is_grpc(headers);
+        let whole = async {
+            while !self.ended && !(grpc && self.has_message()?) {
+                match std::future::poll_fn(|cx| self.poll_more(cx)).await {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => self.read.extend_from_slice(&data),
+                        // Trailers, which no request of ours has.
+                        Err(_) => self.ended = true,
+                    },
+                    Some(Err(error)) => return Err(error),
+                    None => self.ended = true,
+                }
+            }
+            Ok(())
         };
-        if self.length.max(claimed) > MAX_STRANGER_MESSAGE.saturating_add(HEAD) {
+        match tokio::time::timeout(limit(headers), whole).await {
+            Ok(result) => result,
+            Err(_) => Err(Refused::TooLong.into()),
+        }
+    }
+
+    /// Whether a whole message was read. Refuses one that says to be too long as soon as it says so.
+    fn has_message(&self) -> Result<bool, Status> {
+        let Some([_, a, b, c, d]) = self.read.first_chunk::<HEAD>() else { return Ok(false) };
+        let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
+        self.check(length)?;
+        Ok(self.read.len() >= length.saturating_add(HEAD))
+    }
+
+    fn check(&self, length: usize) -> Result<(), Status> {
+        if length > MAX_STRANGER_MESSAGE && !self.connection.is_proven() {
             return Err(Status::out_of_range(format!(
                 "a message of more than {MAX_STRANGER_MESSAGE} bytes from somebody who has not proved anything"
             )));
         }
         Ok(())
+    }
+
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| {
+            let frame = frame.map_err(|error| Status::from_error(Box::new(error)))?;
+            if let Some(data) = frame.data_ref() {
+                self.length = self.length.saturating_add(data.len());
+                self.check(self.length.saturating_sub(HEAD))?;
+            }
+            Ok(frame)
+        }))
     }
 }
 
@@ -190,21 +250,35 @@ impl http_body::Body for RemoteBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        Poll::Ready(frame.map(|frame| {
-            let frame = frame.map_err(|error| Status::from_error(Box::new(error)))?;
-            if let Some(data) = frame.data_ref() {
-                self.check(data)?;
-            }
-            Ok(frame)
-        }))
+        if !self.read.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.read).freeze()))));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        self.poll_more(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.read.is_empty() && (self.ended || self.body.as_ref().is_none_or(Incoming::is_end_stream))
     }
+}
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Drop for RemoteBody {
+    /// Lets the rest of a body that nobody read come, if it is little and comes soon: clients that are cut short while they send do
+    /// not look at the answer.
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take().filter(|body| !self.ended && !body.is_end_stream()) else {
+            return;
+        };
+        let rest = async move {
+            let mut length = 0_usize;
+            while length < MAX_STRANGER_MESSAGE
+                && let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await
+            {
+                length = length.saturating_add(frame.data_ref().map_or(1, Bytes::len));
+            }
+        };
+        tokio::spawn(tokio::time::timeout(LINGER, rest));
     }
 }

@@ -124,14 +124,18 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Counts what was received. Whether the connection may go on: it has an allowance of its own, and a share of it alone as soon
-    /// as all strangers together have sent more than they may.
-    pub(super) fn receive(&mut self, bytes: usize) -> bool {
+    /// Counts what was received.
+    pub(super) fn receive(&mut self, bytes: usize) {
         self.received = self.received.saturating_add(bytes);
-        let all = self.strangers.received.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        self.strangers.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether more is read of the connection: it has an allowance, and a share of it alone while all strangers together have sent
+    /// more than they may.
+    pub(super) fn may_receive(&self) -> bool {
         let limits = &self.strangers.limits;
-        self.received <= limits.unproven_share
-            || (self.received <= limits.unproven_bytes && all <= limits.unproven_bytes_of_all)
+        let crowded = self.strangers.received.load(Ordering::Relaxed) >= limits.unproven_bytes_of_all;
+        self.received < if crowded { limits.unproven_share } else { limits.unproven_bytes }
     }
 }
 
@@ -242,24 +246,26 @@ mod tests {
 
     #[test]
     fn strangers_may_send_so_much_and_less_when_all_together_have_sent_much() {
-        let limits = Limits {
-            unproven_share: 10,
-            unproven_bytes: 100,
-            unproven_bytes_of_all: 150,
-            ..Limits::default()
-        };
+        let limits =
+            Limits { unproven_share: 10, unproven_bytes: 100, unproven_bytes_of_all: 150, ..Limits::DEFAULT };
         let strangers = strangers(limits);
-        let mut places: Vec<_> =
-            (0..3).map(|_| strangers.enter(source("192.0.2.1"), Arc::default()).unwrap()).collect();
-        assert!(places[0].receive(100));
-        assert!(!places[0].receive(1), "more than one may send");
-        assert!(places[1].receive(49));
-        assert!(!places[1].receive(1), "more than its share, and all have sent 151");
-        assert!(places[2].receive(10), "no more than its share");
-        assert!(!places[2].receive(1));
-        drop(places);
+        let enter = || strangers.enter(source("192.0.2.1"), Arc::default()).unwrap();
+        let (mut first, mut second, mut third) = (enter(), enter(), enter());
+        first.receive(99);
+        assert!(first.may_receive());
+        first.receive(1);
+        assert!(!first.may_receive(), "as much as one may send");
+        second.receive(49);
+        assert!(second.may_receive());
+        second.receive(1);
+        assert!(!second.may_receive(), "more than its share, and all have sent 150");
+        third.receive(9);
+        assert!(third.may_receive(), "less than its share");
+        third.receive(1);
+        assert!(!third.may_receive());
+        drop((first, third));
+        assert!(second.may_receive(), "what was sent by those who are gone does not count");
+        drop(second);
         assert_eq!(strangers.received.load(Ordering::Relaxed), 0);
-        let mut place = strangers.enter(source("192.0.2.1"), Arc::default()).unwrap();
-        assert!(place.receive(100), "what was sent by those who are gone does not count");
     }
 }

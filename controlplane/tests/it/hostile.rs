@@ -102,7 +102,7 @@ async fn a_connection_gets_few_challenges_answered() {
 }
 
 #[tokio::test]
-async fn a_strangers_message_above_16_kib_and_headers_above_16_kib_are_refused() {
+async fn a_strangers_message_above_8_kib_and_headers_above_8_kib_are_refused() {
     let mut coordinator = Assembled::start().await;
     let token = coordinator.token().await;
     let mut node = TestNode::new("big");
@@ -111,7 +111,7 @@ async fn a_strangers_message_above_16_kib_and_headers_above_16_kib_are_refused()
     let mut connection = connect(coordinator.address).await.unwrap();
     let (proof, _) = node.challenge(&mut connection).await.unwrap();
     let mut request = node.enroll_request(&connection, &token, proof, Lie::None);
-    request.os = "x".repeat((16 << 10) + 1);
+    request.os = "x".repeat((8 << 10) + 1);
     let refused = connection.control.enroll(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
 
@@ -121,7 +121,7 @@ async fn a_strangers_message_above_16_kib_and_headers_above_16_kib_are_refused()
         client_nonce: vec![1; 32],
     };
     let mut long = Request::new(challenge.clone());
-    long.metadata_mut().insert("x-long", "y".repeat(20 << 10).parse().unwrap());
+    long.metadata_mut().insert("x-long", "y".repeat(9 << 10).parse().unwrap());
     connection.control.challenge(long).await.unwrap_err();
     // The next one is served.
     let mut connection = connect(coordinator.address).await.unwrap();
