@@ -81,7 +81,11 @@ async fn an_address_of_another_machine_is_named() {
 #[tokio::test]
 async fn a_second_coordinator_of_the_same_state_or_socket_is_refused() {
     let coordinator = Running::start().await;
-    let text = failure(config(coordinator.directory.path())).await;
+    let other = Config {
+        admin_socket: coordinator.directory.path().join("run/other.sock"),
+        ..config(coordinator.directory.path())
+    };
+    let text = failure(other).await;
     assert!(text.contains("another coordinator is using this state directory"), "{text}");
     let other = Config {
         state_dir: coordinator.directory.path().join("other"),
