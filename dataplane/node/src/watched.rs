@@ -7,8 +7,9 @@ use tokio::time::timeout;
 
 use crate::{control::VERSION, daemon::Daemon, plane::Plane};
 
-/// How long a thread may take to answer: a worker does so between two turns, which last milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a thread may take to answer: a worker does so between two turns, which last milliseconds. Less than the five seconds for
+/// which whoever asks waits, so that it hears which one it is.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// A daemon that is watched.
 #[derive(Debug)]

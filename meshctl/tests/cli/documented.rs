@@ -80,7 +80,7 @@ fn the_keys_listed_are_those_that_there_are() {
         // The refusal of a key that is not known names all that are.
         let ran = check(file, &format!("{table}\nnonsense = 1\n"));
         assert_eq!(ran.code, 2, "{ran:?}");
-        let (_, known) = ran.stderr.split_once("expected one of ").unwrap();
+        let (_, known) = ran.stderr.split_once(", expected ").unwrap();
         let known: BTreeSet<&str> = known.lines().next().unwrap().split('`').skip(1).step_by(2).collect();
         assert_eq!(listed, known, "{heading}");
     }
