@@ -9,6 +9,10 @@
 //! A request becomes one of gRPC before it comes to the guard, so rules, checks and handlers are the same. Its body is read by whoever
 //! reads the gRPC body, so of a caller who is refused nothing is read. Messages are known by their descriptors: what is added to the
 //! protocol is here without a line of code.
+#![allow(
+    clippy::result_large_err,
+    reason = "an answer that ends a call early is as large as one that does not"
+)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 mod answer;

@@ -192,7 +192,7 @@ impl RemoteBody {
     async fn wait(&mut self, headers: &HeaderMap) -> Result<(), Status> {
         let grpc = json::is_grpc(headers);
         let whole = async {
-            while !self.ended && !(grpc && self.has_message()?) {
+            while !(self.ended || grpc && self.has_message()?) {
                 match std::future::poll_fn(|cx| self.poll_more(cx)).await {
                     Some(Ok(frame)) => match frame.into_data() {
                         Ok(data) => self.read.extend_from_slice(&data),

@@ -1,4 +1,5 @@
 //! What hostile and broken peers do to the nodes' port, one kind each: bytes written by hand, as no library would write them.
+#![allow(clippy::wildcard_enum_match_arm, reason = "each protocol has its own kinds")]
 
 use std::{
     io,
