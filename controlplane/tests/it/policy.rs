@@ -586,6 +586,9 @@ async fn a_renewed_and_a_restored_policy_is_still_the_one_that_was_written() {
     };
     same(&renewed, &before);
     coordinator.coordinator.heal_restored().await.unwrap();
+    let told = crate::events::all(&mut coordinator.operator).await;
+    let names: Vec<&str> = told.iter().rev().take(2).map(|event| &*event.name).collect();
+    assert_eq!(names, ["epoch_started", "state_restored"]);
     let restored = show(&mut coordinator.operator, 0).await.unwrap();
     assert!(restored.serial > renewed.serial + (1 << 31));
     same(&restored, &before);

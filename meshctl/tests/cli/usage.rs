@@ -330,7 +330,6 @@ fn completion_scripts_know_the_commands() {
             "policy",
             "rollback",
             "events",
-            "node_joined",
             "filter",
             "trace",
             "dns",
