@@ -357,7 +357,7 @@ async fn described(socket: PathBuf) -> Option<String> {
     let networks = coordinator.networks().list_networks(ListNetworksRequest::default()).await.ok()?;
     let mut words = Vec::new();
     for network in networks.into_inner().networks {
-        let request = ListNodesRequest { network: network.name.clone(), ..ListNodesRequest::default() };
+        let request = ListNodesRequest { network: network.name.clone() };
         let nodes = coordinator.nodes().list_nodes(request).await.ok()?.into_inner().nodes;
         let online = nodes.iter().filter(|node| node.online).count();
         let (name, revision, all) = (network.name, network.revision, nodes.len());

@@ -180,14 +180,16 @@ async fn reach(connection: &Connection, name: &str, deadline: Instant) -> Option
 }
 
 fn too_late(goal: &Goal, limit: Duration, last: Option<Missing>) -> Failure {
-    let (exit, why) = last.unwrap_or((Exit::Timeout, "the node daemon did not answer".to_owned()));
+    let (exit, why) = last.unwrap_or_else(|| (Exit::Timeout, "the node daemon did not answer".to_owned()));
     let failure =
         Failure::new(exit, format!("not {} within {} s", goal.text(), limit.as_secs_f64())).cause(why);
-    match exit {
-        Exit::NotJoined => failure.attempt("meshctl join --token TOKEN"),
-        Exit::NotRunning => failure.attempt(crate::daemon::Daemon::Node.how_to_start()),
-        _ => failure.attempt("meshctl status"),
+    if exit == Exit::NotJoined {
+        return failure.attempt("meshctl join --token TOKEN");
     }
+    if exit == Exit::NotRunning {
+        return failure.attempt(crate::daemon::Daemon::Node.how_to_start());
+    }
+    failure.attempt("meshctl status")
 }
 
 #[cfg(test)]

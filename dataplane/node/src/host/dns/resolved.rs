@@ -178,9 +178,9 @@ fn read(path: &str) -> String {
 
 /// Whether `/proc` shows a user no processes but its own (`hidepid`, as systemd's `ProtectProc=invisible` mounts it).
 fn hides_processes(mountinfo: &str) -> bool {
-    let mounts = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/proc"));
+    let mut mounts = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/proc"));
     // The last one lies on top.
-    mounts.last().is_some_and(|line| {
+    mounts.next_back().is_some_and(|line| {
         let options = line.rsplit(' ').next().unwrap_or_default();
         options.split(',').any(|option| {
             matches!(
