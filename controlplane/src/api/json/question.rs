@@ -117,8 +117,9 @@ fn parse(text: &[u8], message: &MessageDescriptor) -> Result<DynamicMessage, Sta
         &DeserializeOptions::new(),
     );
     let path = track.path().to_string();
-    let field = if path == "." { "body".to_owned() } else { path };
-    let parsed = parsed.map_err(|error| error::invalid(&field, &error.to_string()))?;
+    // What has no name is a "?".
+    let field = Some(path.trim_end_matches(['?', '.'])).filter(|path| !path.is_empty()).unwrap_or("body");
+    let parsed = parsed.map_err(|error| error::invalid(field, &error.to_string()))?;
     json.end().map_err(|error| error::invalid("body", &error.to_string()))?;
     Ok(parsed)
 }
