@@ -1,6 +1,6 @@
 //! The gRPC services. Protobuf stops in this folder: `convert` turns messages into the core's types and back.
 //!
-//! Both listeners serve them behind one [`guard`]. The TCP port serves `control.v1` and health to anybody, and `admin.v1` and
+//! Both listeners serve them behind one guard. The TCP port serves `control.v1` and health to anybody, and `admin.v1` and
 //! reflection to whoever has an API key; the unix socket serves `admin.v1`, health and reflection, to operators of the machine.
 
 mod admin;

@@ -38,7 +38,12 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), Failure> {
         // An unwrapped error may carry what a stranger sent, so it is cut like everything else that is shown.
         let what = info.payload_as_str().map(output::redact).unwrap_or_default();
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(event = "panicked", place, what, "a part of this program failed; please report this line");
+        tracing::error!(
+            event = "panicked",
+            place,
+            what,
+            "a part of this program failed; please report this line"
+        );
     }));
     Ok(())
 }

@@ -402,10 +402,7 @@ mod tests {
         };
         assert_eq!(config(&["run"]), ringmesh_node::config::Metrics::default());
         let asked = config(&["run", "--metrics", "0.0.0.0:9000", "--metrics-per-peer"]);
-        assert_eq!(
-            (asked.listen, asked.per_peer),
-            (Listen::At("0.0.0.0:9000".parse().unwrap()), true)
-        );
+        assert_eq!((asked.listen, asked.per_peer), (Listen::At("0.0.0.0:9000".parse().unwrap()), true));
         assert_eq!(config(&["run", "--metrics", "false"]).listen, Listen::Off);
         assert!(
             Cli::grammar().try_get_matches_from(["meshctl", "node", "run", "--metrics", "9000"]).is_err()
