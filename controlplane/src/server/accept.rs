@@ -73,7 +73,7 @@ const REST: Duration = Duration::from_millis(50);
 const WEBSOCKET_BUFFER: usize = 128 << 10;
 
 /// A decrypted stream that counts against the bounds above.
-pub type NodeStream = Rewound<TlsStream<Guarded<TcpStream>>>;
+pub type NodeStream = Rewound<TlsStream<Guarded>>;
 
 /// Where connections go on which a WebSocket is to begin.
 pub type WebSockets = mpsc::Sender<WebSocket>;

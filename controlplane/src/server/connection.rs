@@ -2,7 +2,8 @@
 //! see it: what it may send, and until when.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, Read as _},
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -13,8 +14,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep},
 };
@@ -254,21 +258,60 @@ impl Drop for Asking {
 
 /// The byte stream below TLS, which ends when its [`Connection`] shall.
 #[derive(Debug)]
-pub struct Guarded<S> {
-    stream: S,
+pub struct Guarded {
+    stream: TcpStream,
     connection: Connection,
     deadline: Pin<Box<Sleep>>,
+    /// Whether the runtime was told to forget that there are bytes to read; see [`Self::poll_gone`].
+    forgot: bool,
     /// A place among all connections.
     _slot: OwnedSemaphorePermit,
 }
 
-impl<S> Guarded<S> {
-    pub(super) fn new(stream: S, connection: Connection, slot: OwnedSemaphorePermit) -> Self {
-        Self { stream, connection, deadline: Box::pin(tokio::time::sleep(Duration::ZERO)), _slot: slot }
+impl Guarded {
+    pub(super) fn new(stream: TcpStream, connection: Connection, slot: OwnedSemaphorePermit) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(Duration::ZERO));
+        Self { stream, connection, deadline, forgot: false, _slot: slot }
     }
 
-    pub(super) const fn get_ref(&self) -> &S {
+    pub(super) const fn get_ref(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// Is ready once the peer hung up; nothing is read for that. Bytes that wait to be read would have the runtime say at once that
+    /// there is something: it is made to forget them, and tells of what comes after.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match ready!(self.stream.poll_read_ready(cx)) {
+                Ok(()) => {
+                    let now = self.stream.ready(Interest::READABLE).now_or_never();
+                    if now.is_some_and(|now| now.map_or(true, |now| now.is_read_closed())) {
+                        return Poll::Ready(());
+                    }
+                }
+                Err(_) => return Poll::Ready(()),
+            }
+            self.forgot = true;
+            // An answer that only says to forget.
+            drop(self.stream.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())));
+        }
+    }
+
+    /// Reads what the runtime was made to forget.
+    fn read_forgotten(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
+        while self.forgot {
+            match (&*SockRef::from(&self.stream)).read(buf.initialize_unfilled()) {
+                Ok(length) => {
+                    buf.advance(length);
+                    return Ok(true);
+                }
+                // What comes from now on is told again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.forgot = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
 
     /// Fails once the connection's time is over. Asked on every path into the stream: a peer that does not read keeps the
@@ -297,23 +340,25 @@ impl<S> Guarded<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl AsyncRead for Guarded {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.check(cx)? {
-            return Poll::Pending;
+            return self.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()));
         }
         let before = buf.remaining();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if !self.read_forgotten(buf)? {
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        }
         self.connection.receive(before.saturating_sub(buf.remaining()));
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
