@@ -18,6 +18,6 @@ pub use drops::{Dropped, RelayDrop, RelayDrops};
 pub use rate::{Limiter, Rates};
 pub use relay::{ClientReport, Receiver, Relay, RelayEvent, Traffic, Verdict};
 pub use server::{
-    ForwardedHeader, Handle, Limits, NetworkReport, Ports, Refused, Report, Server, ServerConfig, StartError,
-    Stopped, TlsLimits, UnknownHeader,
+    ForwardedHeader, Handle, Limits, NetworkReport, Ports, Refused, Report, Server, ServerConfig, Source,
+    StartError, Stopped, TlsLimits, UnknownHeader,
 };

@@ -48,6 +48,7 @@ use crate::rate::Rates;
 
 pub use self::engine::MAX_NETWORKS;
 pub use self::report::{NetworkReport, Report};
+pub use self::source::Source;
 pub use self::tls::TlsLimits;
 pub use self::udp::Ports;
 pub use self::upgrade::{ForwardedHeader, PATH, SUBPROTOCOL, UnknownHeader};

@@ -6,15 +6,19 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// An IPv4 address, or the /64 from which an IPv6 host chooses its addresses.
+/// Who may be counted together: an IPv4 address, or the /64 from which an IPv6 host chooses its addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Source {
+pub enum Source {
+    /// The address.
     V4(u32),
+    /// The upper half of the addresses.
     V6(u64),
 }
 
 impl Source {
-    pub(super) fn of(address: IpAddr) -> Self {
+    /// That of `address`; an IPv4 address written as an IPv6 one (`::ffff:192.0.2.1`) is an IPv4 address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self::V4(v4.to_bits()),
             IpAddr::V6(v6) => Self::V6((v6.to_bits() >> 64) as u64),
