@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -36,21 +36,13 @@ fn meshctl() -> PathBuf {
     path
 }
 
-/// A Python with what the example requires, made once for each list of requirements.
+/// A Python with what the example requires. `deploy/dev/test` makes it; no test fetches anything.
 fn python() -> PathBuf {
-    let requirements = python_folder().join("requirements.txt");
-    let wanted = fs::read_to_string(&requirements).unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example-python");
-    let made_of = folder.join("made-of");
-    if fs::read_to_string(&made_of).is_ok_and(|found| found == wanted) {
-        return folder.join("bin/python");
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-    let mut install = Command::new(folder.join("bin/pip"));
-    run(install
-        .args(["install", "--quiet", "--disable-pip-version-check", "--requirement"])
-        .arg(&requirements));
-    fs::write(made_of, wanted).unwrap();
+    let wanted = fs::read_to_string(python_folder().join("requirements.txt")).unwrap();
+    let made = env::var_os("MESH_TEST_PYTHON").unwrap_or_else(|| "/var/cache/ringmesh/python".into());
+    let folder = PathBuf::from(made).join("examples");
+    let found = fs::read_to_string(folder.join("made-of")).unwrap_or_default();
+    assert_eq!(found, wanted, "{} is not of these packages: deploy/dev/test makes it", folder.display());
     folder.join("bin/python")
 }
 
