@@ -13,6 +13,7 @@ mod operations;
 mod policy;
 mod presence;
 mod relay;
+mod takeovers;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transact;

@@ -21,10 +21,11 @@ const NONCE: usize = 24;
 /// Seals and opens secrets for the store.
 pub struct Vault(XChaCha20Poly1305);
 
-/// A wrapped secret that does not open: the key file is another one, or the bytes were altered.
+/// A wrapped secret that does not open: the key file is another one, or the bytes were altered. The cure is of whoever needs it: a state
+/// directory is restored as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a stored secret does not open: the file `key` in the state directory is not the one it was sealed with; restore both from the same backup"
+    "a stored secret does not open: the file `key` in the state directory is not the one it was sealed with"
 )]
 pub struct Unopenable;
 

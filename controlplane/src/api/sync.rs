@@ -59,6 +59,16 @@ pub(super) fn begin(
     coordinator.wake();
     if let Some(former) = coordinator.presence().connect(&who, number, connection) {
         former.close_soon();
+        if let Some((times, within)) = coordinator.presence().taken_over(&who) {
+            tracing::warn!(
+                event = "node_taken_over",
+                network = %who.network,
+                node = %who.node,
+                times,
+                seconds = within.as_secs(),
+                "connections of one node take over from each other: two machines may be using the same identity"
+            );
+        }
     }
     let welcome = proto::Welcome {
         session: session.to_vec(),

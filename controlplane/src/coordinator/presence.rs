@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use ringmesh_tunnel::{UnixTime, key::NetworkId};
@@ -12,6 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     convergence::{Online, Track},
     events::{Herald, What},
+    takeovers::Takeovers,
 };
 use crate::{
     auth::NodeOf,
@@ -42,6 +44,7 @@ pub(crate) struct Presence {
     session: Option<[u8; 32]>,
     /// What its open stream runs on.
     connection: Option<Connection>,
+    takeovers: Takeovers,
     /// The heads last sent.
     heads: VecDeque<SentHead>,
     /// The durable revision of the last update that was sent.
@@ -178,6 +181,12 @@ impl Presences {
             _ => return Some(connection.clone()),
         };
         (!superfluous.is(connection)).then_some(superfluous)
+    }
+
+    /// Counts that one connection of a node took over from another. Answers how often that happened within how long if it goes on,
+    /// and was not told of late.
+    pub(crate) fn taken_over(&self, who: &NodeOf) -> Option<(u32, Duration)> {
+        self.lock().nodes.get_mut(who)?.takeovers.note(Instant::now())
     }
 
     /// Ends a stream, unless a newer one took over.

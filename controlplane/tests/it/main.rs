@@ -11,6 +11,7 @@
 mod access;
 mod admin;
 mod client;
+mod clones;
 mod crash;
 mod crowd;
 mod deltas;
