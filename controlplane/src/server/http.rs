@@ -24,8 +24,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{Status, body::Body, service::Routes};
 
 use super::{
-    KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, MAX_HEADERS, MAX_NODE_STREAMS, MAX_RESETS, MAX_STRANGER_MESSAGE,
-    MAX_STREAMS, NODE_WINDOW, connection::Connection, local::Caller, protocol::Protocol,
+    KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, MAX_HEADERS, MAX_NODE_MESSAGE, MAX_NODE_STREAMS, MAX_RESETS,
+    MAX_STRANGER_MESSAGE, MAX_STREAMS, NODE_WINDOW, connection::Connection, local::Caller,
+    protocol::Protocol,
 };
 use crate::{
     api::{json, limit},
@@ -128,8 +129,9 @@ async fn answer(mut request: Request<Incoming>, visitor: Visitor, routes: Routes
             let (mut parts, body) = request.into_parts();
             let mut kept = HeaderMap::with_capacity(KEPT.len());
             for name in KEPT {
-                if let Some(value) = parts.headers.get(&name) {
-                    kept.insert(name, value.clone());
+                // All of them: whoever looks at them has to see that there are two.
+                for value in parts.headers.get_all(&name) {
+                    kept.append(name.clone(), value.clone());
                 }
             }
             parts.headers = kept;
@@ -182,19 +184,25 @@ struct RemoteBody {
 
 /// Bytes in front of a message of gRPC: whether it is compressed, and its length.
 const HEAD: usize = 5;
+/// Bytes of JSON that are waited for: the largest message of a node, which base64 makes longer by a third.
+const MAX_WAITED_JSON: usize = 2 * MAX_NODE_MESSAGE;
 
 impl RemoteBody {
     fn new(body: Incoming, connection: Connection) -> Self {
         Self { body: Some(body), connection, read: BytesMut::new(), ended: false, length: 0 }
     }
 
-    /// Waits until the first message of gRPC is there, or else the whole body.
+    /// Waits until the first message of gRPC is there, or else the whole body. It is held here meanwhile, so it is bounded whatever was
+    /// proved on the connection.
     async fn wait(&mut self, headers: &HeaderMap) -> Result<(), Status> {
         let grpc = json::is_grpc(headers);
         let whole = async {
             while !(self.ended || grpc && self.has_message()?) {
                 match std::future::poll_fn(|cx| self.poll_more(cx)).await {
                     Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) if !grpc && self.read.len().saturating_add(data.len()) > MAX_WAITED_JSON => {
+                            return Err(too_long(MAX_WAITED_JSON));
+                        }
                         Ok(data) => self.read.extend_from_slice(&data),
                         // Trailers, which no request of ours has.
                         Err(_) => self.ended = true,
@@ -216,6 +224,9 @@ impl RemoteBody {
         let Some([_, a, b, c, d]) = self.read.first_chunk::<HEAD>() else { return Ok(false) };
         let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
         self.check(length)?;
+        if length > MAX_NODE_MESSAGE {
+            return Err(too_long(MAX_NODE_MESSAGE));
+        }
         Ok(self.read.len() >= length.saturating_add(HEAD))
     }
 
@@ -240,6 +251,10 @@ impl RemoteBody {
             Ok(frame)
         }))
     }
+}
+
+fn too_long(most: usize) -> Status {
+    Status::out_of_range(format!("a message of more than {most} bytes, which no node sends"))
 }
 
 impl http_body::Body for RemoteBody {
