@@ -12,7 +12,7 @@ use tonic::{Code, Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt as _, pb};
 
 use super::JSON;
-use crate::error::DOMAIN;
+use crate::error::{DOMAIN, code_name};
 
 /// A field of a request that is not what it must be.
 pub(super) fn invalid(field: &str, why: &str) -> Status {
@@ -104,27 +104,8 @@ fn debug(kind: &str, bytes: &[u8]) -> Option<Value> {
 }
 
 /// How the Connect protocol calls a code.
-const fn name(code: Code) -> &'static str {
-    match code {
-        // Not an error, and never written.
-        Code::Ok => "ok",
-        Code::Cancelled => "canceled",
-        Code::Unknown => "unknown",
-        Code::InvalidArgument => "invalid_argument",
-        Code::DeadlineExceeded => "deadline_exceeded",
-        Code::NotFound => "not_found",
-        Code::AlreadyExists => "already_exists",
-        Code::PermissionDenied => "permission_denied",
-        Code::ResourceExhausted => "resource_exhausted",
-        Code::FailedPrecondition => "failed_precondition",
-        Code::Aborted => "aborted",
-        Code::OutOfRange => "out_of_range",
-        Code::Unimplemented => "unimplemented",
-        Code::Internal => "internal",
-        Code::Unavailable => "unavailable",
-        Code::DataLoss => "data_loss",
-        Code::Unauthenticated => "unauthenticated",
-    }
+fn name(code: Code) -> &'static str {
+    if code == Code::Cancelled { "canceled" } else { code_name(code) }
 }
 
 /// The status of HTTP that the Connect protocol gives a code.
