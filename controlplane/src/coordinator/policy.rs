@@ -27,7 +27,7 @@ use crate::{
         requests::Request,
         trace::{Question, Standing, Trace},
     },
-    policy::{self, Allowances, Compiled, Problem, Roster, TEXT_MAX},
+    policy::{self, Allowances, Compiled, Problem, Roster},
     store::Revision,
 };
 
@@ -309,10 +309,6 @@ fn renamed<'a>(
 }
 
 fn check(text: &str, roster: &Roster) -> Result<Compiled, Vec<Problem>> {
-    if text.len() > TEXT_MAX {
-        let message = format!("the file has {} bytes, and a policy at most {TEXT_MAX}", text.len());
-        return Err(vec![Problem { warning: false, line: 1, column: 1, message }]);
-    }
     if text.trim().is_empty() {
         // Most likely a mistake, and the one that cuts everybody off. An empty text also stands for the policy that nobody wrote.
         let message = "the policy is empty, which denies everything; if that is meant, say so in it: # nothing is allowed";
