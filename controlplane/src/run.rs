@@ -2,6 +2,8 @@
 
 use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use ringmesh_monitor::Monitor;
+use ringmesh_relay::Ports;
 use ringmesh_tunnel::netmap::Role;
 use tokio::{
     net::TcpListener,
@@ -139,6 +141,7 @@ impl Bound {
     }
 }
 
+/// Opens what is kept, makes it ready, serves it, and closes it again.
 async fn serve(
     bound: Bound,
     store: Arc<SqliteStore>,
@@ -146,43 +149,16 @@ async fn serve(
     ready: impl FnOnce(Ready) + Send,
 ) -> Result<(), StartError> {
     let Bound { config, listener, address, relay, socket, monitor } = bound;
-    let config = &config;
-    let fresh = store.snapshot().await.map_err(Fault::from)?.entries.is_empty();
-    let vault = Vault::open(&config.state_dir, fresh)?;
-    let endpoints = advertise::endpoints(&config.advertise, address, &pools(&store, &vault, config).await?);
-    let identity = Identity::open(&config.state_dir, &endpoints)?;
-    let relay = relay.map(|ports| Relay::start(ports, config, address, &endpoints)).transpose()?;
+    let opened = Opened::open(&config, store, address, relay).await?;
+    opened.prepare(&config).await?;
+    let Opened { coordinator, identity, endpoints, relay } = opened;
 
-    let options = Options {
-        clock: Clock::system(),
-        heartbeat: Duration::from_secs(config.heartbeat_seconds.into()),
-        endpoints: endpoints.clone(),
-        tls_key: *identity.key_hash(),
-        relay: relay.is_some(),
-    };
-    let coordinator = Coordinator::open(store, vault, options).await?;
-    coordinator.ensure_network(&config.network).await?;
-    coordinator.ensure_relays().await?;
-    check_keys(&coordinator)?;
-    if config.restored {
-        coordinator.heal_restored().await?;
-        backup::is_in_use(&config.state_dir)?;
-    }
-    // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
-    coordinator.maintain().await?;
-    if let Some(relay) = &relay {
-        relay.prepare(&coordinator).await;
-    }
-
-    let census = Census::default();
-    let tasks = Arc::<Tasks>::default();
+    let (census, tasks) = (Census::default(), Arc::<Tasks>::default());
     let subject =
         Arc::new(Watched::new(coordinator.clone(), tasks.clone(), census.clone(), config.state_dir.clone()));
     let admin_socket = socket.path().to_owned();
     let certificate_pem = identity.certificate_pem().to_owned();
     let (stop, stopping) = watch::channel(false);
-    let stopped =
-        |mut stopping: watch::Receiver<bool>| async move { drop(stopping.wait_for(|stop| *stop).await) };
     let (upgrades, websockets) = mpsc::channel(relay::BACKLOG);
     let nodes = server::serve_nodes_counted(
         TcpListener::from_std(listener).map_err(StartError::Server)?,
@@ -190,17 +166,11 @@ async fn serve(
         Limits::default(),
         api::node_routes(&coordinator).await,
         relay.is_some().then_some(upgrades),
-        census.clone(),
+        census,
         stopped(stopping.clone()),
     );
     let operators =
         server::serve_operators(socket, api::operator_routes(&coordinator).await, stopped(stopping.clone()));
-    let watched = async {
-        match monitor {
-            Some(monitor) => monitor.serve(subject.clone(), stopped(stopping)).await,
-            None => std::future::pending().await,
-        }
-    };
     let mut servers = std::pin::pin!(async { tokio::try_join!(nodes, operators) });
     tasks.serving(true);
     tracing::info!(
@@ -211,8 +181,8 @@ async fn serve(
     let result = tokio::select! {
         () = shutdown => Ok(()),
         fault = coordinator.fault() => Err(StartError::Fault(fault)),
-        ended = &mut servers => Err(StartError::Server(ended.err().unwrap_or_else(|| io::Error::other("too early")))),
-        ended = watched => Err(StartError::Server(ended.err().unwrap_or_else(|| io::Error::other("too early")))),
+        ended = &mut servers => Err(too_early(ended)),
+        ended = serve_metrics(monitor, subject, stopped(stopping)) => Err(too_early(ended)),
         () = maintain(&coordinator, &tasks) => Ok(()),
         () = keep_relay(relay.as_ref(), &coordinator, websockets) => Ok(()),
     };
@@ -228,6 +198,80 @@ async fn serve(
         tracing::debug!("some connections did not end in time");
     }
     result
+}
+
+/// What is kept, opened.
+struct Opened {
+    coordinator: Coordinator,
+    identity: Identity,
+    /// What nodes are told to connect to, `host:port`.
+    endpoints: Vec<String>,
+    relay: Option<Relay>,
+}
+
+impl Opened {
+    async fn open(
+        config: &Config,
+        store: Arc<SqliteStore>,
+        address: SocketAddr,
+        relay: Option<Ports>,
+    ) -> Result<Self, StartError> {
+        let fresh = store.snapshot().await.map_err(Fault::from)?.entries.is_empty();
+        let vault = Vault::open(&config.state_dir, fresh)?;
+        let endpoints =
+            advertise::endpoints(&config.advertise, address, &pools(&store, &vault, config).await?);
+        let identity = Identity::open(&config.state_dir, &endpoints)?;
+        let relay = relay.map(|ports| Relay::start(ports, config, address, &endpoints)).transpose()?;
+        let options = Options {
+            clock: Clock::system(),
+            heartbeat: Duration::from_secs(config.heartbeat_seconds.into()),
+            endpoints: endpoints.clone(),
+            tls_key: *identity.key_hash(),
+            relay: relay.is_some(),
+        };
+        let coordinator = Coordinator::open(store, vault, options).await?;
+        Ok(Self { coordinator, identity, endpoints, relay })
+    }
+
+    /// Makes what is missing, heals what was restored, and does what is due.
+    async fn prepare(&self, config: &Config) -> Result<(), StartError> {
+        let coordinator = &self.coordinator;
+        coordinator.ensure_network(&config.network).await?;
+        coordinator.ensure_relays().await?;
+        check_keys(coordinator)?;
+        if config.restored {
+            coordinator.heal_restored().await?;
+            backup::is_in_use(&config.state_dir)?;
+        }
+        // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
+        coordinator.maintain().await?;
+        if let Some(relay) = &self.relay {
+            relay.prepare(coordinator).await;
+        }
+        Ok(())
+    }
+}
+
+/// Ends when what serves has to stop.
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    drop(stopping.wait_for(|stop| *stop).await);
+}
+
+/// What it means that a server ended before it was told to.
+fn too_early<T>(ended: io::Result<T>) -> StartError {
+    StartError::Server(ended.err().unwrap_or_else(|| io::Error::other("too early")))
+}
+
+/// Serves metrics, if they are wanted, until `shutdown`.
+async fn serve_metrics(
+    monitor: Option<Monitor>,
+    subject: Arc<Watched>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    match monitor {
+        Some(monitor) => monitor.serve(subject, shutdown).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Looks for what is due, for ever.
