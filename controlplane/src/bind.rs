@@ -32,12 +32,13 @@ pub struct Bound {
     pub(crate) monitor: Option<Monitor>,
 }
 
-/// Takes what `config` asks for. To be called before the process has a second thread, if it is to give up rights afterwards.
+/// Takes what `config` asks for, and as many file descriptors as the process may have. To be called before the process has a second thread, if it is to give up rights afterwards.
 ///
 /// # Errors
 /// [`StartError`], of the configuration, the ports and the socket.
 pub fn bind(config: Config) -> Result<Bound, StartError> {
     config.check()?;
+    server::raise_file_limit();
     let (listener, address, relay) = ports(&config)?;
     let socket = AdminSocket::bind(&config.admin_socket)?;
     let monitor = config.metrics.listen.bind(USUAL_METRICS)?;

@@ -163,7 +163,7 @@ async fn serve(
     let nodes = server::serve_nodes_counted(
         TcpListener::from_std(listener).map_err(StartError::Server)?,
         &identity,
-        Limits::default(),
+        Limits::of_this_process(),
         api::node_routes(&coordinator).await,
         relay.is_some().then_some(upgrades),
         census,

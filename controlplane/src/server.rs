@@ -6,6 +6,7 @@
 
 mod accept;
 mod connection;
+mod descriptors;
 mod http;
 mod local;
 mod protocol;
@@ -28,6 +29,7 @@ pub use self::{
 };
 pub(crate) use self::{
     connection::Admission,
+    descriptors::raise as raise_file_limit,
     protocol::{H2, HTTP_1_1},
     strangers::Source,
 };

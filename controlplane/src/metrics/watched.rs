@@ -85,6 +85,12 @@ impl Watched {
     ) -> Self {
         Self { coordinator, tasks, census, state_dir }
     }
+
+    /// Calls `give_back` whenever much memory may have become free, as many connections have ended; for ever. To be run beside the
+    /// coordinator by whoever knows how its process gives memory back to the machine.
+    pub async fn after_crowds(&self, give_back: fn()) {
+        self.census.after_crowds(give_back).await;
+    }
 }
 
 #[async_trait]

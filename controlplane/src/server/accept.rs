@@ -26,7 +26,7 @@ use crate::metrics::Census;
 /// What strangers may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections in all. When fifteen of sixteen are taken, strangers have to leave for those who come.
+    /// Connections in all; a daemon has fewer if it may not have as many file descriptors. When fifteen of sixteen are taken, strangers have to leave for those who come.
     pub connections: usize,
     /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything.
     /// [`BYTES_PER_CONNECTION`](super::BYTES_PER_CONNECTION) says what each may cost.

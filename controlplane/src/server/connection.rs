@@ -293,7 +293,10 @@ impl Guarded {
             }
             self.forgot = true;
             // An answer that only says to forget.
-            drop(self.stream.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())));
+            drop(
+                self.stream
+                    .try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into())),
+            );
         }
     }
 

@@ -47,6 +47,9 @@ async fn a_coordinator_serves_until_it_is_told_to_stop() {
         config.listen = listen.parse().unwrap();
     }
     let ended = run(config, std::future::pending(), |ready| {
+        // As the real one does.
+        let subject = ready.subject;
+        tokio::spawn(async move { subject.after_crowds(ringmesh_io::heap::give_back).await });
         fs::write(directory.join("ready.new"), ready.address.to_string()).unwrap();
         fs::rename(directory.join("ready.new"), directory.join("ready")).unwrap();
     })
@@ -72,6 +75,13 @@ impl Drop for Process {
         drop(self.0.kill());
         drop(self.0.wait());
     }
+}
+
+/// Bounds what a process may have from now on, as `prlimit` names it.
+pub fn limit(process: &Process, bound: &str) {
+    let limited =
+        Command::new("prlimit").args([format!("--pid={}", process.id()), format!("--{bound}")]).status();
+    assert!(limited.unwrap().success());
 }
 
 /// The command that becomes a coordinator, by way of `shell` if anything is to be said there first.
@@ -297,11 +307,7 @@ async fn after_a_failed_write_nothing_is_acknowledged_and_the_process_ends() {
         .await;
     let mut told = 0;
     let limit = fs::metadata(directory.path().join("state/coordinator.db-wal")).unwrap().len() + 100_000;
-    let limited = Command::new("prlimit")
-        .args([format!("--pid={}", process.0.id()), format!("--fsize={limit}")])
-        .status()
-        .unwrap();
-    assert!(limited.success());
+    self::limit(&process, &format!("fsize={limit}"));
     let refused = loop {
         let mut connection = connect(address).await.unwrap();
         match TestNode::new("").join_on(&mut connection, &token, Lie::None).await {

@@ -27,6 +27,8 @@ const BASE: usize = 64 << 20;
 const EACH: usize = 48 << 10;
 /// The 99th percentile of a join, while the crowd is there.
 const JOIN: Duration = Duration::from_secs(2);
+/// Until then the memory of a crowd that is gone is free again, but for [`BASE`].
+const FREE_AGAIN: Duration = Duration::from_secs(30);
 /// Processes that make the crowd.
 const PROCESSES: usize = 4;
 /// Connections of one address: half of what one may have.
@@ -240,15 +242,23 @@ async fn withstand(
     Report { joins, open, grown, above }
 }
 
-/// Waits until the connections of the crowd are gone. Its memory is free then, but the allocator keeps it for the next crowd.
-async fn comes_back(process: &Process, before: Holding) -> Holding {
+/// Waits until the connections of the crowd are gone, and then until its memory is free as well. What it held at both moments.
+async fn comes_back(process: &Process, before: Holding) -> (Holding, Holding) {
+    let gone =
+        settled(process, Duration::from_secs(40), |now| now.descriptors < before.descriptors + 10).await;
+    let free = settled(process, FREE_AGAIN, |now| now.resident <= before.resident + BASE).await;
+    (gone, free)
+}
+
+/// Waits until what a process holds is `enough`.
+async fn settled(process: &Process, patience: Duration, enough: impl Fn(Holding) -> bool) -> Holding {
     let since = Instant::now();
     loop {
         let now = Holding::of(process.id());
-        if now.descriptors < before.descriptors + 10 {
+        if enough(now) {
             return now;
         }
-        assert!(since.elapsed() < Duration::from_secs(40), "it still holds {now:?}, before {before:?}");
+        assert!(since.elapsed() < patience, "after {patience:?} it still holds {now:?}");
         sleep(Duration::from_millis(100)).await;
     }
 }
@@ -259,10 +269,10 @@ async fn a_crowd_of(connections: usize, seconds: u64) {
     let mut operator = Operator::connect(&config(directory.path()).admin_socket).await;
     let before = Holding::of(process.id());
     let report = withstand(&process, address, &mut operator, connections, seconds).await;
-    let after = comes_back(&process, before).await;
+    let (gone, free) = comes_back(&process, before).await;
     println!(
         "{connections} hostile places, {} open at once at most; {} joins: p50 {:?}, p99 {:?}, max {:?}; memory +{} KiB at most \
-         ({} KiB for each open one without the first 64 MiB), +{} KiB afterwards",
+         ({} KiB for each open one without the first 64 MiB), +{} KiB when all are gone, +{} KiB in the end",
         report.open,
         report.joins.len(),
         report.percentile(50),
@@ -270,7 +280,8 @@ async fn a_crowd_of(connections: usize, seconds: u64) {
         report.percentile(100),
         report.grown >> 10,
         (report.grown.saturating_sub(BASE) / report.open.max(1)) >> 10,
-        after.resident.saturating_sub(before.resident) >> 10,
+        gone.resident.saturating_sub(before.resident) >> 10,
+        free.resident.saturating_sub(before.resident) >> 10,
     );
     assert!(process.is_running());
     assert!(report.open >= connections / 2, "no crowd: {} open", report.open);

@@ -167,7 +167,8 @@ async fn nothing_but_http_in_tls_1_3_is_spoken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_without_file_descriptors_lives_on() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut process, address) = crash::start(directory.path(), "ulimit -n 40;").await;
+    let (mut process, address) = crash::start(directory.path(), "").await;
+    crash::limit(&process, "nofile=40");
     let socket = config(directory.path()).admin_socket;
     let token = Operator::connect(&socket).await.token(admin::CreateTokenRequest::default()).await;
     let flood: Vec<TcpStream> = futures_util::future::join_all((0..200).map(|_| open(address))).await;
@@ -185,6 +186,52 @@ async fn a_coordinator_without_file_descriptors_lives_on() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), joined).await.unwrap();
+    assert!(process.is_running());
+}
+
+/// What `prlimit` would say: the bound on descriptors that holds, and the one up to which it may be raised.
+fn descriptors_of(process: u32) -> (u64, u64) {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let mut bounds = line.split_whitespace().map(|bound| bound.parse().unwrap_or(u64::MAX));
+    (bounds.next().unwrap(), bounds.next().unwrap())
+}
+
+/// There are strangers from ten addresses for each of the few places that there are descriptors for, and whoever has to leave comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_take_all_places_of_few_descriptors_keep_nobody_from_joining() {
+    let directory = tempfile::tempdir().unwrap();
+    // What holds when it starts is less than it may have.
+    let (mut process, address) = crash::start(directory.path(), "ulimit -S -n 60; ulimit -H -n 300;").await;
+    assert_eq!(descriptors_of(process.id()), (300, 300));
+    let mut operator = Operator::connect(&config(directory.path()).admin_socket).await;
+    let token = operator.token(admin::CreateTokenRequest { reusable: true, ..Default::default() }).await;
+    let mut strangers = tokio::task::JoinSet::new();
+    for place in 0..300_u32 {
+        let source = std::net::Ipv4Addr::new(127, 21, 0, (place % 10) as u8 + 1);
+        strangers.spawn(async move {
+            loop {
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind((source, 0).into()).unwrap();
+                if let Ok(mut stream) = socket.connect(address).await {
+                    drop(stream.read_u8().await);
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    let all_but_the_newcomers = 150 - 150 / 16 - 1;
+    let descriptors = format!("/proc/{}/fd", process.id());
+    while std::fs::read_dir(&descriptors).unwrap().count() < all_but_the_newcomers {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for number in 0..20 {
+        let joined = TestNode::new(&format!("honest-{number}")).join(&token).await;
+        joined.unwrap_or_else(|error| panic!("join {number}: {error}"));
+    }
+    assert_eq!(operator.list().await.len(), 20);
+    // And there was none too few at any time.
+    assert!(std::fs::read_dir(&descriptors).unwrap().count() < 200);
     assert!(process.is_running());
 }
 

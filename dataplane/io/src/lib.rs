@@ -23,6 +23,7 @@ mod address;
 pub mod affinity;
 mod back_end;
 mod counters;
+pub mod heap;
 mod memory;
 pub mod names;
 mod outbox;

@@ -343,6 +343,8 @@ fn serve(options: &Options, restored: bool, daemon: &process::Options) -> Result
         let end = Signals::listen()?.end();
         let ready = move |ready: Ready| {
             daemon.tell_ready();
+            let subject = ready.subject.clone();
+            tokio::spawn(async move { subject.after_crowds(ringmesh_io::heap::give_back).await });
             tokio::spawn(async move {
                 supervisor::keep_told(ready.subject, || described(ready.admin_socket.clone())).await;
             });
