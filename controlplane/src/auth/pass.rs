@@ -182,3 +182,34 @@ impl Authed<Steward> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: NetworkId = NetworkId::from_bytes([1; 16]);
+
+    fn request(may_change: bool, scope: Scope) -> tonic::Request<()> {
+        let mut request = tonic::Request::new(());
+        request.extensions_mut().insert(Pass { who: Who::User { uid: 0 }, may_change, scope });
+        request
+    }
+
+    #[test]
+    fn a_pass_makes_no_proof_of_more_than_it_says() {
+        let nothing = tonic::Request::new(());
+        assert!(matches!(Authed::<Reader>::of(&nothing), Err(Refused::NotPermitted)));
+        for scope in [Scope::Everything, Scope::Network(OWN)] {
+            let looking = request(false, scope);
+            assert_eq!(Authed::<Reader>::of(&looking).unwrap().who().scope(), scope);
+            assert!(matches!(Authed::<Operator>::of(&looking), Err(Refused::ReadOnly)));
+            assert!(matches!(Authed::<Steward>::of(&looking), Err(Refused::ReadOnly)));
+        }
+        let of_one = request(true, Scope::Network(OWN));
+        assert!(matches!(Authed::<Steward>::of(&of_one), Err(Refused::NotOfOneNetwork)));
+        let (operator, node) = (Authed::<Operator>::of(&of_one).unwrap(), NodeId::from_bytes([3; 8]));
+        assert!(operator.who().may_remove(OWN, node));
+        assert!(!operator.who().may_remove(NetworkId::from_bytes([2; 16]), node));
+        Authed::<Steward>::of(&request(true, Scope::Everything)).unwrap();
+    }
+}
