@@ -397,6 +397,15 @@ mod tests {
         }
         let unknown = Credential::generate();
         assert_eq!(keys.denied(&unknown, NOW), Some(Denied::Invalid));
+        // All of the hash counts.
+        for flipped in 0..32 {
+            let flip = |keys: &mut Keys| {
+                keys.registry.api_keys.get_mut(&credential.id).unwrap().hash[flipped] ^= 1;
+            };
+            flip(&mut keys);
+            assert_eq!(keys.denied(&credential, NOW), Some(Denied::Invalid), "{flipped}");
+            flip(&mut keys);
+        }
         let end = NOW.saturating_add(DEFAULT_LIFE);
         assert_eq!(keys.denied(&credential, end.saturating_sub(Duration::from_millis(1))), None);
         assert_eq!(keys.denied(&credential, end), Some(Denied::Expired));
