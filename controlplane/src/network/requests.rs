@@ -299,7 +299,11 @@ pub(crate) fn check_id(id: &str) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Commit;
+    use crate::{
+        config::NetworkConfig,
+        network::{authority::Authority, create},
+        store::Commit,
+    };
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -449,6 +453,31 @@ mod tests {
         let refused = world.remember(&root(), &request("more"), &answer, NOW).err();
         assert_eq!(refused, Some(Refusal::TooMany));
         world.remember(&root(), &request("more"), "fits", NOW).unwrap();
+    }
+
+    #[test]
+    fn each_network_has_a_bound_of_its_own() {
+        for is_full in [true, false] {
+            let mut world = World::new();
+            let config = NetworkConfig::default();
+            let (network, change) =
+                create::plan(&config, &Authority::generate(), None, &world.vault, NOW).unwrap();
+            world.commit(Plan::from(change).ops);
+            let (full, other) = if is_full { (Some(network), None) } else { (None, Some(network)) };
+            let remember = |world: &World, network, id: &str| {
+                let mut plan = Plan::default();
+                let (caller, request) = (root(), request(id));
+                let asked = Asked { network, ..asked(&caller, &request) };
+                world.registry.remember(asked, &"", &world.vault, NOW, &mut plan).map(|()| plan)
+            };
+            let plan = remember(&world, full, "large").unwrap();
+            let [Op::Put { key, value, .. }] = plan.ops.as_slice() else { panic!("{plan:?}") };
+            let mut row: RequestRow = serde_json::from_slice(value).unwrap();
+            row.answer = Blob(vec![0; BYTES]);
+            world.commit(vec![Op::put(key, row::emit(&row))]);
+            assert_eq!(remember(&world, full, "more").err(), Some(Refusal::TooMany));
+            remember(&world, other, "more").unwrap();
+        }
     }
 
     #[test]
