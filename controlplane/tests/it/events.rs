@@ -1,7 +1,11 @@
 //! What happened, as it is told: listed, watched, and resumed after anything.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use ringmesh_controlplane::{
+    server::Limits,
+    store::{Op, Store, sqlite::SqliteStore},
+};
 use ringmesh_proto::{admin, control::Reason};
 use ringmesh_tunnel::key::{IdentitySecret, Label};
 use tonic::{Code, Status, Streaming};
@@ -9,7 +13,7 @@ use tonic::{Code, Status, Streaming};
 use crate::{
     access::with_bearer,
     client::{Lie, TestNode, connect, reason},
-    harness::{Operator, Running},
+    harness::{Assembled, Operator, Running},
     policy::{ALL, apply, ssh_to_b},
 };
 
@@ -267,6 +271,30 @@ async fn a_revision_that_is_yet_to_come_is_refused() {
     let refused = operator.events.list_events(request).await.unwrap_err();
     assert_eq!(reason(&refused), Reason::NetworkUnknown);
     coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_revision_whose_events_are_forgotten_is_refused() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).unwrap());
+    let mut coordinator = Assembled::start_on(store.clone(), directory, Limits::default()).await;
+    let begun = list(&mut coordinator.operator, 0, 0).await.revision;
+    let network = coordinator.token().await.network();
+    // As after ten thousand events.
+    let forgotten = list(&mut coordinator.operator, 0, 0).await.revision;
+    let place = format!("network/{network}/events-forgotten");
+    store.txn(Vec::new(), vec![Op::put(place, forgotten.to_string().into())]).await.unwrap();
+    let mut operator = coordinator.operator.clone();
+    new_token(&mut operator).await;
+    let request = admin::ListEventsRequest { after_revision: begun, ..Default::default() };
+    for refused in [
+        operator.events.list_events(request).await.unwrap_err(),
+        watch(&mut operator, begun, &[]).await.unwrap_err(),
+    ] {
+        assert_eq!((refused.code(), reason(&refused)), (Code::OutOfRange, Reason::EventsForgotten));
+    }
+    assert_eq!(list(&mut operator, forgotten, 0).await.events.len(), 1);
+    watch(&mut operator, forgotten, &[]).await.unwrap();
 }
 
 #[tokio::test]
@@ -565,4 +593,27 @@ async fn a_key_for_one_network_hears_of_that_one_alone_until_it_is_revoked() {
     };
     assert_eq!((end.code(), reason(&end)), (Code::Unauthenticated, Reason::CredentialRevoked), "{end}");
     coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_key_expires_though_nothing_else_happens() {
+    let mut coordinator = Assembled::start().await;
+    let request = admin::CreateApiKeyRequest {
+        name: "short".into(),
+        role: admin::ApiKeyRole::ReadOnly.into(),
+        ttl_seconds: 1,
+        ..Default::default()
+    };
+    let made = coordinator.operator.keys.create_api_key(request).await.unwrap().into_inner();
+    let channel = connect(coordinator.address).await.unwrap().channel;
+    let mut events = admin::event_service_client::EventServiceClient::new(channel);
+    let request = with_bearer(admin::WatchEventsRequest::default(), Some(&made.secret));
+    let mut told = events.watch_events(request).await.unwrap().into_inner();
+    live(&mut told).await;
+    // By now the coordinator waits for the end of the key, by a clock that goes on by itself.
+    let quiet = tokio::time::timeout(Duration::from_millis(500), told.message()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    coordinator.advance(Duration::from_secs(1));
+    let end = tokio::time::timeout(Duration::from_secs(10), told.message()).await.unwrap().unwrap_err();
+    assert_eq!((end.code(), reason(&end)), (Code::Unauthenticated, Reason::CredentialExpired));
 }
