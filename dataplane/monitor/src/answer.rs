@@ -6,13 +6,14 @@ use axum::{
     Json, Router,
     extract::State,
     http::{HeaderMap, StatusCode, header},
+    middleware::from_fn,
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::{Check, Subject, Version, scrape::Scrapes, text::Form};
+use crate::{Check, Subject, Version, scrape::Scrapes, text::Form, visitor};
 
 /// How long a daemon may take to say how it is.
 const CHECKING: Duration = Duration::from_secs(5);
@@ -23,16 +24,18 @@ struct Shared {
     scrapes: Arc<Scrapes>,
 }
 
-/// The routes for `subject`. `GET` and `HEAD` only; no request's body is read.
-pub(crate) fn routes(subject: Arc<dyn Subject>) -> Router {
+/// The routes for `subject`. `GET` and `HEAD` only; no request's body is read. For a listener that this machine alone reaches
+/// strangers' pages in its browser are told apart.
+pub(crate) fn routes(subject: Arc<dyn Subject>, for_this_machine: bool) -> Router {
     let scrapes = Arc::new(Scrapes::new(Arc::clone(&subject)));
-    Router::new()
+    let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/healthz", get(readyz))
         .route("/version", get(version))
-        .with_state(Shared { subject, scrapes })
+        .with_state(Shared { subject, scrapes });
+    if for_this_machine { routes.layer(from_fn(visitor::only_of_this_machine)) } else { routes }
 }
 
 async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {

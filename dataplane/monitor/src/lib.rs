@@ -15,6 +15,7 @@ mod series;
 mod server;
 mod subject;
 mod text;
+mod visitor;
 
 pub use prometheus_client::{
     self,

@@ -1,9 +1,21 @@
 //! The HTTP side: few routes, little read, everything bounded. A connection is answered once and closed.
 
-use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -14,10 +26,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{Subject, answer};
+use crate::{Subject, answer, visitor};
 
-/// How many connections there are at most. Who comes when there are as many makes the oldest one go, so that no one can keep
-/// the others out by holding theirs.
+/// How many connections there are at most. Who comes when there are as many makes the oldest one go, first of those that asked for
+/// nothing yet, so that no one can keep the others out by holding theirs, or break off their answers.
 pub const CONNECTIONS: usize = 64;
 /// How long a request's head may take to come.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,7 +86,7 @@ impl Monitor {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
         let listener = TcpListener::from_std(self.listener)?;
-        let routes = answer::routes(subject);
+        let routes = answer::routes(subject, visitor::is_loopback(listener.local_addr()?));
         let mut crowd = Crowd::default();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -97,31 +109,47 @@ impl Monitor {
 #[derive(Debug, Default)]
 struct Crowd {
     running: JoinSet<()>,
-    order: VecDeque<AbortHandle>,
+    order: VecDeque<Visit>,
+}
+
+#[derive(Debug)]
+struct Visit {
+    connection: AbortHandle,
+    /// Whether a whole head has come.
+    asked: Arc<AtomicBool>,
 }
 
 impl Crowd {
     fn admit(&mut self, stream: TcpStream, routes: Router) {
-        self.order.retain(|connection| !connection.is_finished());
-        if self.order.len() >= CONNECTIONS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            oldest.abort();
+        self.order.retain(|visit| !visit.connection.is_finished());
+        if self.order.len() >= CONNECTIONS {
+            let silent = self.order.iter().position(|visit| !visit.asked.load(Ordering::Relaxed));
+            if let Some(visit) = self.order.remove(silent.unwrap_or(0)) {
+                visit.connection.abort();
+            }
         }
-        self.order.push_back(self.running.spawn(async move {
+        let asked = Arc::new(AtomicBool::new(false));
+        let asks = Arc::clone(&asked);
+        let connection = self.running.spawn(async move {
             // Broken off by either side: nobody is left to be told.
-            let _ = timeout(CONNECTION_TIMEOUT, answer(stream, routes)).await;
-        }));
+            let _ = timeout(CONNECTION_TIMEOUT, answer(stream, routes, &asks)).await;
+        });
+        self.order.push_back(Visit { connection, asked });
     }
 }
 
-async fn answer(stream: TcpStream, routes: Router) -> hyper::Result<()> {
+async fn answer(stream: TcpStream, routes: Router, asked: &AtomicBool) -> hyper::Result<()> {
+    let routes = TowerToHyperService::new(routes);
+    let routes = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
+        routes.call(request)
+    });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_LIMIT)
         .max_headers(HEADERS)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .serve_connection(TokioIo::new(stream), routes)
         .await
 }

@@ -95,7 +95,7 @@ async fn exchange(address: SocketAddr, request: &str) -> String {
 }
 
 async fn get(address: SocketAddr, path: &str, headers: &str) -> (u16, String, String) {
-    parts(&exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n")).await)
+    parts(&exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n")).await)
 }
 
 fn parts(answer: &str) -> (u16, String, String) {
@@ -242,12 +242,14 @@ async fn the_version_is_told_as_json() {
 async fn only_get_and_head_are_answered() {
     let address = serve(&Arc::default());
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
-        let answer = exchange(address, &format!("{method} /metrics HTTP/1.1\r\nhost: x\r\n\r\n")).await;
+        let answer =
+            exchange(address, &format!("{method} /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
         let (status, head, _) = parts(&answer);
         assert_eq!(status, 405, "{method}");
         assert!(head.contains("allow: get,head"), "{head}");
     }
-    let (status, head, body) = parts(&exchange(address, "HEAD /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await);
+    let (status, head, body) =
+        parts(&exchange(address, "HEAD /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await);
     assert_eq!((status, body.as_str()), (200, ""));
     assert!(head.contains("content-type: text/plain"), "{head}");
     for path in ["/", "/metrics/", "/metrics/../livez", "/debug/pprof", "/%6detrics%00"] {
@@ -258,16 +260,16 @@ async fn only_get_and_head_are_answered() {
 #[tokio::test]
 async fn a_body_is_not_waited_for() {
     let address = serve(&Arc::default());
-    let request = "GET /version HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\nfirst bytes";
+    let request = "GET /version HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\nfirst bytes";
     assert_eq!(parts(&exchange(address, request).await).0, 200);
 }
 
 #[tokio::test]
 async fn a_head_without_end_is_refused() {
     let address = serve(&Arc::default());
-    let long = format!("GET /metrics HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "a".repeat(100_000));
-    let many = format!("GET /metrics HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(500));
-    let uri = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(100_000));
+    let long = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\nx-long: {}\r\n\r\n", "a".repeat(100_000));
+    let many = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\n{}\r\n", "a: b\r\n".repeat(500));
+    let uri = format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "a".repeat(100_000));
     for request in [&long, &many, &uri] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         // It may be closed before all of it is sent.
@@ -321,10 +323,69 @@ async fn the_oldest_connection_makes_room_and_nobody_is_kept_out() {
         0,
         "the oldest is closed"
     );
-    held[CONNECTIONS - 1].write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    held[CONNECTIONS - 1].write_all(b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     timeout(LONG, held[CONNECTIONS - 1].read_to_string(&mut answer)).await.unwrap().unwrap();
     assert_eq!(parts(&answer).0, 200, "the newest is not");
+}
+
+#[tokio::test]
+async fn an_answer_that_was_asked_for_is_not_broken_off_by_a_crowd_that_asks_for_nothing() {
+    let daemon = Arc::new(Daemon { gate: Some(Semaphore::new(0)), ..Daemon::default() });
+    let address = serve(&daemon);
+    let scrape = tokio::spawn(async move { get(address, "/metrics", "").await });
+    daemon.begun.notified().await;
+    let mut silent = Vec::new();
+    for _ in 0..2 * CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    // Connections are taken in their order.
+    assert_eq!(get(address, "/version", "").await.0, 200);
+    daemon.gate.as_ref().unwrap().add_permits(100);
+    assert_eq!(timeout(LONG, scrape).await.unwrap().unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn the_page_of_a_stranger_in_a_browser_reads_nothing_of_a_listener_for_this_machine() {
+    let address = serve(&Arc::default());
+    let ask = async |path: &str, headers: &str| {
+        parts(&exchange(address, &format!("GET {path} HTTP/1.1\r\n{headers}\r\n")).await)
+    };
+    for path in ["/metrics", "/livez", "/readyz", "/healthz", "/version", "/nothing"] {
+        for (headers, refused) in [
+            ("host: evil.example\r\norigin: http://evil.example\r\n", 421),
+            ("host: evil.example:9464\r\n", 421),
+            ("host: localhost\r\nhost: evil.example\r\n", 421),
+            ("host: 127.0.0.1\r\nsec-fetch-site: cross-site\r\n", 403),
+        ] {
+            let (status, _, body) = ask(path, headers).await;
+            assert_eq!(status, refused, "{path} {headers}");
+            assert!(body.starts_with("this listener is "), "{body}");
+        }
+    }
+    assert_eq!(ask("http://evil.example/version", "host: localhost\r\n").await.0, 421);
+    for headers in [
+        "",
+        "host: \r\n",
+        "host: localhost:9464\r\n",
+        "host: 127.0.0.1:9464\r\n",
+        "host: [::1]:9464\r\n",
+        "host: 192.0.2.1\r\nsec-fetch-site: none\r\n",
+        "host: localhost\r\nsec-fetch-site: same-origin\r\n",
+    ] {
+        assert_eq!(ask("/version", headers).await.0, 200, "{headers}");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_for_the_neighbours_is_asked_by_its_name() {
+    let monitor = Monitor::bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    let port = monitor.address().unwrap().port();
+    let daemon = Arc::new(Daemon::default());
+    tokio::spawn(monitor.serve(daemon as Arc<dyn Subject>, std::future::pending()));
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let answer = exchange(address, "GET /version HTTP/1.1\r\nhost: alice.example:9464\r\n\r\n").await;
+    assert_eq!(parts(&answer).0, 200);
 }
 
 #[tokio::test]
