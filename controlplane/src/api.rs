@@ -8,6 +8,7 @@ pub(crate) mod challenge;
 mod control;
 pub mod convert;
 mod events;
+mod granted;
 mod guard;
 pub(crate) mod json;
 mod keys;

@@ -10,6 +10,8 @@ mod descriptors;
 mod http;
 mod local;
 mod protocol;
+mod records;
+mod seats;
 mod socket;
 mod strangers;
 mod turns;

@@ -19,9 +19,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body::{Frame, SizeHint};
 use ringmesh_proto::access::{self, Access};
 use tonic::{
     Status,
@@ -30,12 +28,14 @@ use tonic::{
 };
 use tower::{Service, ServiceExt as _};
 
-use super::refusals::{Asker, Refusals};
+use super::{
+    granted::{Grant, Granted, watch},
+    refusals::{Asker, Refusals},
+};
 use crate::{
     auth::{Pass, pass_of},
     coordinator::Coordinator,
     error::Refused,
-    network::api_keys::Denied,
     server::{self, Admission, Connection, REQUEST_TIMEOUT},
 };
 
@@ -120,7 +120,7 @@ impl Guard {
         if changes && !pass.may_change() {
             return Err(Refused::ReadOnly.into());
         }
-        let admission = connection.admit().ok_or(Refused::ConnectionEnds)?;
+        let admission = connection.admit(pass.api_key()).ok_or(Refused::ConnectionEnds)?;
         Ok(Entry::Key(pass, admission))
     }
 }
@@ -162,8 +162,8 @@ impl Service<Request<Body>> for Guard {
             Ok(match entry {
                 Entry::Key(pass, admission) => response.map(|body| {
                     let Some(key) = pass.api_key() else { return body };
-                    let grant = Grant::Holds(Box::pin(coordinator.api_key_end(key)));
-                    Body::new(Granted { body, messages: 0, grant, _admission: admission })
+                    let (end, taking) = watch(coordinator.api_key_end(key), admission);
+                    Body::new(Granted { body, messages: 0, grant: Grant::Holds(end), taking })
                 }),
                 Entry::Open | Entry::User(_) => response,
             })
@@ -192,79 +192,5 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
         b'u' => Some(Duration::from_micros(number)),
         b'n' => Some(Duration::from_nanos(number)),
         _ => None,
-    }
-}
-
-/// An answer that was granted to an API key: while it is open its connection is no stranger's, and it ends with the key.
-struct Granted {
-    body: Body,
-    /// Told so far.
-    messages: usize,
-    grant: Grant,
-    _admission: Admission,
-}
-
-enum Grant {
-    /// The key is good; waits for its end.
-    Holds(Pin<Box<dyn Future<Output = Denied> + Send>>),
-    /// The key ended.
-    Ended(Denied),
-    /// The answer was ended by it.
-    Cut,
-}
-
-/// Only a stream has more than one message. The answer to a single request is not taken back: what was asked is done, and be it that
-/// the key was revoked by itself.
-const MESSAGES_OF_A_CALL: usize = 1;
-
-impl Granted {
-    /// Ends the answer, with word why.
-    fn cut(&mut self, denied: Denied) -> Option<Result<Frame<Bytes>, Status>> {
-        (self.body, self.grant) = (Body::empty(), Grant::Cut);
-        let mut trailers = HeaderMap::new();
-        let told = Status::from(Refused::Credential(denied)).add_header(&mut trailers);
-        Some(told.map(|()| Frame::trailers(trailers)))
-    }
-}
-
-impl http_body::Body for Granted {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Grant::Holds(end) = &mut self.grant
-            && let Poll::Ready(denied) = end.as_mut().poll(cx)
-        {
-            self.grant = Grant::Ended(denied);
-        }
-        let ended = match self.grant {
-            Grant::Holds(_) => None,
-            Grant::Ended(denied) if self.messages > MESSAGES_OF_A_CALL => {
-                return Poll::Ready(self.cut(denied));
-            }
-            Grant::Ended(denied) => Some(denied),
-            Grant::Cut => return Poll::Ready(None),
-        };
-        match (Pin::new(&mut self.body).poll_frame(cx), ended) {
-            (Poll::Pending, Some(denied)) => Poll::Ready(self.cut(denied)),
-            (Poll::Pending, None) => Poll::Pending,
-            (Poll::Ready(frame), _) => {
-                if matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
-                    self.messages = self.messages.saturating_add(1);
-                }
-                Poll::Ready(frame)
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.grant, Grant::Cut) || self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn begin(
     connection: &Connection,
     requests: Streaming<proto::SyncRequest>,
 ) -> Result<impl Stream<Item = Result<proto::SyncResponse, Status>> + use<>, Refused> {
-    let admission = connection.admit().ok_or(Refused::TakenOver)?;
+    let admission = connection.admit(None).ok_or(Refused::TakenOver)?;
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let session = random::<32>();
     let who = *who.who();

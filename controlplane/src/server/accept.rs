@@ -15,9 +15,10 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tonic::service::Routes;
 
 use super::{
-    connection::{Connection, Guarded},
+    connection::{Connection, Guarded, Remote},
     http::{self, Visitor},
     protocol::{Protocol, Rewound},
+    seats::Seats,
     strangers::Strangers,
     turns::Turns,
 };
@@ -28,10 +29,13 @@ use crate::metrics::Census;
 pub struct Limits {
     /// Connections in all; a daemon has fewer if it may not have as many file descriptors. When fifteen of sixteen are taken, strangers have to leave for those who come.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything.
+    /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything; when there are more the oldest one leaves.
     /// [`BYTES_PER_CONNECTION`](super::BYTES_PER_CONNECTION) says what each may cost.
     pub unproven_per_source: usize,
-    /// Bytes that are read of a connection, TLS and all, before something is proved on it. What joins a network has three thousand.
+    /// Connections on which requests with one API key are open, and nothing else was proved; when there are more the oldest one leaves.
+    pub proven_per_key: usize,
+    /// Bytes that are read of a connection, TLS and all, before something is proved on it, and the record of TLS that began within them.
+    /// What joins a network has three thousand.
     pub unproven_bytes: usize,
     /// Bytes that are read of all those connections together; when there were more, of each only its share is read.
     pub unproven_bytes_of_all: usize,
@@ -54,6 +58,7 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         connections: 16 << 10,
         unproven_per_source: 32,
+        proven_per_key: 64,
         unproven_bytes: 16 << 10,
         unproven_bytes_of_all: 24 << 20,
         unproven_share: 6 << 10,
@@ -64,6 +69,11 @@ impl Limits {
     /// Of all connections, those that are left to who comes when the others are taken.
     const fn for_newcomers(&self) -> usize {
         self.connections / 16
+    }
+
+    /// Of all connections, those that may be proven by API keys; the others are left to nodes.
+    pub(super) const fn for_keys(&self) -> usize {
+        self.connections / 8
     }
 }
 
@@ -104,6 +114,7 @@ pub(super) async fn serve(
     let acceptor = Acceptor {
         slots: Arc::new(Semaphore::new(limits.connections)),
         strangers: Arc::new(Strangers::new(limits)),
+        seats: Seats::new(limits.proven_per_key, limits.for_keys()),
         census,
         door: Door { config, limits, turns: Turns::new(processors), routes, websockets },
     };
@@ -118,6 +129,7 @@ pub(super) async fn serve(
 struct Acceptor {
     slots: Arc<Semaphore>,
     strangers: Arc<Strangers>,
+    seats: Arc<Seats<Remote>>,
     census: Census,
     door: Door,
 }
@@ -138,14 +150,15 @@ impl Acceptor {
             self.strangers.make_room();
         }
         let slot = self.slots.clone().try_acquire_owned();
-        match (slot, Connection::enter(&self.strangers, peer, &self.census)) {
-            (Ok(slot), Some(connection)) => {
+        match slot {
+            Ok(slot) => {
+                let connection = Connection::enter(&self.strangers, &self.seats, peer, &self.census);
                 let door = self.door.clone();
                 // On a task of its own, so that a slow peer delays nobody.
                 tokio::spawn(async move { door.pass(stream, connection, slot, watcher).await });
             }
             // Dropping it resets the connection: the peer sees at once that it shall come back later.
-            _ => {
+            Err(_) => {
                 self.census.refuse();
                 tracing::debug!(%peer, "refused a connection above the bounds");
             }

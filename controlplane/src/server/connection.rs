@@ -7,8 +7,8 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -26,9 +26,14 @@ use tokio::{
 use super::{
     MAX_STRANGER_REQUESTS,
     accept::Limits,
+    records::Records,
+    seats::{Seat, Seats},
     strangers::{Leave, Place, Source, Strangers, lock},
 };
-use crate::metrics::{Census, Counted, Standing as As};
+use crate::{
+    metrics::{Census, Counted, Standing as As},
+    network::api_keys::ApiKeyId,
+};
 
 /// Challenges that are answered on one connection.
 const MAX_CHALLENGES: u32 = 16;
@@ -40,8 +45,8 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 enum Standing {
     /// Nobody has proved anything on it: it counts against its source, and ends at a time.
     Unproven { place: Place, until: Instant },
-    /// So many streams of nodes that proved themselves, and requests with a valid key.
-    Proven { streams: usize },
+    /// So many streams of nodes that proved themselves, and requests with a valid key; each key has a seat.
+    Proven { streams: usize, seats: Vec<Seat<Remote>> },
     /// It shall not be used any more, and ends at a time, so that a last word gets through.
     Closing { place: Place, until: Instant },
     /// Somebody else bounds it.
@@ -53,12 +58,15 @@ enum Standing {
 #[derive(Debug)]
 struct Shared {
     strangers: Arc<Strangers>,
+    seats: Arc<Seats<Remote>>,
     time_to_prove: Duration,
     exporter: OnceLock<[u8; 32]>,
     challenges: AtomicU32,
     /// Requests that wait for an answer.
     requests: AtomicU32,
     standing: Mutex<Standing>,
+    /// Bytes that the other end was sent.
+    written: AtomicU64,
     /// As what metrics count it.
     counted: Mutex<Counted>,
     /// Wakes the task that serves the connection, which has to look at `standing` again.
@@ -79,25 +87,48 @@ pub struct Connection {
     shared: Arc<Shared>,
 }
 
+/// A connection as others know it: it does not live by that.
+#[derive(Debug)]
+pub(super) struct Remote {
+    peer: SocketAddr,
+    shared: Weak<Shared>,
+}
+
+impl Remote {
+    /// Ends it, if it is there.
+    fn close_soon(self) {
+        if let Some(shared) = self.shared.upgrade() {
+            Connection { peer: self.peer, shared }.close_soon();
+        }
+    }
+}
+
 impl Connection {
-    /// A connection that was just accepted; `None` if its source has too many.
-    pub(super) fn enter(strangers: &Arc<Strangers>, peer: SocketAddr, census: &Census) -> Option<Self> {
+    /// A connection that was just accepted.
+    pub(super) fn enter(
+        strangers: &Arc<Strangers>,
+        seats: &Arc<Seats<Remote>>,
+        peer: SocketAddr,
+        census: &Census,
+    ) -> Self {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let leave = Arc::<Leave>::default();
-        let place = strangers.enter(Source::of(peer.ip()), leave.clone())?;
+        let place = strangers.enter(Source::of(peer.ip()), leave.clone());
         let Limits { handshake, time_to_prove, .. } = *strangers.limits();
         let until = Instant::now() + handshake + time_to_prove;
         let shared = Shared {
             strangers: strangers.clone(),
+            seats: seats.clone(),
             time_to_prove,
             exporter: OnceLock::new(),
             challenges: AtomicU32::new(0),
             requests: AtomicU32::new(0),
+            written: AtomicU64::new(0),
             standing: Mutex::new(Standing::Unproven { place, until }),
             counted: Mutex::new(census.enter(As::Handshaking)),
             leave,
         };
-        Some(Self { peer, shared: Arc::new(shared) })
+        Self { peer, shared: Arc::new(shared) }
     }
 
     /// Its TLS handshake is done: from now on there is time to prove something.
@@ -164,21 +195,38 @@ impl Connection {
     }
 
     /// Lifts the bounds for strangers from this connection for as long as the returned value lives: a node that proved itself
-    /// has a map stream on it, or a request with a valid key is open. `None` if the connection is about to end.
-    pub(crate) fn admit(&self) -> Option<Admission> {
+    /// has a map stream on it, or a request with this valid key is open. `None` if the connection is about to end. If the key is open on
+    /// too many, the oldest of them ends.
+    pub(crate) fn admit(&self, key: Option<ApiKeyId>) -> Option<Admission> {
         let mut standing = lock(&self.shared.standing);
-        match &mut *standing {
-            Standing::Unproven { .. } => {
-                *standing = Standing::Proven { streams: 1 };
-                self.shared.count(As::Proven);
-            }
-            Standing::Proven { streams } => *streams += 1,
-            Standing::Closing { .. } | Standing::Elsewhere | Standing::Closed => return None,
+        if matches!(*standing, Standing::Unproven { .. }) {
+            *standing = Standing::Proven { streams: 0, seats: Vec::new() };
+            self.shared.count(As::Proven);
+            self.shared.leave.forget();
         }
-        self.shared.leave.forget();
+        let Standing::Proven { streams, seats } = &mut *standing else { return None };
+        *streams = streams.saturating_add(1);
+        let loser = key.and_then(|key| self.sit(seats, key));
+        drop(standing);
+        // Only now: each is held for its own standing.
+        if let Some(loser) = loser {
+            loser.close_soon();
+        }
         // What it sent beyond a stranger's allowance is read now.
         self.shared.leave.task.wake();
-        Some(Admission(self.clone()))
+        Some(Admission { connection: self.clone(), key })
+    }
+
+    /// Counts a request with `key`; who loses his seat for it.
+    fn sit(&self, seats: &mut Vec<Seat<Remote>>, key: ApiKeyId) -> Option<Remote> {
+        if let Some(seat) = seats.iter_mut().find(|seat| seat.key == key) {
+            seat.uses = seat.uses.saturating_add(1);
+            return None;
+        }
+        let this = Remote { peer: self.peer, shared: Arc::downgrade(&self.shared) };
+        let (seat, loser) = self.shared.seats.take(key, this);
+        seats.push(seat);
+        loser
     }
 
     /// Ends the connection, after a moment in which what was said last gets through.
@@ -210,7 +258,9 @@ impl Connection {
     fn place(&self, standing: &mut Standing) -> Option<Place> {
         match std::mem::replace(standing, Standing::Closed) {
             Standing::Unproven { place, .. } | Standing::Closing { place, .. } => Some(place),
-            Standing::Proven { .. } => self.shared.strangers.enter(self.source(), self.shared.leave.clone()),
+            Standing::Proven { .. } => {
+                Some(self.shared.strangers.enter(self.source(), self.shared.leave.clone()))
+            }
             Standing::Elsewhere | Standing::Closed => None,
         }
     }
@@ -222,27 +272,55 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// That a map stream lives on a connection. With the last one the connection is a stranger's again.
+/// That a map stream lives on a connection, or a request with a valid key is open. With the last one the connection is a stranger's
+/// again.
 #[derive(Debug)]
-pub(crate) struct Admission(Connection);
+pub(crate) struct Admission {
+    connection: Connection,
+    key: Option<ApiKeyId>,
+}
+
+impl Admission {
+    /// How long a connection may go on without having proved anything, or without taking what it asked for.
+    pub(crate) fn patience(&self) -> Duration {
+        self.connection.shared.time_to_prove
+    }
+
+    /// Bytes that the other end of the connection was sent.
+    pub(crate) fn written(&self) -> u64 {
+        self.connection.shared.written.load(Ordering::Relaxed)
+    }
+
+    /// Gives it up for good: the connection ends, unless something else is proved on it.
+    pub(crate) fn end(self) {
+        let connection = self.connection.clone();
+        drop(self);
+        if !connection.is_proven() {
+            connection.close_soon();
+        }
+    }
+}
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let Connection { shared, .. } = &self.0;
+        let shared = &self.connection.shared;
         let mut standing = lock(&shared.standing);
-        match &mut *standing {
-            Standing::Proven { streams: 1 } => {
-                *standing = match self.0.place(&mut standing) {
-                    Some(place) => Standing::Unproven { place, until: Instant::now() + shared.time_to_prove },
-                    None => Standing::Closed,
-                };
-                shared.count(As::Unproven);
-                shared.leave.task.wake();
-            }
-            Standing::Proven { streams } => *streams -= 1,
-            Standing::Unproven { .. } | Standing::Closing { .. } | Standing::Elsewhere | Standing::Closed => {
-            }
+        let Standing::Proven { streams, seats } = &mut *standing else { return };
+        if let Some(seat) = seats.iter_mut().find(|seat| Some(seat.key) == self.key) {
+            seat.uses = seat.uses.saturating_sub(1);
         }
+        seats.retain(|seat| seat.uses > 0);
+        *streams = streams.saturating_sub(1);
+        if *streams > 0 {
+            return;
+        }
+        // There is always a place: an answer may be on its way.
+        *standing = match self.connection.place(&mut standing) {
+            Some(place) => Standing::Unproven { place, until: Instant::now() + shared.time_to_prove },
+            None => Standing::Closed,
+        };
+        shared.count(As::Unproven);
+        shared.leave.task.wake();
     }
 }
 
@@ -262,6 +340,7 @@ pub struct Guarded {
     stream: TcpStream,
     connection: Connection,
     deadline: Pin<Box<Sleep>>,
+    records: Records,
     /// Whether the runtime was told to forget that there are bytes to read; see [`Self::poll_gone`].
     forgot: bool,
     /// A place among all connections.
@@ -271,7 +350,7 @@ pub struct Guarded {
 impl Guarded {
     pub(super) fn new(stream: TcpStream, connection: Connection, slot: OwnedSemaphorePermit) -> Self {
         let deadline = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { stream, connection, deadline, forgot: false, _slot: slot }
+        Self { stream, connection, deadline, records: Records::default(), forgot: false, _slot: slot }
     }
 
     pub(super) const fn get_ref(&self) -> &TcpStream {
@@ -323,10 +402,10 @@ impl Guarded {
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let shared = &self.connection.shared;
         shared.leave.task.register(cx.waker());
-        let (until, may_receive) = match &*lock(&shared.standing) {
+        let (until, may_receive) = match &mut *lock(&shared.standing) {
             Standing::Proven { .. } | Standing::Elsewhere => return Ok(true),
             Standing::Unproven { until, place } | Standing::Closing { until, place } => {
-                (Some(*until), place.may_receive())
+                (Some(*until), place.may_receive(self.records.inside()))
             }
             Standing::Closed => (None, false),
         };
@@ -352,11 +431,13 @@ impl AsyncRead for Guarded {
         if !self.check(cx)? {
             return self.poll_gone(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()));
         }
-        let before = buf.remaining();
+        let before = buf.filled().len();
         if !self.read_forgotten(buf)? {
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         }
-        self.connection.receive(before.saturating_sub(buf.remaining()));
+        let read = buf.filled().get(before..).unwrap_or_default();
+        self.records.advance(read);
+        self.connection.receive(read.len());
         Poll::Ready(Ok(()))
     }
 }
@@ -364,7 +445,9 @@ impl AsyncRead for Guarded {
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf))?;
+        self.connection.shared.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -373,7 +456,9 @@ impl AsyncWrite for Guarded {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+        self.connection.shared.written.fetch_add(written as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

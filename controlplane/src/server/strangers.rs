@@ -4,7 +4,6 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,21 +12,9 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
+pub(crate) use ringmesh_relay::Source;
 
 use super::accept::Limits;
-
-/// Who may be counted together: an IPv4 address or an IPv6 /64, which one host can fill at will.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Source(IpAddr);
-
-impl Source {
-    pub(crate) fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-            v4 => v4,
-        })
-    }
-}
 
 /// All strangers' connections.
 #[derive(Debug)]
@@ -36,6 +23,8 @@ pub(super) struct Strangers {
     table: Mutex<Table>,
     /// What those connections have sent, in bytes.
     received: AtomicUsize,
+    /// Those of whom nothing is read because all together have sent too much; they wait for the end of that.
+    stalled: Mutex<BTreeMap<u64, Arc<Leave>>>,
 }
 
 #[derive(Debug, Default)]
@@ -49,25 +38,45 @@ struct Table {
 
 impl Strangers {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, table: Mutex::default(), received: AtomicUsize::new(0) }
+        Self { limits, table: Mutex::default(), received: AtomicUsize::new(0), stalled: Mutex::default() }
     }
 
     pub(super) const fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Takes a place for `source` unless it has all it may have. The table is as long as there are connections, at most.
-    pub(super) fn enter(self: &Arc<Self>, source: Source, leave: Arc<Leave>) -> Option<Place> {
+    /// Takes a place for `source`. If it has all it may have, its oldest one leaves: many may be behind one address, and those who say
+    /// nothing shall not keep out who comes. The table is as long as there are connections, at most.
+    pub(super) fn enter(self: &Arc<Self>, source: Source, leave: Arc<Leave>) -> Place {
         let mut table = lock(&self.table);
-        if table.sources.get(&source).is_some_and(|held| held.len() >= self.limits.unproven_per_source) {
-            return None;
-        }
         table.last = table.last.wrapping_add(1);
         let number = table.last;
+        let most = self.limits.unproven_per_source.max(1);
         table.change(source, |held| {
-            held.insert(number, leave);
+            if held.len() >= most
+                && let Some((_, oldest)) = held.pop_first()
+            {
+                oldest.tell();
+            }
+            held.insert(number, leave.clone());
         });
-        Some(Place { strangers: self.clone(), source, number, received: 0 })
+        Place { strangers: self.clone(), source, number, received: 0, leave, stalled: false }
+    }
+
+    /// Whether all of them have sent more than they may.
+    fn is_crowded(&self) -> bool {
+        self.received.load(Ordering::Acquire) >= self.limits.unproven_bytes_of_all
+    }
+
+    /// Forgets what was sent by one who went. The others are told when much less is there than may be: not at every step, as they would
+    /// be over the bound again at once.
+    fn forget(&self, bytes: usize) {
+        let low = self.limits.unproven_bytes_of_all / 8 * 7;
+        let before = self.received.fetch_sub(bytes, Ordering::AcqRel);
+        if before >= low && before.saturating_sub(bytes) < low {
+            let stalled = std::mem::take(&mut *lock(&self.stalled));
+            stalled.values().for_each(|leave| leave.task.wake());
+        }
     }
 
     /// Tells a connection to leave: the oldest one of the source that has most. Whoever just came is not the one, unless there is no
@@ -121,27 +130,44 @@ pub(super) struct Place {
     number: u64,
     /// What the connection sent since it has this place, in bytes.
     received: usize,
+    leave: Arc<Leave>,
+    /// Whether it may wait for the end of a crowd.
+    stalled: bool,
 }
 
 impl Place {
     /// Counts what was received.
     pub(super) fn receive(&mut self, bytes: usize) {
         self.received = self.received.saturating_add(bytes);
-        self.strangers.received.fetch_add(bytes, Ordering::Relaxed);
+        self.strangers.received.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// Whether more is read of the connection: it has an allowance, and a share of it alone while all strangers together have sent
-    /// more than they may.
-    pub(super) fn may_receive(&self) -> bool {
+    /// more than they may. A record that began within it is read to its end, for half of one proves nothing; `inside` bytes were
+    /// received of one that has not ended.
+    pub(super) fn may_receive(&mut self, inside: usize) -> bool {
         let limits = &self.strangers.limits;
-        let crowded = self.strangers.received.load(Ordering::Relaxed) >= limits.unproven_bytes_of_all;
-        self.received < if crowded { limits.unproven_share } else { limits.unproven_bytes }
+        let counted = self.received.saturating_sub(inside);
+        if counted < limits.unproven_share || counted < limits.unproven_bytes && !self.strangers.is_crowded()
+        {
+            return true;
+        }
+        if counted >= limits.unproven_bytes {
+            return false;
+        }
+        lock(&self.strangers.stalled).insert(self.number, self.leave.clone());
+        self.stalled = true;
+        // The crowd may have gone in the meantime, and not seen who waits.
+        !self.strangers.is_crowded()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.strangers.received.fetch_sub(self.received, Ordering::Relaxed);
+        if self.stalled {
+            lock(&self.strangers.stalled).remove(&self.number);
+        }
+        self.strangers.forget(self.received);
         let mut table = lock(&self.strangers.table);
         // One that was told to leave is not there any more.
         if table.sources.get(&self.source).is_some_and(|held| held.contains_key(&self.number)) {
@@ -186,6 +212,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn source(address: &str) -> Source {
@@ -197,21 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_an_ipv4_address_or_an_ipv6_network() {
-        assert_eq!(source("192.0.2.1"), source("::ffff:192.0.2.1"));
-        assert_ne!(source("192.0.2.1"), source("192.0.2.2"));
-        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:1"));
-        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
-    }
-
-    #[test]
     fn unproven_connections_of_a_source_are_bounded_and_forgotten_when_gone() {
         let strangers = strangers(Limits { unproven_per_source: 2, ..Limits::default() });
-        let enter = |address| strangers.enter(source(address), Arc::default());
-        let places: Vec<_> = (0..3).map_while(|_| enter("192.0.2.1")).collect();
-        assert_eq!((places.len(), strangers.count(source("192.0.2.1"))), (2, 2));
-        let other = enter("192.0.2.2");
-        assert!(other.is_some());
+        let leaves: Vec<Arc<Leave>> = (0..4).map(|_| Arc::default()).collect();
+        let enter = |address, leave: &Arc<Leave>| strangers.enter(source(address), leave.clone());
+        let places: Vec<_> = leaves[..3].iter().map(|leave| enter("192.0.2.1", leave)).collect();
+        assert_eq!(strangers.count(source("192.0.2.1")), 2);
+        let other = enter("192.0.2.2", &leaves[3]);
+        let told: Vec<bool> = leaves.iter().map(|leave| leave.is_told()).collect();
+        assert_eq!(told, [true, false, false, false], "the oldest makes room for who comes");
         assert_eq!(strangers.sources(), 2);
         drop((places, other));
         assert_eq!((strangers.sources(), strangers.count(source("192.0.2.1"))), (0, 0));
@@ -227,7 +249,7 @@ mod tests {
         let mut places: Vec<_> = sources
             .iter()
             .zip(&leaves)
-            .map(|(address, leave)| strangers.enter(source(address), leave.clone()).unwrap())
+            .map(|(address, leave)| strangers.enter(source(address), leave.clone()))
             .collect();
         let told = || leaves.iter().map(|leave| leave.is_told()).collect::<Vec<_>>();
         assert!(strangers.make_room());
@@ -249,23 +271,59 @@ mod tests {
         let limits =
             Limits { unproven_share: 10, unproven_bytes: 100, unproven_bytes_of_all: 150, ..Limits::DEFAULT };
         let strangers = strangers(limits);
-        let enter = || strangers.enter(source("192.0.2.1"), Arc::default()).unwrap();
+        let enter = || strangers.enter(source("192.0.2.1"), Arc::default());
         let (mut first, mut second, mut third) = (enter(), enter(), enter());
         first.receive(99);
-        assert!(first.may_receive());
+        assert!(first.may_receive(0));
         first.receive(1);
-        assert!(!first.may_receive(), "as much as one may send");
+        assert!(!first.may_receive(0), "as much as one may send");
         second.receive(49);
-        assert!(second.may_receive());
+        assert!(second.may_receive(0));
         second.receive(1);
-        assert!(!second.may_receive(), "more than its share, and all have sent 150");
+        assert!(!second.may_receive(0), "more than its share, and all have sent 150");
         third.receive(9);
-        assert!(third.may_receive(), "less than its share");
+        assert!(third.may_receive(0), "less than its share");
         third.receive(1);
-        assert!(!third.may_receive());
+        assert!(!third.may_receive(0));
         drop((first, third));
-        assert!(second.may_receive(), "what was sent by those who are gone does not count");
+        assert!(second.may_receive(0), "what was sent by those who are gone does not count");
         drop(second);
         assert_eq!(strangers.received.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_record_that_began_within_the_allowance_is_received_whole_in_a_crowd_too() {
+        let limits =
+            Limits { unproven_share: 10, unproven_bytes: 100, unproven_bytes_of_all: 150, ..Limits::DEFAULT };
+        let strangers = strangers(limits);
+        let mut one = strangers.enter(source("192.0.2.1"), Arc::default());
+        one.receive(140);
+        assert!(one.may_receive(41) && !one.may_receive(40) && !one.may_receive(0));
+        let mut other = strangers.enter(source("192.0.2.1"), Arc::default());
+        other.receive(50);
+        assert!(other.may_receive(41) && !other.may_receive(40) && !other.may_receive(0));
+    }
+
+    #[test]
+    fn who_waits_for_the_end_of_a_crowd_is_told_of_it() {
+        let limits =
+            Limits { unproven_share: 10, unproven_bytes: 100, unproven_bytes_of_all: 160, ..Limits::DEFAULT };
+        let strangers = strangers(limits);
+        let (waiting, woken) = (Arc::<Leave>::default(), futures_util::task::noop_waker());
+        let mut place = strangers.enter(source("192.0.2.1"), waiting.clone());
+        let crowd: Vec<_> = (2..5)
+            .map(|last| {
+                let mut one = strangers.enter(source(&format!("192.0.2.{last}")), Arc::default());
+                one.receive(50);
+                one
+            })
+            .collect();
+        place.receive(20);
+        waiting.task.register(&woken);
+        assert!(!place.may_receive(0));
+        let mut crowd = crowd.into_iter();
+        drop(crowd.next());
+        assert!(waiting.task.take().is_none(), "its waker was used");
+        assert!(place.may_receive(0) && lock(&strangers.stalled).is_empty());
     }
 }

@@ -169,7 +169,8 @@ async fn events_come_as_lines_or_in_envelopes_until_the_caller_has_enough() {
     assert!(envelopes.contains("token_created") && envelopes.contains("deadline_exceeded"), "{envelopes}");
 }
 
-async fn http1(coordinator: &Assembled) -> TlsStream<TcpStream> {
+/// A connection of HTTP/1.1.
+pub async fn http1(coordinator: &Assembled) -> TlsStream<TcpStream> {
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

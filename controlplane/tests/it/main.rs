@@ -24,6 +24,7 @@ mod installed;
 mod json;
 mod metrics;
 mod policy;
+mod proven;
 mod relay;
 mod repeat;
 mod secrets;
