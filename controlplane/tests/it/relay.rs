@@ -384,6 +384,15 @@ async fn one_port_serves_grpc_and_websockets() {
             let status = upgrade(&mut stream, path, headers).await;
             assert!(status.starts_with(expected), "{path} {headers:?}: {status}");
         }
+        // Who looks with a browser is told in words.
+        for path in ["/", "/ringmesh.admin.v1.NodeService/ListNodes"] {
+            let mut stream = tls(address, offered).await.unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: mesh\r\n\r\n").as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            drop(tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("closed"));
+            let (head, words) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with("HTTP/1.1 404 ") && words.contains("nothing here"), "{path}: {answer}");
+        }
     }
     coordinator.stop().await;
 }

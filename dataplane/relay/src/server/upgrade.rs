@@ -91,6 +91,28 @@ impl Refusal {
             Self::TooLong => "431 Request Header Fields Too Large",
         }
     }
+
+    /// The same in plain words, for somebody at a browser or with `curl`.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Malformed => "this is no request of HTTP/1.1",
+            Self::Origin => "web pages have no business here",
+            Self::Path => "there is nothing here to get; the WebSocket of the relay is at /relay/v1",
+            Self::Method => "the WebSocket of the relay begins with a GET",
+            Self::NotWebSocket => {
+                "this is the WebSocket of the relay, for members of a network; a request has to ask for it"
+            }
+            Self::TooLong => "the head of the request is too long",
+        }
+    }
+
+    fn answer(self) -> String {
+        let (status, words) = (self.status(), self.words());
+        let length = words.len().saturating_add(1);
+        format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {length}\r\n\r\n{words}\n"
+        )
+    }
 }
 
 /// A request that is granted.
@@ -150,8 +172,7 @@ where
             Err(refusal) => break refusal,
         }
     };
-    let answer = format!("HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", refusal.status());
-    stream.write_all(answer.as_bytes()).await?;
+    stream.write_all(refusal.answer().as_bytes()).await?;
     stream.shutdown().await?;
     Err(io::Error::new(io::ErrorKind::InvalidData, format!("upgrade refused: {}", refusal.status())))
 }
@@ -445,6 +466,9 @@ mod tests {
 
         let (result, answer) = talk(head(&["GET / HTTP/1.1"]).as_bytes()).await;
         assert!(result.is_err() && answer.starts_with("HTTP/1.1 404 Not Found\r\n"), "{answer}");
+        let (answered, words) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(answered.contains(&format!("Content-Length: {}", words.len())), "{answer}");
+        assert!(words.contains("nothing here") && words.ends_with('\n'), "{answer}");
         let origin = [GOOD.as_slice(), &["Origin: https://evil.example"]].concat();
         let (result, answer) = talk(head(&origin).as_bytes()).await;
         assert!(result.is_err() && answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
