@@ -38,7 +38,8 @@ impl Tarball {
     /// The one that was made last.
     ///
     /// # Panics
-    /// If there is none, or it is not what its checksum says; the message says how to make it.
+    /// If there is none, it is not what its checksum says, or it is [stale](Self::staleness) and the environment says `CI=true`; the message
+    /// says how to make it.
     #[must_use]
     pub fn find() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -56,12 +57,51 @@ impl Tarball {
         assert!(checked.is_ok_and(|status| status.success()), "{name} is not what SHA256SUMS says");
         let version =
             name.strip_prefix("ringmesh-").and_then(|rest| rest.strip_suffix("-x86_64-linux.tar.gz"));
-        Self {
+        let found = Self {
             path: folder.join(name),
             name: name.to_owned(),
             sha256: sha256.to_owned(),
             version: version.unwrap_or_else(|| panic!("{name} names no version")).to_owned(),
+        };
+        if env::var_os("CI").is_some_and(|value| value == "true") {
+            // Elsewhere `deploy/dev/test` says it: whoever changes a test need not build for a quarter of an hour.
+            assert_eq!(found.staleness(&root), None, "what passes here says nothing of this commit");
         }
+        found
+    }
+
+    /// Why it is not a release of what is checked out in `tree`, if it is not: tests would judge another program.
+    ///
+    /// # Panics
+    /// If it does not say of which commit it is, or there is no git.
+    #[must_use]
+    pub fn staleness(&self, tree: &Path) -> Option<String> {
+        let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(tree).output();
+        let head = head.expect("git is there");
+        if !head.status.success() {
+            // Sources without their history: there is nothing to compare with.
+            return None;
+        }
+        let head = String::from_utf8_lossy(&head.stdout).trim().to_owned();
+        let commit = self.commit();
+        (commit != head).then(|| {
+            format!(
+                "{} is of commit {commit}, and this is {head}: deploy/dev/release makes it anew",
+                self.name
+            )
+        })
+    }
+
+    /// Of which commit it says to be, in the README inside.
+    fn commit(&self) -> String {
+        let inside = self.name.strip_suffix(".tar.gz").unwrap_or(&self.name);
+        let mut tar = Command::new("tar");
+        tar.arg("-xzOf").arg(&self.path).arg(format!("{inside}/share/doc/ringmesh/README.md"));
+        let readme = tar.output().expect("tar is there");
+        assert!(readme.status.success(), "{}: {}", self.name, String::from_utf8_lossy(&readme.stderr));
+        let readme = String::from_utf8_lossy(&readme.stdout);
+        let (_, after) = readme.split_once("Built from commit ").expect("the README names the commit");
+        after.chars().take_while(char::is_ascii_hexdigit).collect()
     }
 
     /// The `SHA256SUMS` beside it.
@@ -108,5 +148,51 @@ impl Tarball {
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", content.len());
         stream.write_all(head.as_bytes())?;
         stream.write_all(&content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn run(folder: &Path, program: &str, arguments: &[&str]) -> String {
+        let output = Command::new(program).args(arguments).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn of_commit(folder: &Path, commit: &str) -> Tarball {
+        let inside = "ringmesh-0.1.0-x86_64-linux";
+        let name = format!("{inside}.tar.gz");
+        let doc = folder.join(inside).join("share/doc/ringmesh");
+        fs::create_dir_all(&doc).unwrap();
+        let readme = format!("# Ringmesh 0.1.0\n\nBuilt from commit {commit}, for x86_64 Linux.\n");
+        fs::write(doc.join("README.md"), readme).unwrap();
+        run(folder, "tar", &["-czf", &name, inside]);
+        Tarball { path: folder.join(&name), name, sha256: String::new(), version: "0.1.0".to_owned() }
+    }
+
+    #[test]
+    fn a_tarball_of_another_commit_is_stale() {
+        let folder = TempDir::new().unwrap();
+        let tree = folder.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        assert_eq!(of_commit(folder.path(), "0000").staleness(&tree), None, "nothing to compare with");
+        run(&tree, "git", &["init", "--quiet"]);
+        let author = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
+        let commit = |message| {
+            run(&tree, "git", &[&author[..], &["commit", "--quiet", "--allow-empty", "-m", message]].concat())
+        };
+        commit("One");
+        let one = of_commit(folder.path(), &run(&tree, "git", &["rev-parse", "HEAD"]));
+        assert_eq!(one.staleness(&tree), None);
+        commit("Two");
+        let why = one.staleness(&tree).expect("it is of the commit before");
+        assert!(
+            why.contains(&run(&tree, "git", &["rev-parse", "HEAD"])) && why.contains("deploy/dev/release"),
+            "{why}"
+        );
     }
 }

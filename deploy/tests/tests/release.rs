@@ -102,6 +102,61 @@ fn the_tarball_holds_what_an_operator_needs_and_nothing_of_its_maker() {
     }
 }
 
+/// The anchor of a heading, as those who render Markdown make it.
+fn anchor(heading: &str) -> String {
+    let letters =
+        heading.chars().filter(|letter| letter.is_alphanumeric() || [' ', '-', '_'].contains(letter));
+    letters.map(|letter| if letter == ' ' { '-' } else { letter.to_ascii_lowercase() }).collect()
+}
+
+/// Asserts that `link`, a file and perhaps an anchor, leads somewhere from `folder`.
+fn assert_leads_somewhere(folder: &Path, link: &str) {
+    let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+    let page = fs::read_to_string(folder.join(file));
+    let page = page.unwrap_or_else(|error| panic!("{link}: {file} is not in the tarball: {error}"));
+    let mut headings =
+        page.lines().filter_map(|line| line.strip_prefix('#')).map(|line| line.trim_matches(['#', ' ']));
+    assert!(heading.is_empty() || headings.any(|line| anchor(line) == heading), "{link}: no such heading");
+}
+
+#[test]
+fn the_tarball_has_every_page_that_alerts_units_and_other_pages_lead_to() {
+    let folder = unpack(&Tarball::find());
+    let (doc, shared) = (folder.path().join("share/doc/ringmesh"), folder.path().join("share/ringmesh"));
+    let rules = fs::read_to_string(shared.join("prometheus/ringmesh.rules.yml")).unwrap();
+    let runbooks: Vec<_> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: ")).collect();
+    assert_eq!(runbooks.len(), rules.matches("- alert: ").count(), "each alert has one");
+    for runbook in runbooks {
+        assert!(runbook.contains('#'), "{runbook} names no heading");
+        assert_leads_somewhere(&doc, runbook);
+    }
+    let mut named = 0;
+    for file in files(&shared) {
+        let text = fs::read_to_string(&file).unwrap();
+        for word in text.split(|letter: char| letter.is_whitespace() || "\"'`(),;".contains(letter)) {
+            if word.starts_with("docs/") && word.contains(".md") {
+                assert_leads_somewhere(&doc, word.trim_end_matches(['.', ':']));
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "they are found: {named}");
+
+    let pages = files(&doc.join("docs"));
+    assert!(pages.len() > 8, "{pages:?}");
+    for page in pages {
+        let (text, own) = (fs::read_to_string(&page).unwrap(), page.file_name().unwrap().to_string_lossy());
+        for link in text.split("](").skip(1).map(|after| after.split(')').next().unwrap()) {
+            if link.starts_with("https://") {
+                continue;
+            }
+            let link = if link.starts_with('#') { format!("{own}{link}") } else { link.to_owned() };
+            assert_leads_somewhere(&doc.join("docs"), &link);
+        }
+    }
+}
+
 /// A DNS server that knows the coordinator's address and nothing else.
 fn serve_names(on: &Host, coordinator: Ipv4Addr) {
     let socket = on.enter(|| UdpSocket::bind((on.ipv4(), 53))).unwrap().unwrap();
