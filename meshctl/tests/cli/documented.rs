@@ -31,6 +31,7 @@ fn check(file: &str, text: &str) -> Ran {
     match file {
         "coordinator.toml" => meshctl(&["coordinator", "run", "--check", "--config", path]),
         "node.toml" => meshctl(&["node", "run", "--check", "--config", path]),
+        "relay.toml" => meshctl(&["relay", "run", "--check", "--config", path]),
         "policy.toml" => meshctl(&["policy", "check", "--offline", path]),
         _ => panic!("nobody reads {file}"),
     }
@@ -45,7 +46,7 @@ fn the_files_shown_can_be_used() {
         seen.push(file);
     }
     seen.sort_unstable();
-    let expected = ["coordinator.toml", "node.toml", "node.toml", "policy.toml"];
+    let expected = ["coordinator.toml", "node.toml", "policy.toml", "relay.toml"];
     assert_eq!(seen, expected);
     assert_eq!(manual.matches("```toml").count(), seen.len(), "each names its file in a comment");
 }
