@@ -33,14 +33,19 @@ pub(super) struct Ring {
 impl Ring {
     /// Sets up a ring for the calling thread.
     pub(super) fn open() -> io::Result<Self> {
+        Self::open_of(SUBMISSIONS, COMPLETIONS)
+    }
+
+    /// The same with so many places in the queues.
+    fn open_of(submissions: u32, completions: u32) -> io::Result<Self> {
         let inner = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_submit_all()
             .setup_no_sqarray()
-            .setup_cqsize(COMPLETIONS)
+            .setup_cqsize(completions)
             .dontfork()
-            .build(SUBMISSIONS)?;
+            .build(submissions)?;
         let mut probe = Probe::new();
         inner.submitter().register_probe(&mut probe)?;
         if !probe.is_supported(opcode::ReadMulti::CODE) || !inner.params().is_feature_submit_stable() {
@@ -186,5 +191,33 @@ mod tests {
         ring.enter(1, Some(Duration::from_millis(20))).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(20));
         assert!(ring.completed().is_none());
+    }
+
+    #[test]
+    fn completions_above_what_their_queue_holds_are_counted_and_not_lost() {
+        let mut ring = Ring::open_of(2, 2).unwrap();
+        for round in 0..3 {
+            for operation in 0..2 {
+                let nothing = opcode::Nop::new().build().user_data(round * 2 + operation);
+                // SAFETY: it points to nothing.
+                unsafe { ring.push(&nothing) };
+            }
+            ring.enter(0, None).unwrap();
+        }
+        // Six completed, two have room.
+        assert!(ring.overflowed() <= 1, "seen when entering: {}", ring.overflowed());
+        let mut completed = Vec::new();
+        while completed.len() < 6 {
+            match ring.completed() {
+                Some(done) => completed.push(done.name),
+                None => drop(ring.enter(1, Some(Duration::from_secs(5))).unwrap()),
+            }
+        }
+        completed.sort_unstable();
+        assert_eq!(completed, (0..6).collect::<Vec<_>>());
+        assert!(ring.overflowed() >= 1, "they waited for room");
+        let all = ring.overflowed();
+        ring.enter(0, None).unwrap();
+        assert_eq!(ring.overflowed(), all, "nothing waits any more");
     }
 }
