@@ -194,3 +194,84 @@ fn grpc_timeout(value: &[u8]) -> Option<Duration> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::header::AUTHORIZATION;
+    use tonic::Code;
+
+    use super::*;
+    use crate::{
+        auth::{Authed, Steward},
+        coordinator::tests::coordinator,
+        network::api_keys::{Role, Wish},
+    };
+
+    const LIST: &str = "/ringmesh.admin.v1.NodeService/ListNodes";
+    const ROOT: server::Caller = server::Caller { uid: 0, pid: None };
+
+    /// A guard before services that answer whatever is asked.
+    struct World {
+        guard: Routes,
+        key: String,
+        _directory: tempfile::TempDir,
+    }
+
+    impl World {
+        async fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let coordinator = coordinator(directory.path(), false).await;
+            let mut by_root = tonic::Request::new(());
+            by_root.extensions_mut().insert(Pass::of_user(&ROOT).unwrap());
+            let steward = Authed::<Steward>::of(&by_root).unwrap();
+            let wish = Wish { name: "ci".into(), role: Role::Operator, network: None, life: Duration::ZERO };
+            let made = coordinator.create_api_key(&steward, &wish, None).await.unwrap().value;
+            let key = made.text.reveal().to_owned();
+            let served = AxumRouter::new().fallback(|| async { Response::new(Body::empty()) });
+            let guard = Guard::before(served.into(), &coordinator);
+            Self { guard, key, _directory: directory }
+        }
+
+        async fn ask(&self, path: &str, by: Asks) -> Response<Body> {
+            let mut request = Request::post(path).body(Body::empty()).unwrap();
+            match by {
+                Asks::User => drop(request.extensions_mut().insert(ROOT)),
+                Asks::Stranger | Asks::Key => {
+                    drop(request.extensions_mut().insert(Connection::of_stranger()));
+                }
+            }
+            if by == Asks::Key {
+                let bearer = format!("Bearer {}", self.key).parse().unwrap();
+                request.headers_mut().insert(AUTHORIZATION, bearer);
+            }
+            self.guard.clone().oneshot(request).await.unwrap()
+        }
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Asks {
+        User,
+        Stranger,
+        Key,
+    }
+
+    fn refused(headers: &HeaderMap) -> Option<Code> {
+        Status::from_header_map(headers).map(|status| status.code())
+    }
+
+    #[tokio::test]
+    async fn what_is_served_without_a_rule_is_reached_by_nobody() {
+        let world = World::new().await;
+        for by in [Asks::User, Asks::Stranger, Asks::Key] {
+            for path in ["/", "/ringmesh.admin.v1.NodeService/Later", "/grpc.health.v2.Health/Check"] {
+                let answer = world.ask(path, by).await;
+                assert_eq!(refused(answer.headers()), Some(Code::Unimplemented), "{path} {by:?}");
+            }
+        }
+        for (by, expected) in
+            [(Asks::User, None), (Asks::Stranger, Some(Code::Unauthenticated)), (Asks::Key, None)]
+        {
+            assert_eq!(refused(world.ask(LIST, by).await.headers()), expected, "{by:?}");
+        }
+    }
+}

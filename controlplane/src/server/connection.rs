@@ -131,6 +131,14 @@ impl Connection {
         Self { peer, shared: Arc::new(shared) }
     }
 
+    /// One of a stranger, with nothing below it.
+    #[cfg(test)]
+    pub(crate) fn of_stranger() -> Self {
+        let strangers = Arc::new(Strangers::new(Limits::default()));
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1));
+        Self::enter(&strangers, &Seats::new(1, 1), peer, &Census::default())
+    }
+
     /// Its TLS handshake is done: from now on there is time to prove something.
     pub(super) fn opened(&self, exporter: [u8; 32]) {
         // Once for each connection, and before there is a request.
