@@ -152,6 +152,23 @@ fn a_supervisor_is_told_when_a_daemon_answers_how_it_is_and_that_it_lives() {
     });
 }
 
+/// A daemon whose thread of that name does nothing does not say that it lives; it says so again when the thread goes on.
+#[track_caller]
+fn says_that_it_lives_but_while_a_thread_is_held(heard: &Supervisor, machine: &Machine, thread: &str) {
+    heard.until("that it lives", |message| message == "WATCHDOG=1");
+    let held = HeldThread::of(only_daemon(machine), thread).unwrap();
+    // One may be on its way.
+    std::thread::sleep(WATCHDOG / 2);
+    while heard.hear(Duration::from_millis(1)).is_some() {}
+    let began = Instant::now();
+    while began.elapsed() < 3 * WATCHDOG {
+        let message = heard.hear(Duration::from_millis(200));
+        assert_ne!(message.as_deref(), Some("WATCHDOG=1"), "{thread}: after {:?}", began.elapsed());
+    }
+    drop(held);
+    heard.until("that it lives again", |message| message == "WATCHDOG=1");
+}
+
 #[test]
 fn a_node_whose_worker_hangs_does_not_say_that_it_lives() {
     in_sandbox(|| {
@@ -161,19 +178,37 @@ fn a_node_whose_worker_hangs_does_not_say_that_it_lives() {
         let (heard, node) = Supervisor::start(&web, &["node", "run"]);
         heard.until("that the node is ready", |message| message == "READY=1");
         web.run(&["join", "--token", &coordinator.token()]).ok();
-        heard.until("that it lives", |message| message == "WATCHDOG=1");
-
-        let held = HeldThread::of(only_daemon(&web), "mesh-worker-0").unwrap();
-        // One may be on its way.
-        std::thread::sleep(WATCHDOG / 2);
-        while heard.hear(Duration::from_millis(1)).is_some() {}
-        let began = Instant::now();
-        while began.elapsed() < 3 * WATCHDOG {
-            let message = heard.hear(Duration::from_millis(200));
-            assert_ne!(message.as_deref(), Some("WATCHDOG=1"), "after {:?}", began.elapsed());
-        }
-        drop(held);
-        heard.until("that it lives again", |message| message == "WATCHDOG=1");
+        says_that_it_lives_but_while_a_thread_is_held(&heard, &web, "mesh-worker-0");
         heard.end(node);
+    });
+}
+
+#[test]
+fn a_coordinator_whose_store_hangs_does_not_say_that_it_lives() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let hub = site.machine("hub");
+        let (heard, coordinator) = Supervisor::start(&hub, &["coordinator", "run"]);
+        heard.until("that the coordinator is ready", |message| message == "READY=1");
+        says_that_it_lives_but_while_a_thread_is_held(&heard, &hub, "store");
+        // What waited for the store is done.
+        hub.token();
+        heard.end(coordinator);
+    });
+}
+
+#[test]
+fn a_relay_whose_thread_hangs_does_not_say_that_it_lives() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let coordinator = site.coordinator();
+        let fra = site.machine("fra");
+        let token = coordinator.run(&["token", "create", "--relay"]).ok().trim().to_owned();
+        fra.write("/run/token", token.as_bytes());
+        let arguments = ["relay", "run", "--token", "file:/run/token", "--websocket-listen", "[::]:443"];
+        let (heard, relay) = Supervisor::start(&fra, &arguments);
+        heard.until("that it passes on", |message| message.starts_with("STATUS=running in network mesh"));
+        says_that_it_lives_but_while_a_thread_is_held(&heard, &fra, "relay");
+        heard.end(relay);
     });
 }
