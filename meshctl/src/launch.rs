@@ -2,7 +2,7 @@
 //!
 //! A background daemon is this executable again, in a session of its own (no terminal can take it along), its log in the state
 //! directory. It says `ready` on its standard output, which is a pipe to here: no polling, and its end is noticed at once.
-//! Secrets do not travel this way: the environment is passed on without the token.
+//! Secrets do not travel this way: the environment is passed on without them.
 
 use std::{
     ffi::OsString,
@@ -29,8 +29,9 @@ use tokio::{
 use crate::{
     connect::Connection,
     daemon::{Daemon, systemd_unit_is_installed},
+    environment,
     failure::{Exit, Failure},
-    rights, token,
+    rights,
 };
 
 /// What a daemon writes to its standard output once its socket answers.
@@ -135,11 +136,10 @@ impl Plan {
                 .cause(error.to_string())
         };
         let executable = std::env::current_exe().map_err(cannot)?;
-        Command::new(executable)
+        Command::from(environment::program(executable))
             .args(self.daemon.arguments())
             .arg("--background")
             .args(&self.flags)
-            .env_remove(token::VARIABLE)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -276,7 +276,7 @@ fn has_ended(process: &OwnedFd) -> rustix::io::Result<bool> {
 /// Whether the unit is what runs; stopping its process alone would only make systemd restart it.
 async fn is_run_by_systemd(daemon: Daemon) -> bool {
     systemd_unit_is_installed(daemon.unit())
-        && Command::new("systemctl")
+        && Command::from(environment::program("systemctl"))
             .args(["--quiet", "is-active", daemon.unit()])
             .stdin(Stdio::null())
             .status()
@@ -290,9 +290,8 @@ async fn systemctl(verb: &str, daemon: Daemon) -> Result<(), Failure> {
         let failure = Failure::new(Exit::General, format!("systemd cannot {verb} {unit}")).cause(cause);
         failure.attempt(format!("journalctl -u {unit} --no-pager -n 20"))
     };
-    let output = Command::new("systemctl")
+    let output = Command::from(environment::program("systemctl"))
         .args(["--no-ask-password", verb, unit])
-        .env_remove(token::VARIABLE)
         .stdin(Stdio::null())
         .output()
         .await

@@ -10,6 +10,7 @@ mod cli;
 mod command;
 mod connect;
 mod daemon;
+mod environment;
 mod failure;
 mod flags;
 mod launch;

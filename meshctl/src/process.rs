@@ -10,6 +10,7 @@ use ringmesh_node::{Bound, Config, Failure as NodeFailure};
 use crate::{
     capabilities,
     daemon::Daemon,
+    environment,
     failure::{Exit, Failure},
     launch::READY,
     logging::{self, LogFormat},
@@ -32,14 +33,17 @@ pub(crate) struct Log {
 impl Log {
     /// Starts logging. `filter` is the configuration file's, if it has one.
     ///
-    /// Refuses to be a daemon with a token in its environment, where it could be read for as long as the daemon runs.
+    /// Refuses to be a daemon with a secret in its environment, where it could be read for as long as the daemon runs.
     pub(crate) fn start(&self, filter: Option<&str>) -> Result<(), Failure> {
-        if token::is_in_environment() {
-            return Err(Failure::new(
-                Exit::Usage,
-                format!("{} does not belong in a daemon's environment", token::VARIABLE),
-            )
-            .attempt("meshctl join reads it, and tells the daemon over its socket"));
+        if let Some(name) = environment::exposed() {
+            let failure =
+                Failure::new(Exit::Usage, format!("{name} does not belong in a daemon's environment"));
+            return Err(match name {
+                token::VARIABLE => {
+                    failure.attempt("meshctl join reads it, and tells the daemon over its socket")
+                }
+                _ => failure.attempt(format!("unset {name}")),
+            });
         }
         logging::start(self.log.as_deref().or(filter).unwrap_or("info"), self.log_format)
     }

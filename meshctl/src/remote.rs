@@ -1,7 +1,10 @@
 //! Which coordinator is asked: the one of this machine by its unix socket, or one elsewhere over TLS, with an API key.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
+    io::Read as _,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,13 +20,17 @@ use crate::{
     connect::Connection,
     daemon::Daemon,
     failure::{Exit, Failure},
-    rights,
+    output, rights,
 };
 
 /// What a key file holds at most; one that is longer is another file.
 const MAX_KEY_FILE: u64 = 1024;
 /// The port that coordinators listen on unless told otherwise.
 const DEFAULT_PORT: u16 = 443;
+/// The environment variable that may hold a key.
+pub(crate) const KEY_VARIABLE: &str = "MESH_API_KEY";
+/// What every key begins with.
+const KEY_FORM: &str = "meshkey1_";
 /// How long a coordinator elsewhere has to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,7 +43,7 @@ pub(crate) struct CoordinatorAt {
     #[arg(long, env = "MESH_SERVER", value_name = "HOST[:PORT]", requires = "api_key")]
     server: Option<String>,
     /// The API key for it, best as file:PATH
-    #[arg(long, env = "MESH_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(long, env = KEY_VARIABLE, value_name = "KEY", hide_env_values = true)]
     api_key: Option<KeySource>,
     /// The certificate to trust, as `meshctl coordinator ca` prints it [default: those that the system trusts]
     #[arg(long, env = "MESH_CA", value_name = "FILE", requires = "server")]
@@ -52,7 +59,16 @@ impl CoordinatorAt {
                 let channel = connect(server, self.ca.as_deref()).await?;
                 Ok(Connection::over_tls(Daemon::Coordinator, channel, header))
             }
-            _ => Connection::open(Daemon::Coordinator, &self.socket.socket).await,
+            // The socket takes no key: a forgotten server must not become a change to this machine's coordinator, with the
+            // rights of whoever is logged in.
+            (None, Some(_)) => {
+                Err(Failure::new(Exit::Usage, "an API key was given, and no coordinator to ask with it")
+                    .attempt("say which: --server HOST (MESH_SERVER)")
+                    .attempt(format!(
+                        "or ask this machine's, without a key: no --api-key, and unset {KEY_VARIABLE}"
+                    )))
+            }
+            (_, None) => Connection::open(Daemon::Coordinator, &self.socket.socket).await,
         }
     }
 }
@@ -79,10 +95,18 @@ impl KeySource {
     fn header(&self) -> Result<AsciiMetadataValue, Failure> {
         let text = match self.0.strip_prefix("file:") {
             Some(path) => read_key(Path::new(path))?,
-            None => self.0.clone(),
+            None => {
+                if std::env::args_os().any(|word| is_key(word.as_encoded_bytes())) {
+                    output::note(
+                        "warning: this API key can be read by every user of this machine while the command runs (ps); \
+                         give it as --api-key file:PATH",
+                    );
+                }
+                self.0.clone()
+            }
         };
         let header = Zeroizing::new(format!("Bearer {}", text.trim()));
-        let fits = text.trim().starts_with("meshkey1_");
+        let fits = text.trim().starts_with(KEY_FORM);
         let value = header.parse::<AsciiMetadataValue>().ok().filter(|_| fits);
         let mut value = value.ok_or_else(|| {
             Failure::new(Exit::Usage, "this is not an API key")
@@ -103,12 +127,31 @@ fn read_key(path: &Path) -> Result<Zeroizing<String>, Failure> {
             Exit::Usage,
         )
     };
-    let size = fs::metadata(path).map_err(cannot)?.len();
-    if size > MAX_KEY_FILE {
+    let file = File::open(path).map_err(cannot)?;
+    let mode = file.metadata().map_err(cannot)?.mode();
+    if let Some(warning) = exposure(path, mode) {
+        output::note(warning);
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_FILE as usize + 1));
+    file.take(MAX_KEY_FILE + 1).read_to_string(&mut text).map_err(cannot)?;
+    if text.len() as u64 > MAX_KEY_FILE {
         return Err(Failure::new(Exit::Usage, "cannot read the API key")
             .cause(format!("{}: too long for a file with one key", path.display())));
     }
-    fs::read_to_string(path).map(Zeroizing::new).map_err(cannot)
+    Ok(text)
+}
+
+/// What to say of a file with these permissions that holds a key. A group that may read it was chosen by somebody; everybody was not.
+fn exposure(path: &Path, mode: u32) -> Option<String> {
+    (mode & 0o007 != 0).then(|| {
+        let path = path.display();
+        format!("warning: every user of this machine can get at the API key in {path} (mode {:03o}); run: chmod o= {path}", mode & 0o777)
+    })
+}
+
+/// Whether a word of the command line has a key in it.
+fn is_key(word: &[u8]) -> bool {
+    word.strip_prefix(b"--api-key=").unwrap_or(word).starts_with(KEY_FORM.as_bytes())
 }
 
 /// A server as it is typed, with its port.
@@ -176,6 +219,21 @@ mod tests {
             ("[2001:db8::1]:8443", "[2001:db8::1]:8443"),
         ] {
             assert_eq!(with_port(typed), meant);
+        }
+    }
+
+    #[test]
+    fn a_key_that_everybody_can_read_is_warned_of() {
+        for (mode, warned) in [(0o100_600, false), (0o100_640, false), (0o100_644, true), (0o100_602, true)] {
+            assert_eq!(exposure(Path::new("/k"), mode).is_some(), warned, "{mode:o}");
+        }
+        for (word, key) in [
+            ("meshkey1_A", true),
+            ("--api-key=meshkey1_A", true),
+            ("file:meshkey1_A", false),
+            ("--api-key", false),
+        ] {
+            assert_eq!(is_key(word.as_bytes()), key, "{word}");
         }
     }
 

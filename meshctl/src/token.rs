@@ -3,26 +3,34 @@
 //! Wherever it came from, it is wiped from this program's memory when dropped, and reaches the daemon over its socket only.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt,
     fs::File,
     io::{self, IsTerminal as _, Read, Write as _},
     os::unix::process::CommandExt as _,
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use ringmesh_tunnel::enroll::JoinToken;
 use zeroize::Zeroizing;
 
 use crate::{
+    environment,
     failure::{Exit, Failure},
     rights,
 };
 
-/// The environment variable that may hold a token; never passed on to a process started here.
+/// The environment variable that may hold a token.
 pub(crate) const VARIABLE: &str = "MESH_TOKEN";
 /// A token has some hundred characters; a file far beyond that is another file.
 const MAX_LENGTH: u64 = 8 * 1024;
+
+/// Who wants to join: what is to be done about a missing token depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Newcomer {
+    Node,
+    Relay,
+}
 
 /// The value of `--token` as given: the token itself, `file:PATH`, or `-`.
 #[derive(Clone)]
@@ -50,13 +58,13 @@ pub(crate) fn is_in_environment() -> bool {
 impl Source {
     /// Whether the token itself was given, so that it stands in this process's arguments or environment.
     pub(crate) fn is_exposed(&self) -> bool {
-        self.0.as_str() != "-" && !self.0.starts_with("file:")
+        environment::is_secret(OsStr::new(self.0.as_str()))
     }
 
     /// The token, read from where it is and checked. Without a source it is read from standard input, unless that is a terminal.
-    pub(crate) fn read(source: Option<&Self>) -> Result<Token, Failure> {
+    pub(crate) fn read(source: Option<&Self>, newcomer: Newcomer) -> Result<Token, Failure> {
         let text = match source.map(|source| source.0.as_str()) {
-            None if io::stdin().is_terminal() => return Err(missing()),
+            None if io::stdin().is_terminal() => return Err(missing(newcomer)),
             None | Some("-") => read_bounded(io::stdin(), "standard input")?,
             Some(text) => match text.strip_prefix("file:") {
                 Some(path) => {
@@ -68,7 +76,7 @@ impl Source {
             },
         };
         if text.trim().is_empty() {
-            return Err(missing());
+            return Err(missing(newcomer));
         }
         Token::parse(&text)
     }
@@ -117,10 +125,16 @@ fn unreadable(name: &str, error: &io::Error) -> Failure {
     rights::refused(format!("cannot read {name}"), error.to_string(), error, Exit::Usage)
 }
 
-fn missing() -> Failure {
+fn missing(newcomer: Newcomer) -> Failure {
+    let (join, create) = match newcomer {
+        Newcomer::Node => ("meshctl join", "meshctl token create"),
+        Newcomer::Relay => ("meshctl relay run", "meshctl token create --relay"),
+    };
     Failure::new(Exit::Usage, "no join token was given")
-        .attempt("meshctl join --token mesh1_... (from a person), --token file:PATH, MESH_TOKEN, or standard input")
-        .attempt("make one on the coordinator: meshctl token create")
+        .attempt(format!(
+            "{join} --token mesh1_... (from a person), --token file:PATH, MESH_TOKEN, or standard input"
+        ))
+        .attempt(format!("make one on the coordinator: {create}"))
 }
 
 /// Becomes this very command again, with the token on standard input instead of in the arguments or the environment, where any
@@ -142,10 +156,9 @@ pub(crate) fn hide(token: &Token, arguments: impl Iterator<Item = OsString>) -> 
         Ok(executable) => executable,
         Err(error) => return cannot(error),
     };
-    let error = Command::new(executable)
+    let error = environment::program(executable)
         .args(without_token(arguments))
         .args(["--token", "-"])
-        .env_remove(VARIABLE)
         .stdin(Stdio::from(reader))
         .exec();
     cannot(error)

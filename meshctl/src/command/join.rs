@@ -79,17 +79,17 @@ pub(crate) struct Wish {
 
 impl Newcomer {
     /// What to ask of the daemon; all that can be wrong on this side is found here.
-    fn wish(&self) -> Result<Wish, Failure> {
+    fn wish(&self, newcomer: token::Newcomer) -> Result<Wish, Failure> {
         let identity_pem = self.identity.as_ref().map_or_else(|| Ok(Zeroizing::default()), read_identity)?;
-        let token = Source::read(self.token.as_ref())?;
+        let token = Source::read(self.token.as_ref(), newcomer)?;
         Ok(Wish { token, name: self.name.clone().unwrap_or_default(), identity_pem })
     }
 
     /// The same, for a process that stays: a token that could be read in its arguments or its environment is moved out of sight,
     /// by which the process begins anew.
-    fn hidden_wish(&self) -> Result<Wish, Failure> {
+    fn hidden_wish(&self, newcomer: token::Newcomer) -> Result<Wish, Failure> {
         let exposed = self.token.as_ref().is_some_and(Source::is_exposed) || token::is_in_environment();
-        let wish = self.wish()?;
+        let wish = self.wish(newcomer)?;
         if exposed {
             return Err(token::hide(&wish.token, std::env::args_os().skip(1)));
         }
@@ -101,12 +101,12 @@ impl Newcomer {
         self.token.is_some()
     }
 
-    /// The same, or `None` if no token is given and none is needed, because this machine has joined before.
-    pub(crate) fn wish_unless_member(&self, config: &Config) -> Result<Option<Wish>, Failure> {
+    /// The same for a relay, or `None` if no token is given and none is needed, because this machine has joined before.
+    pub(crate) fn relay_wish_unless_member(&self, config: &Config) -> Result<Option<Wish>, Failure> {
         if self.token.is_none() && config.state_dir.join(MEMBERSHIP).exists() {
             return Ok(None);
         }
-        self.hidden_wish().map(Some)
+        self.hidden_wish(token::Newcomer::Relay).map(Some)
     }
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
     // All that can be wrong on this side is found before anything is started.
     let config = args.options.config()?;
     if args.foreground {
-        let wish = args.newcomer.hidden_wish()?;
+        let wish = args.newcomer.hidden_wish(token::Newcomer::Node)?;
         args.log.start(config.log.as_deref())?;
         let socket = config.socket.clone();
         let bound = process::bind_node(config)?;
@@ -127,7 +127,7 @@ pub(crate) fn run(format: Format, args: Args) -> Result<(), Failure> {
             supervisor::tell_ready,
         ));
     }
-    let wish = args.newcomer.wish()?;
+    let wish = args.newcomer.wish(token::Newcomer::Node)?;
     super::block_on(with_daemon(format, args.options, &args.log, config, wish))
 }
 

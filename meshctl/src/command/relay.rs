@@ -117,7 +117,7 @@ fn serve(format: Format, args: Run) -> Result<(), Failure> {
     if args.wait_for_join && !args.newcomer.has_token() {
         return node::serve(config, args.daemon);
     }
-    let wish = args.newcomer.wish_unless_member(&config)?;
+    let wish = args.newcomer.relay_wish_unless_member(&config)?;
     args.daemon.become_daemon(config.log.as_deref())?;
     let socket = config.socket.clone();
     let bound = process::bind_node(config)?;

@@ -6,19 +6,20 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Command as Program, Output, Stdio},
+    process::{Output, Stdio},
 };
 
 use crate::{
     connect::Connection,
     daemon::Daemon,
+    environment,
     failure::{Exit, Failure},
     launch,
     output::{
         self, Format,
         service::{Installed, Service, Services, Uninstalled},
     },
-    rights, token,
+    rights,
 };
 
 /// What can be done with units.
@@ -77,6 +78,8 @@ const PACKAGED_UNITS: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/syst
 const RULES: &str = "/etc/polkit-1/rules.d";
 const RULE_FILE: &str = "50-ringmesh.rules";
 const RULE: &str = include_str!("../../../deploy/systemd/ringmesh.rules");
+/// The last user id of system accounts, as systemd and the distributions have it (`SYS_UID_MAX` of login.defs(5)).
+const LAST_SYSTEM_USER: u32 = 999;
 /// Where a unit does not see the executable (`ProtectHome=`, `PrivateTmp=`), or not after the next start of the machine.
 const OUT_OF_REACH: [&str; 6] = ["/home", "/root", "/run", "/tmp", "/var/tmp", "/dev"];
 
@@ -287,10 +290,17 @@ fn packaged(unit: &str) -> Option<PathBuf> {
     PACKAGED_UNITS.iter().map(|folder| Path::new(folder).join(unit)).find(|file| file.exists())
 }
 
-/// Makes the daemon's user and group, if they are not there.
+/// Makes the daemon's user and group, if they are not there. An account that is somebody's is not taken for it: it would own the
+/// daemon's keys and be believed on its socket.
 fn make_user(role: RoleName) -> Result<(), Failure> {
     let (user, home) = (role.user(), role.state_dir().display().to_string());
-    if has_entry("/etc/passwd", user) && has_entry("/etc/group", user) {
+    let (users, groups) = (entries("/etc/passwd")?, entries("/etc/group")?);
+    if let Some(cause) = somebodys(&users, user) {
+        return Err(Failure::new(Exit::Conflict, format!("the account {user} cannot be the daemon's"))
+            .cause(cause)
+            .attempt(format!("give that account another name: usermod --login NAME {user}")));
+    }
+    if entry(&users, user).is_some() && entry(&groups, user).is_some() {
         return Ok(());
     }
     let line = format!("u {user} - \"Ringmesh {}\" {home}", role.daemon().name());
@@ -314,10 +324,39 @@ fn make_user(role: RoleName) -> Result<(), Failure> {
     succeeded(&format!("make the user {user}"), made).map(drop)
 }
 
-/// Whether a file in the form of passwd(5) has a line of that name.
-fn has_entry(file: &str, name: &str) -> bool {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines().any(|line| line.split(':').next() == Some(name))
+/// A file in the form of passwd(5); nothing if there is none.
+fn entries(file: &str) -> Result<String, Failure> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::new(Exit::General, format!("cannot read {file}")).cause(error.to_string()))
+        }
+        read => Ok(read.unwrap_or_default()),
+    }
+}
+
+/// The fields of the line of that name.
+fn entry<'a>(entries: &'a str, name: &str) -> Option<Vec<&'a str>> {
+    entries
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&name))
+}
+
+/// Why an account of passwd(5) is a person's or root's and not a daemon's, if it is.
+fn somebodys(users: &str, name: &str) -> Option<String> {
+    let fields = entry(users, name)?;
+    let id = fields.get(2).and_then(|id| id.parse::<u32>().ok());
+    let shell = fields.get(6).copied().unwrap_or_default();
+    match id {
+        Some(1..=LAST_SYSTEM_USER) => {}
+        Some(id) => {
+            return Some(format!("its user id is {id}, and those of daemons are 1 to {LAST_SYSTEM_USER}"));
+        }
+        None => return Some("its line in /etc/passwd cannot be read".to_owned()),
+    }
+    // An empty one stands for /bin/sh (passwd(5)).
+    let refuses = Path::new(shell).file_name().is_some_and(|name| name == "nologin" || name == "false");
+    (!refuses).then(|| format!("somebody can log in to it: its shell is {shell:?}"))
 }
 
 /// Writes a file of ours if it is not there as it should be; answers its path if anything changed.
@@ -407,7 +446,7 @@ fn systemctl(arguments: &[&str]) -> Result<Output, Failure> {
 }
 
 fn program(name: &str, arguments: &[&str]) -> io::Result<Output> {
-    Program::new(name).args(arguments).env_remove(token::VARIABLE).stdin(Stdio::null()).output()
+    environment::program(name).args(arguments).stdin(Stdio::null()).output()
 }
 
 fn succeeded(doing: &str, output: io::Result<Output>) -> Result<Output, Failure> {
@@ -451,6 +490,28 @@ mod tests {
                 sysusers.lines().find(|line| line.split_whitespace().nth(1) == Some(role.user())).unwrap();
             assert!(user.ends_with(role.state_dir().to_str().unwrap()), "{user}");
             assert_eq!(role.socket().parent().unwrap().file_name().unwrap(), role.user());
+        }
+    }
+
+    #[test]
+    fn only_an_account_that_is_nobodys_is_a_daemons() {
+        let users = "root:x:0:0:root:/root:/bin/bash\nmesh:x:995:995:Ringmesh:/var/lib/mesh:/usr/sbin/nologin\n\
+                     false:x:101:101::/:/bin/false\nperson:x:1000:1000::/home/person:/usr/sbin/nologin\n\
+                     shell:x:998:998::/:/bin/sh\nempty:x:997:997::/:\nnobody:x:65534:65534::/:/usr/sbin/nologin\n\
+                     short:x\nmesh2:x:1000:1000::/:/bin/sh\n";
+        for name in ["mesh", "false", "nowhere"] {
+            assert_eq!(somebodys(users, name), None, "{name}");
+        }
+        for (name, why) in [
+            ("root", "user id is 0"),
+            ("person", "user id is 1000"),
+            ("nobody", "user id is 65534"),
+            ("shell", "/bin/sh"),
+            ("empty", "log in"),
+            ("short", "cannot be read"),
+        ] {
+            let cause = somebodys(users, name).unwrap();
+            assert!(cause.contains(why), "{name}: {cause}");
         }
     }
 

@@ -235,6 +235,10 @@ fn a_relay_without_a_token_or_with_a_strangers_leaves_nothing_running() {
         let fra = site.machine("fra");
         let message = run_with(fra.meshctl(&["relay", "run"]), b"").failed(2);
         assert!(message.contains("no join token"), "{message}");
+        assert!(
+            message.contains("try: meshctl relay run --token") && message.ends_with("token create --relay\n"),
+            "{message}"
+        );
         assert!(fra.traces().iter().all(|path| !path.ends_with("identity")), "{:?}", fra.traces());
         let token = foreign_token(&format!("{}:1", fra.host.ipv4()));
         let ran = ends(relay_run(&fra, &["--token", &token]), &fra);

@@ -1,5 +1,7 @@
 //! A coordinator asked from another machine, with an API key.
 
+use std::os::unix::fs::PermissionsExt;
+
 use ringmesh_lab::in_sandbox;
 
 use crate::support::{Machine, Site};
@@ -41,6 +43,53 @@ fn an_operator_elsewhere_does_what_the_one_on_the_machine_does() {
         command.env("MESH_SERVER", coordinator.host.ipv4().to_string()).env("MESH_CA", CA);
         command.env("MESH_API_KEY", format!("file:{KEY}"));
         crate::support::run_with(command, b"").ok();
+    });
+}
+
+#[test]
+fn a_key_without_a_coordinator_to_ask_changes_nothing_on_this_machine() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let coordinator = site.coordinator();
+        let key = coordinator.run(&["key", "create", "--name", "ci", "--role", "operator"]).ok();
+        coordinator.write(KEY, key.as_bytes());
+        let before = coordinator.json("tokens", &["token", "list"])["tokens"].as_array().unwrap().len();
+        for source in [format!("file:{KEY}"), "file:/nonexistent".to_owned(), key.trim().to_owned()] {
+            let refused = coordinator.run(&["token", "create", "--api-key", &source]).failed(2);
+            assert!(refused.contains("--server") && !refused.contains(key.trim()), "{refused}");
+            let mut by_variable = coordinator.meshctl(&["token", "create"]);
+            by_variable.env("MESH_API_KEY", &source);
+            let refused = crate::support::run_with(by_variable, b"").failed(2);
+            assert!(refused.contains("unset MESH_API_KEY"), "{refused}");
+        }
+        let after = coordinator.json("tokens", &["token", "list"])["tokens"].as_array().unwrap().len();
+        assert_eq!(after, before);
+    });
+}
+
+#[test]
+fn a_key_that_others_can_read_is_taken_with_a_warning() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let coordinator = site.coordinator();
+        let (machine, mut flags) = asker(&site, &coordinator, "read-only");
+        let ask = |flags: &[String]| {
+            let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+            machine.run(&[&["nodes", "list"], flags.as_slice()].concat())
+        };
+        let warned = ask(&flags);
+        assert!(warned.stderr.contains(&format!("chmod o= {KEY}")), "{warned:?}");
+        warned.ok();
+        let key = machine.read(KEY).unwrap().trim().to_owned();
+        machine
+            .host
+            .enter(|| std::fs::set_permissions(KEY, PermissionsExt::from_mode(0o600)).unwrap())
+            .unwrap();
+        assert!(!ask(&flags).stderr.contains("warning"));
+        flags[3] = key;
+        let warned = ask(&flags);
+        assert!(warned.stderr.contains("file:PATH") && !warned.stderr.contains(&flags[3]), "{warned:?}");
+        warned.ok();
     });
 }
 

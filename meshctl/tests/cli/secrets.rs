@@ -127,6 +127,42 @@ fn no_secret_is_in_argv_environment_trace_log_or_the_coordinators_files() {
 }
 
 #[test]
+fn a_daemon_inherits_no_secret_and_is_none_with_one() {
+    in_sandbox(|| {
+        let site = Site::new();
+        let machine = site.machine("operator");
+        let key = "meshkey1_c2VjcmV0IG9mIHRoZSBvcGVyYXRvcg".to_owned();
+        let token = foreign_token("192.0.2.1:443");
+        let with_both = |words: &[&str]| {
+            let mut command = machine.meshctl(words);
+            command.env("MESH_API_KEY", &key).env("MESH_TOKEN", &token).env("MESH_LOG", "info");
+            run_with(command, b"")
+        };
+        with_both(&["coordinator", "up"]).ok();
+        with_both(&["node", "up"]).ok();
+        let daemons = machine.processes();
+        assert_eq!(daemons.len(), 2);
+        for daemon in daemons {
+            assert!(shows_name(&daemon.environment, "MESH_LOG"), "the rest is passed on");
+            for name in ["MESH_API_KEY", "MESH_TOKEN"] {
+                assert!(!shows_name(&daemon.environment, name), "{name} of {}", daemon.id);
+            }
+            assert!(!shows(&daemon.environment, &key) && !shows(&daemon.environment, &token));
+        }
+
+        let mut foreground = site.machine("other").meshctl(&["node", "run"]);
+        foreground.env("MESH_API_KEY", &key);
+        let refused = run_with(foreground, b"").failed(2);
+        assert!(refused.contains("unset MESH_API_KEY") && !shows(refused.as_bytes(), &key), "{refused}");
+    });
+}
+
+/// Whether an environment as `/proc` shows it has a variable of that name.
+fn shows_name(environment: &[u8], name: &str) -> bool {
+    environment.split(|byte| *byte == 0).any(|line| line.starts_with(format!("{name}=").as_bytes()))
+}
+
+#[test]
 fn a_canary_would_be_noticed_in_any_form() {
     let token = foreign_token("192.0.2.1:443");
     let seed = token_seed(&token);
