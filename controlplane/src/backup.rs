@@ -6,7 +6,7 @@
 use std::{
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -40,6 +40,19 @@ pub enum BackupError {
         /// What the system said.
         source: io::Error,
     },
+    /// Others could put another directory in the place of the backup while it is written.
+    #[error(
+        "{path}: others may write into this directory (mode {mode:03o}, owner {owner}), and a backup holds keys; choose one \
+         that is yours alone"
+    )]
+    Shared {
+        /// The directory above the backup.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// Its owner's user id.
+        owner: u32,
+    },
     /// The database cannot be read, or its copy not be written or is not what was read.
     #[error(transparent)]
     Database(#[from] OpenError),
@@ -51,11 +64,13 @@ pub enum BackupError {
 /// Copies what a coordinator needs from `state_dir` into the new directory `destination` (mode 0700), which can be started on as
 /// it is. The coordinator may go on meanwhile. Returns the revision that the copy stands at.
 ///
-/// The copy holds the key that opens its secrets: keep it as you keep the coordinator.
+/// The copy holds the key that opens its secrets: keep it as you keep the coordinator. Whoever may write into `state_dir` is not
+/// trusted with the rights of who makes the backup: no link is followed there, and only files of its owner are read.
 ///
 /// # Errors
 /// [`BackupError`]; then `destination` is not there.
 pub fn back_up(state_dir: &Path, destination: &Path) -> Result<Revision, BackupError> {
+    is_ours_alone(destination)?;
     match DirBuilder::new().mode(0o700).create(destination) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -71,13 +86,36 @@ pub fn back_up(state_dir: &Path, destination: &Path) -> Result<Revision, BackupE
     copied
 }
 
+/// Whether nobody but this user and root can rename what is made at `destination`.
+fn is_ours_alone(destination: &Path) -> Result<(), BackupError> {
+    let above =
+        destination.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let found = fs::metadata(above)
+        .map_err(|source| BackupError::Destination { path: destination.into(), source })?;
+    let owned = found.uid() == 0 || found.uid() == nix::unistd::geteuid().as_raw();
+    // With the sticky bit, as in /tmp, they may make files and not touch those of others.
+    let sticky = found.mode() & 0o1000 != 0;
+    if owned && (sticky || found.mode() & 0o022 == 0) {
+        return Ok(());
+    }
+    Err(BackupError::Shared { path: above.into(), mode: found.mode() & 0o7777, owner: found.uid() })
+}
+
 fn copy(state_dir: &Path, destination: &Path) -> Result<Revision, BackupError> {
+    // The directory itself may be reached by a link: where it lies is its administrator's choice.
+    let state_dir = &fs::canonicalize(state_dir).map_err(FileError::io(state_dir))?;
+    let owner = fs::metadata(state_dir).map_err(FileError::io(state_dir))?.uid();
     // The mark first: a copy of the database without it would be taken for the original.
     state_dir::replace(&destination.join(MARK), 0o600, MARK_TEXT)?;
+    let database = state_dir.join(sqlite::FILE);
+    // Not by opening it: closing any descriptor of it would give up the locks that this process has on it (fcntl(2)).
+    if let Ok(found) = fs::symlink_metadata(&database) {
+        state_dir::is_of(&found, &database, owner)?;
+    }
     let revision = sqlite::copy(state_dir, destination)?;
     for (name, mode) in [(vault::FILE, 0o600), (tls::KEY_FILE, 0o600), (tls::CERTIFICATE_FILE, 0o644)] {
         let path = state_dir.join(name);
-        let content = state_dir::read(&path)?.map(Zeroizing::new);
+        let content = state_dir::read_of(&path, owner)?.map(Zeroizing::new);
         let content =
             content.ok_or_else(|| FileError::damaged(&path, "missing; is this a state directory?"))?;
         state_dir::replace(&destination.join(name), mode, &content)?;
@@ -141,6 +179,44 @@ mod tests {
         is_in_use(&destination).unwrap();
         is_in_use(&destination).unwrap();
         assert!(!is_restored(&destination).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_backup_follows_no_link_of_whoever_may_write_into_the_state() {
+        for name in [vault::FILE, tls::KEY_FILE, tls::CERTIFICATE_FILE, sqlite::FILE] {
+            let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            drop(state(directory.path()).await);
+            let (file, victim) = (directory.path().join(name), elsewhere.path().join("victim"));
+            fs::rename(&file, &victim).unwrap();
+            std::os::unix::fs::symlink(&victim, &file).unwrap();
+            let destination = elsewhere.path().join("copy");
+            back_up(directory.path(), &destination).unwrap_err();
+            assert!(!destination.exists(), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_directory_itself_may_be_a_link() {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let _store = state(directory.path()).await;
+        let link = elsewhere.path().join("state");
+        std::os::unix::fs::symlink(directory.path(), &link).unwrap();
+        assert_eq!(back_up(&link, &elsewhere.path().join("copy")).unwrap(), 20);
+    }
+
+    #[tokio::test]
+    async fn a_backup_is_not_written_where_others_could_put_theirs_in_its_place() {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let _store = state(directory.path()).await;
+        let destination = elsewhere.path().join("copy");
+        for (mode, fits) in [(0o777, false), (0o770, false), (0o702, false), (0o1777, true), (0o755, true)] {
+            fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let made = back_up(directory.path(), &destination);
+            assert_eq!(made.is_ok(), fits, "{mode:o}");
+            assert_eq!(destination.exists(), fits, "{mode:o}");
+            assert!(fits || matches!(made, Err(BackupError::Shared { .. })), "{mode:o}");
+            drop(fs::remove_dir_all(&destination));
+        }
     }
 
     #[tokio::test]

@@ -1,11 +1,13 @@
 //! The state directory and the small files beside the database: made with their final mode, replaced whole.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use nix::{errno::Errno, fcntl::OFlag};
 
 /// A file or directory that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +81,50 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
+/// Reads a file as [`read`] does, for a process with more rights than who may write into its directory: only a regular file of `owner`,
+/// and no link to another, so that nothing is read for somebody that this one could not read.
+///
+/// # Errors
+/// [`FileError`]; [`FileError::Damaged`] for anything else than such a file.
+pub(crate) fn read_of(path: &Path, owner: u32) -> Result<Option<Vec<u8>>, FileError> {
+    // Without O_NONBLOCK a pipe would be waited for.
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(FileError::damaged(
+                path,
+                "a symbolic link, which a coordinator does not make; look who did",
+            ));
+        }
+        Err(source) => return Err(FileError::Io { path: path.into(), source }),
+    };
+    is_of(&file.metadata().map_err(FileError::io(path))?, path, owner)?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(FileError::io(path))?;
+    Ok(Some(bytes))
+}
+
+/// Whether what was found at `path` is a regular file of `owner`.
+///
+/// # Errors
+/// [`FileError::Damaged`].
+pub(crate) fn is_of(found: &Metadata, path: &Path, owner: u32) -> Result<(), FileError> {
+    if !found.is_file() {
+        return Err(FileError::damaged(path, "not a regular file; look who put it there"));
+    }
+    if found.uid() == owner {
+        return Ok(());
+    }
+    let holder = found.uid();
+    let detail = format!(
+        "it belongs to user {holder}, and its directory to user {owner}; if it is right, give it to that one: chown {owner} {}",
+        path.display()
+    );
+    Err(FileError::damaged(path, detail))
+}
+
 /// Replaces a file as a whole and for good: a temporary one with the final mode, synced, then renamed.
 ///
 /// # Errors
@@ -121,6 +167,32 @@ mod tests {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o770)).unwrap();
         let error = prepare(directory.path(), 0o700).unwrap_err().to_string();
         assert!(error.contains("mode 770") && error.contains("chmod go-w"), "{error}");
+    }
+
+    #[test]
+    fn only_a_regular_file_of_that_owner_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let owner = fs::metadata(directory.path()).unwrap().uid();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("key"), b"secret").unwrap();
+        assert_eq!(read_of(&at("key"), owner).unwrap().unwrap(), b"secret");
+        assert_eq!(read_of(&at("nothing"), owner).unwrap(), None);
+        std::os::unix::fs::symlink(at("key"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("nothing"), at("dangling")).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for (name, owner, why) in [
+            ("link", owner, "symbolic link"),
+            ("dangling", owner, "symbolic link"),
+            ("pipe", owner, "not a regular file"),
+            (".", owner, "not a regular file"),
+            ("key", owner + 1, "belongs to user"),
+        ] {
+            let refused = read_of(&at(name), owner).unwrap_err();
+            assert!(
+                matches!(&refused, FileError::Damaged { detail, .. } if detail.contains(why)),
+                "{refused}"
+            );
+        }
     }
 
     #[test]

@@ -411,7 +411,7 @@ fn back_up(format: Format, destination: &Path, state: StatePlace) -> Result<(), 
     let destination = absolute(destination)?;
     let revision = ringmesh_controlplane::back_up(&state.state_dir()?, &destination).map_err(|error| {
         let exit = match &error {
-            BackupError::Exists(_) => Exit::Conflict,
+            BackupError::Exists(_) | BackupError::Shared { .. } => Exit::Conflict,
             _ if is_want_of_rights(&error) => Exit::Permission,
             BackupError::Destination { .. } | BackupError::Database(_) | BackupError::File(_) => {
                 Exit::General

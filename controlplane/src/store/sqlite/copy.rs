@@ -16,12 +16,15 @@ use super::{
 
 /// Writes the database of `directory` into a new file in `destination`, and reads every entry of the copy again.
 ///
+/// `directory` has no symbolic link in it: none is followed, as it may belong to somebody with fewer rights.
+///
 /// # Errors
 /// [`OpenError`]; what was written so far stays in `destination`.
 pub fn copy(directory: &Path, destination: &Path) -> Result<Revision, OpenError> {
     let (from, to) = (directory.join(FILE), destination.join(FILE));
     // Not `CREATE`: where there is no database there is nothing to copy.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let fault = |error| blame(&from, error);
     let source = Connection::open_with_flags(&from, flags).map_err(fault)?;
     if identify(&source, &from)? {
