@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::MESHCTL;
 
 /// What becomes part of a daemon and writes into its log.
-const SOURCES: [&str; 7] = [
+pub(crate) const SOURCES: [&str; 7] = [
     "dataplane/tunnel/src",
     "dataplane/io/src",
     "dataplane/relay/src",
@@ -23,12 +23,12 @@ const SOURCES: [&str; 7] = [
     "meshctl/src",
 ];
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 /// The sources below a folder, without their tests.
-fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+pub(crate) fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {

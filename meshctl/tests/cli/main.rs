@@ -11,6 +11,7 @@ mod impostor;
 mod joining;
 mod keys;
 mod logs;
+mod manuals;
 mod names;
 mod policies;
 mod refusals;
