@@ -3,23 +3,24 @@
 //! Wherever it came from, it is wiped from this program's memory when dropped, and reaches the daemon over its socket only.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt,
     fs::File,
     io::{self, IsTerminal as _, Read, Write as _},
     os::unix::process::CommandExt as _,
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use ringmesh_tunnel::enroll::JoinToken;
 use zeroize::Zeroizing;
 
 use crate::{
+    environment,
     failure::{Exit, Failure},
     rights,
 };
 
-/// The environment variable that may hold a token; never passed on to a process started here.
+/// The environment variable that may hold a token.
 pub(crate) const VARIABLE: &str = "MESH_TOKEN";
 /// A token has some hundred characters; a file far beyond that is another file.
 const MAX_LENGTH: u64 = 8 * 1024;
@@ -57,7 +58,7 @@ pub(crate) fn is_in_environment() -> bool {
 impl Source {
     /// Whether the token itself was given, so that it stands in this process's arguments or environment.
     pub(crate) fn is_exposed(&self) -> bool {
-        self.0.as_str() != "-" && !self.0.starts_with("file:")
+        environment::is_secret(OsStr::new(self.0.as_str()))
     }
 
     /// The token, read from where it is and checked. Without a source it is read from standard input, unless that is a terminal.
@@ -155,10 +156,9 @@ pub(crate) fn hide(token: &Token, arguments: impl Iterator<Item = OsString>) -> 
         Ok(executable) => executable,
         Err(error) => return cannot(error),
     };
-    let error = Command::new(executable)
+    let error = environment::program(executable)
         .args(without_token(arguments))
         .args(["--token", "-"])
-        .env_remove(VARIABLE)
         .stdin(Stdio::from(reader))
         .exec();
     cannot(error)
