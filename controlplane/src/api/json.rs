@@ -18,6 +18,7 @@
 mod answer;
 mod error;
 mod methods;
+mod once;
 mod question;
 
 use std::time::Duration;
@@ -32,7 +33,7 @@ use tokio::time::Instant;
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service as _;
 
-use self::{answer::Form, question::Question};
+use self::{answer::Form, question::question};
 /// Bytes of the JSON of one request. Of a text in it with many quotes and newlines the message has half as many.
 const MAX_JSON: usize = 2 << 20;
 
@@ -151,7 +152,7 @@ fn to_grpc(
     if let Ok(path) = methods::path(method).parse::<Uri>() {
         parts.uri = path;
     }
-    Request::from_parts(parts, Body::new(Question::new(body, method.input(), form == Form::Envelopes)))
+    Request::from_parts(parts, question(body, method.input(), form == Form::Envelopes))
 }
 
 /// Whether a request is one of gRPC.

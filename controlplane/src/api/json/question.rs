@@ -1,82 +1,42 @@
 //! A request's body on its way to a handler: JSON that becomes a message when the handler reads it.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-
 use bytes::{Bytes, BytesMut};
+use futures_util::stream;
 use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
 use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor};
+use serde::de::DeserializeSeed as _;
 use tonic::{Status, body::Body};
 
-use super::{MAX_JSON, error};
+use super::{MAX_JSON, error, once::Once};
 
 /// Bytes in front of each message in gRPC and in streams of Connect: flags, and a length of four bytes.
 pub(super) const HEAD: usize = 5;
 
-/// The body of a request of gRPC, made of one of JSON.
-#[derive(Debug)]
-pub(super) struct Question {
-    /// `None` once the message was given away.
-    body: Option<Body>,
-    text: BytesMut,
-    message: MessageDescriptor,
-    /// Whether the JSON is in an envelope.
-    enveloped: bool,
+/// The body of a request of gRPC, made of one of JSON, which is read when somebody reads this.
+pub(super) fn question(body: Body, message: MessageDescriptor, enveloped: bool) -> Body {
+    let asked = async move {
+        let text = read(body).await?;
+        let text = if enveloped { open(&text)? } else { &text };
+        frame(0, &parse(text, &message)?.encode_to_vec()).map(Frame::data)
+    };
+    Body::new(StreamBody::new(stream::once(asked)))
 }
 
-impl Question {
-    pub(super) fn new(body: Body, message: MessageDescriptor, enveloped: bool) -> Self {
-        Self { body: Some(body), text: BytesMut::new(), message, enveloped }
-    }
-
-    fn take(&mut self, data: &[u8]) -> Result<(), Status> {
-        if self.text.len().saturating_add(data.len()) > MAX_JSON {
+/// All of a body, which has at most [`MAX_JSON`] bytes. In one piece: many small ones would take more memory than they have bytes.
+async fn read(mut body: Body) -> Result<BytesMut, Status> {
+    let mut text = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let data = frame?.into_data().unwrap_or_default();
+        if text.len().saturating_add(data.len()) > MAX_JSON {
             return Err(Status::resource_exhausted(format!(
                 "a request has at most {MAX_JSON} bytes of JSON"
             )));
         }
-        self.text.extend_from_slice(data);
-        Ok(())
+        text.extend_from_slice(&data);
     }
-
-    fn message(&self) -> Result<Bytes, Status> {
-        let text = if self.enveloped { open(&self.text)? } else { &self.text };
-        let message = parse(text, &self.message)?;
-        frame(0, &message.encode_to_vec())
-    }
-}
-
-impl http_body::Body for Question {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        loop {
-            let Some(body) = &mut this.body else { return Poll::Ready(None) };
-            let data = match ready!(Pin::new(body).poll_frame(cx)) {
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => {
-                    this.body = None;
-                    return Poll::Ready(Some(Err(error)));
-                }
-                None => {
-                    this.body = None;
-                    return Poll::Ready(Some(this.message().map(Frame::data)));
-                }
-            };
-            if let Err(refused) = this.take(&data) {
-                this.body = None;
-                return Poll::Ready(Some(Err(refused)));
-            }
-        }
-    }
+    Ok(text)
 }
 
 /// The message with what goes in front of it.
@@ -121,6 +81,9 @@ fn parse(text: &[u8], message: &MessageDescriptor) -> Result<DynamicMessage, Sta
     let field = Some(path.trim_end_matches(['?', '.'])).filter(|path| !path.is_empty()).unwrap_or("body");
     let parsed = parsed.map_err(|error| error::invalid(field, &error.to_string()))?;
     json.end().map_err(|error| error::invalid("body", &error.to_string()))?;
+    Once::Message(message.clone())
+        .deserialize(&mut serde_json::Deserializer::from_slice(text))
+        .map_err(|error| error::invalid("body", &error.to_string()))?;
     Ok(parsed)
 }
 
@@ -151,6 +114,16 @@ mod tests {
         ] {
             let refused = parse(bad).unwrap_err();
             assert!(refused.message().contains(field) && refused.message().contains(why), "{bad}: {refused}");
+        }
+        for twice in [
+            r#"{"maxUses":1,"max_uses":1000}"#,
+            r#"{"max_uses":1000,"maxUses":1}"#,
+            r#"{"maxUses":1,"maxUses":1000}"#,
+            r#"{"maxUses":null,"max_uses":1000}"#,
+            r#"{"reusable":true,"tags":["a"],"tags":[]}"#,
+        ] {
+            let refused = parse(twice).unwrap_err();
+            assert!(refused.message().contains("is said twice"), "{twice}: {refused}");
         }
         // Deeper than anybody needs: refused, not a stack that overflows.
         let deep = format!("{}{}", r#"{"network":["#.repeat(100_000), "]}".repeat(100_000));
