@@ -7,31 +7,35 @@
 The key is one that `meshctl key create --role operator` made, the certificate what `meshctl coordinator ca` prints. The node daemon of
 this machine must be running (`meshctl node up`), and this program be run by root, since joining changes the machine.
 
-Everything it asks of the coordinator it could ask again after a failure: each change carries a request id, by which the coordinator
-knows a repetition.
+What comes to nothing it asks again, by the same request: each change carries a request id, by which the coordinator knows a repetition
+and does nothing twice.
 """
 
 import argparse
-import importlib
+import importlib.resources
 import json
 import pathlib
 import sys
 import tempfile
+import time
 import uuid
 
 import grpc
+from google.rpc import error_details_pb2 as details
+from grpc_status import rpc_status
 
 PROTO = pathlib.Path(__file__).resolve().parents[3] / "proto"
 # No call waits for ever; the longest is the one that waits for nodes.
 DEADLINE = 10
 WATCH_DEADLINE = 30
+# Seconds to wait before each repetition; a coordinator that is started again serves soon.
+DELAYS = (1, 2, 4, 8)
 
 
-def generate():
+def generate(out):
     """Makes Python of the .proto files. A real project does so once and keeps the result."""
     from grpc_tools import protoc
 
-    out = tempfile.mkdtemp()
     files = [str(path.relative_to(PROTO)) for path in PROTO.glob("ringmesh/*/v1/*.proto")]
     include = str(importlib.resources.files("grpc_tools") / "_proto")
     if protoc.main(["protoc", f"-I{PROTO}", f"-I{include}", f"--python_out={out}", f"--grpc_python_out={out}", *files]):
@@ -39,9 +43,10 @@ def generate():
     sys.path.insert(0, out)
 
 
-generate()
-from ringmesh.admin.v1 import admin_pb2 as admin, admin_pb2_grpc as admin_grpc  # noqa: E402
-from ringmesh.local.v1 import local_pb2 as local, local_pb2_grpc as local_grpc  # noqa: E402
+with tempfile.TemporaryDirectory() as folder:
+    generate(folder)
+    from ringmesh.admin.v1 import admin_pb2 as admin, admin_pb2_grpc as admin_grpc
+    from ringmesh.local.v1 import local_pb2 as local, local_pb2_grpc as local_grpc
 
 
 class Key(grpc.AuthMetadataPlugin):
@@ -57,6 +62,28 @@ class Key(grpc.AuthMetadataPlugin):
 def connect(server, ca, key):
     trust = grpc.ssl_channel_credentials(root_certificates=ca)
     return grpc.secure_channel(server, grpc.composite_channel_credentials(trust, grpc.metadata_call_credentials(Key(key))))
+
+
+def again(call, request):
+    """Calls with the same request until there is an answer, a refusal, or no delay left."""
+    for delay in (*DELAYS, None):
+        try:
+            return call(request, timeout=DEADLINE)
+        except grpc.RpcError as error:
+            if delay is None or error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise
+            print(f"again in {delay}s: {error.details()}", file=sys.stderr)
+            time.sleep(delay)
+
+
+def reason(error):
+    """The reason of a refusal in a word, by which a program tells one from another."""
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = details.ErrorInfo()
+        if detail.Unpack(info):
+            return info.reason
+    return error.code().name
 
 
 def join(socket, token, name):
@@ -93,8 +120,8 @@ def main():
 
     with connect(options.server, options.ca.read_bytes(), options.key_file.read_text().strip()) as channel:
         tokens = admin_grpc.TokenServiceStub(channel)
-        created = tokens.CreateToken(
-            admin.CreateTokenRequest(network=options.network, ttl_seconds=600, request_id=str(uuid.uuid4())), timeout=DEADLINE
+        created = again(
+            tokens.CreateToken, admin.CreateTokenRequest(network=options.network, ttl_seconds=600, request_id=str(uuid.uuid4()))
         )
         status = join(options.socket, created.secret, options.name)
 
@@ -104,20 +131,21 @@ def main():
         )
         # The first answer says that the watch is on.
         next(events)
-        applied = admin_grpc.PolicyServiceStub(channel).ApplyPolicy(
+        applied = again(
+            admin_grpc.PolicyServiceStub(channel).ApplyPolicy,
             admin.ApplyPolicyRequest(
                 network=options.network,
                 text=options.policy.read_text(),
                 comment="by an example in Python",
                 request_id=str(uuid.uuid4()),
             ),
-            timeout=DEADLINE,
         )
         if applied.changed:
             wait_installed(events, applied.revision)
         events.cancel()
-        installed = admin_grpc.NodeServiceStub(channel).WaitInstalled(
-            admin.WaitInstalledRequest(network=options.network, revision=applied.revision, wait_ms=5000), timeout=DEADLINE
+        installed = again(
+            admin_grpc.NodeServiceStub(channel).WaitInstalled,
+            admin.WaitInstalledRequest(network=options.network, revision=applied.revision, wait_ms=5000),
         )
     print(
         json.dumps(
@@ -136,5 +164,4 @@ if __name__ == "__main__":
     try:
         main()
     except grpc.RpcError as error:
-        # The message says what was wrong; ErrorInfo in the details says it in a word (docs/control-protocol.md).
-        sys.exit(f"error: {error.code().name}: {error.details()}")
+        sys.exit(f"error: {reason(error)}: {error.details()}")

@@ -7,18 +7,19 @@
 //! The key is one that `meshctl key create --role operator` made, the certificate what `meshctl coordinator ca` prints. The node
 //! daemon of this machine must be running (`meshctl node up`), and this program be run by root, since joining changes the machine.
 //!
-//! Everything it asks of the coordinator it could ask again after a failure: each change carries a request id, by which the
-//! coordinator knows a repetition.
+//! What comes to nothing it asks again, by the same request: each change carries a request id, by which the coordinator knows a
+//! repetition and does nothing twice.
 
 #![forbid(unsafe_code)]
 
 use std::{
+    error::Error as _,
     fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Parser as _;
 use hyper_util::rt::TokioIo;
 use ringmesh_proto::{
@@ -32,17 +33,20 @@ use ringmesh_proto::{
 };
 use tokio::net::UnixStream;
 use tonic::{
-    Request, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
     metadata::AsciiMetadataValue,
     service::interceptor::InterceptedService,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
+use tonic_types::StatusExt as _;
 use zeroize::Zeroizing;
 
 /// No call waits for ever; the longest is the one that waits for nodes.
 const DEADLINE: Duration = Duration::from_secs(10);
 const WATCH_DEADLINE: Duration = Duration::from_secs(30);
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Seconds to wait before each repetition; a coordinator that is started again serves soon.
+const DELAYS: [u64; 4] = [1, 2, 4, 8];
 
 /// Makes a token, joins this machine with it, applies a policy, and waits until it is installed.
 #[derive(Debug, clap::Parser)]
@@ -94,11 +98,11 @@ impl tonic::service::Interceptor for Key {
 
 type Coordinator = InterceptedService<Channel, Key>;
 
-async fn connect(options: &Options) -> anyhow::Result<Coordinator> {
+fn connect(options: &Options) -> anyhow::Result<Coordinator> {
     let certificate = fs::read(&options.ca).with_context(|| options.ca.display().to_string())?;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate));
     let endpoint = Endpoint::from_shared(format!("https://{}", options.server))?.tls_config(tls)?;
-    let channel = endpoint.connect_timeout(DEADLINE).connect().await.context("no coordinator answers")?;
+    let channel = endpoint.connect_timeout(DEADLINE).connect_lazy();
     Ok(InterceptedService::new(channel, Key::read(&options.key_file)?))
 }
 
@@ -107,6 +111,36 @@ fn within<T>(deadline: Duration, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(deadline);
     request
+}
+
+/// Calls with the same request until there is an answer, a refusal, or no delay left.
+async fn again<T: Clone, A>(
+    message: T,
+    mut call: impl AsyncFnMut(Request<T>) -> Result<Response<A>, Status>,
+) -> anyhow::Result<A> {
+    let mut delays = DELAYS.into_iter().map(Duration::from_secs);
+    loop {
+        let status = match call(within(DEADLINE, message.clone())).await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) => status,
+        };
+        // What tonic itself noticed, a connection that broke or the deadline, has a source, and not always the code.
+        let no_answer = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+        match delays.next().filter(|_| no_answer || status.source().is_some()) {
+            Some(delay) => {
+                note(&format!("again in {delay:?}: {}", status.message()));
+                tokio::time::sleep(delay).await;
+            }
+            None => return Err(refused(&status)),
+        }
+    }
+}
+
+/// What a refusal says, and its reason in a word, by which a program tells one from another.
+fn refused(status: &Status) -> anyhow::Error {
+    let info = status.get_details_error_info();
+    let reason = info.map_or_else(|| format!("{:?}", status.code()), |info| info.reason);
+    anyhow!("{reason}: {}", status.message())
 }
 
 /// An id for a request, so that repeating it does not do it twice.
@@ -152,7 +186,7 @@ async fn wait_installed(events: &mut Streaming<WatchEventsResponse>, revision: u
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let coordinator = connect(&options).await?;
+    let coordinator = connect(&options)?;
     let network = options.network.clone();
 
     let request = CreateTokenRequest {
@@ -162,7 +196,7 @@ async fn main() -> anyhow::Result<()> {
         ..Default::default()
     };
     let mut tokens = TokenServiceClient::new(coordinator.clone());
-    let created = tokens.create_token(within(DEADLINE, request)).await?.into_inner();
+    let created = again(request, async |request| tokens.create_token(request).await).await?;
     let status = join(&options, created.secret).await?;
 
     // Before the change, so that nothing of it can be missed.
@@ -172,7 +206,11 @@ async fn main() -> anyhow::Result<()> {
         ..Default::default()
     };
     let mut watching = EventServiceClient::new(coordinator.clone());
-    let mut events = watching.watch_events(within(WATCH_DEADLINE, request)).await?.into_inner();
+    let mut events = watching
+        .watch_events(within(WATCH_DEADLINE, request))
+        .await
+        .map_err(|status| refused(&status))?
+        .into_inner();
     // The first answer says that the watch is on.
     events.message().await?;
 
@@ -184,16 +222,22 @@ async fn main() -> anyhow::Result<()> {
         ..Default::default()
     };
     let mut policies = PolicyServiceClient::new(coordinator.clone());
-    let applied = policies.apply_policy(within(DEADLINE, request)).await?.into_inner();
+    let applied = again(request, async |request| policies.apply_policy(request).await).await?;
     if applied.changed {
         wait_installed(&mut events, applied.revision).await?;
     }
     let request = WaitInstalledRequest { network, revision: applied.revision, wait_ms: 5000 };
     let mut nodes = NodeServiceClient::new(coordinator);
-    let installed = nodes.wait_installed(within(DEADLINE, request)).await?.into_inner();
+    let mut installed = again(request, async |request| nodes.wait_installed(request).await).await?.installed;
+    installed.sort();
 
     let name = status.network.and_then(|network| network.self_).map(|node| node.name).unwrap_or_default();
-    report(&name, applied.revision, &installed.installed)
+    report(&name, applied.revision, &installed)
+}
+
+#[expect(clippy::print_stderr, reason = "for whoever watches this program")]
+fn note(what: &str) {
+    eprintln!("{what}");
 }
 
 #[expect(clippy::print_stdout, reason = "the result of this program")]
