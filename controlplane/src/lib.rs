@@ -37,7 +37,7 @@ pub use self::{
     config::{Config, ConfigError},
     coordinator::Coordinator,
     error::DOMAIN,
-    metrics::{Census, Watched},
+    metrics::{Census, Tasks, Watched},
     relay::RelayError,
     run::{Ready, StartError, run},
     tls::certificate_pem,

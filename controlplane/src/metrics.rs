@@ -24,12 +24,14 @@ use crate::{
     store::Commit,
 };
 
-pub use self::{census::Census, watched::Watched};
+pub use self::{
+    census::Census,
+    watched::{Tasks, Watched},
+};
 pub(crate) use self::{
     census::{Counted, Standing},
     durations::Durations,
     requests::{Counting, Requests},
-    watched::Tasks,
 };
 
 /// Whether an update had everything, or what changed.

@@ -88,7 +88,10 @@ pub async fn serve_nodes(
 }
 
 /// The same, with its connections counted in `census`.
-pub(crate) async fn serve_nodes_counted(
+///
+/// # Errors
+/// As [`serve_nodes`].
+pub async fn serve_nodes_counted(
     listener: TcpListener,
     identity: &Identity,
     limits: Limits,

@@ -34,7 +34,7 @@ const MAINTENANCE_LATE: Duration = Duration::from_secs(3 * INTERVAL.as_secs());
 
 /// What the tasks of the daemon say of themselves.
 #[derive(Debug, Default)]
-pub(crate) struct Tasks {
+pub struct Tasks {
     said: Mutex<Said>,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Debug for Watched {
 
 impl Watched {
     /// Watches `coordinator`, whose store is in `state_dir` and whose connections `census` counts.
-    pub(crate) const fn new(
+    pub const fn new(
         coordinator: Coordinator,
         tasks: Arc<Tasks>,
         census: Census,

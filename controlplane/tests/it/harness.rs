@@ -10,7 +10,7 @@ use std::{
 };
 
 use ringmesh_controlplane::{
-    Config, Coordinator, Ready, StartError, api,
+    Census, Config, Coordinator, Ready, StartError, Tasks, Watched, api,
     clock::Clock,
     config::{MetricsConfig, NetworkConfig, RelayConfig},
     coordinator::Options,
@@ -162,6 +162,8 @@ pub struct Assembled {
     pub address: std::net::SocketAddr,
     pub operator: Operator,
     pub socket: PathBuf,
+    /// What monitoring sees of it.
+    pub subject: Arc<Watched>,
     clock: Arc<AtomicU64>,
     _directory: Arc<tempfile::TempDir>,
 }
@@ -200,8 +202,13 @@ impl Assembled {
         let coordinator = Coordinator::open(store, vault, options).await.unwrap();
         coordinator.ensure_network(&NetworkConfig::default()).await.unwrap();
         let routes = api::node_routes(&coordinator).await;
+        let census = Census::default();
+        let state_dir = directory.path().to_owned();
+        let subject =
+            Arc::new(Watched::new(coordinator.clone(), Arc::<Tasks>::default(), census.clone(), state_dir));
         tokio::spawn(async move {
-            server::serve_nodes(listener, &identity, limits, routes, None, std::future::pending())
+            let never = std::future::pending();
+            server::serve_nodes_counted(listener, &identity, limits, routes, None, census, never)
                 .await
                 .unwrap();
         });
@@ -212,7 +219,7 @@ impl Assembled {
             server::serve_operators(socket, routes, std::future::pending()).await.unwrap();
         });
         let operator = Operator::connect(&path).await;
-        Self { coordinator, address, operator, socket: path, clock, _directory: directory }
+        Self { coordinator, address, operator, socket: path, subject, clock, _directory: directory }
     }
 
     pub fn now(&self) -> UnixTime {

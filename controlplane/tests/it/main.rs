@@ -10,6 +10,7 @@
 
 mod access;
 mod admin;
+mod cap;
 mod client;
 mod clones;
 mod crash;

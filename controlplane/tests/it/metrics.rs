@@ -1,23 +1,49 @@
 //! What monitoring sees of a coordinator: each number has its cause, and each check its words.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use ringmesh_controlplane::config::MetricsConfig;
-use ringmesh_monitor::{Listen, Monitor, Registry, Subject as _, prometheus_client::encoding::text};
+use ringmesh_controlplane::{
+    config::MetricsConfig,
+    server::Limits,
+    store::{Store, sqlite::SqliteStore},
+};
+use ringmesh_monitor::{Listen, Monitor, Registry, Subject, prometheus_client::encoding::text};
 use ringmesh_proto::admin;
 use ringmesh_tunnel::enroll::{JoinToken, TokenSecret};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 use crate::{
     client::{TestNode, connect, reason},
-    harness::{Running, config},
+    harness::{Assembled, Running, config},
     policy::{ALL, apply_as},
 };
 
+/// What Prometheus would be told at the moment.
+async fn page(subject: &dyn Subject) -> String {
+    let (mut registry, mut page) = (Registry::default(), String::new());
+    subject.measure(&mut registry).await;
+    text::encode(&mut page, &registry).unwrap();
+    page
+}
+
 /// The series of a moment, by name and labels.
 async fn measured(coordinator: &Running) -> BTreeMap<String, f64> {
-    let (mut registry, mut page) = (Registry::default(), String::new());
-    coordinator.ready.subject.measure(&mut registry).await;
-    text::encode(&mut page, &registry).unwrap();
+    series_of(&*coordinator.ready.subject).await
+}
+
+/// The same of any subject.
+pub async fn series_of(subject: &dyn Subject) -> BTreeMap<String, f64> {
+    let page = page(subject).await;
     let lines = page.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
@@ -137,6 +163,95 @@ async fn a_coordinator_is_ready_while_it_serves_and_live_as_long_as_its_store_an
     let store = live.into_iter().find(|check| check.name == "store").unwrap();
     assert!(!store.ok && store.detail.contains("the store failed"), "{store:?}");
     assert!(!of(ready)["serving"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_another_coordinator_was_faster_than_counts_as_a_conflict() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(directory.path()).unwrap());
+    let first = Assembled::start_on(store.clone(), directory.clone(), Limits::default()).await;
+    let second = Assembled::start_on(store, directory, Limits::default()).await;
+    let conflicts = async |coordinator: &Assembled| series_of(&*coordinator.subject).await["coordinator_store_conflicts_total"];
+    let before = conflicts(&first).await + conflicts(&second).await;
+    // Both change the same network at once, until one of them was late.
+    for _ in 0..50 {
+        let mut asking = JoinSet::new();
+        for operator in [&first.operator, &second.operator].into_iter().cycle().take(20) {
+            let mut operator = operator.clone();
+            asking.spawn(async move { operator.token(admin::CreateTokenRequest::default()).await });
+        }
+        asking.join_all().await;
+        if conflicts(&first).await + conflicts(&second).await > before {
+            return;
+        }
+    }
+    panic!("a thousand changes at two coordinators, and none was late");
+}
+
+/// Of each metric: its type, and the names of its labels.
+type Kinds = BTreeMap<String, (String, BTreeSet<String>)>;
+
+/// What a page of Prometheus' text format has.
+fn told(page: &str) -> Kinds {
+    let (mut kinds, mut current) = (Kinds::new(), String::new());
+    for line in page.lines() {
+        if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            name.clone_into(&mut current);
+            kinds.insert(current.clone(), (kind.to_owned(), BTreeSet::new()));
+        } else if !line.starts_with('#') {
+            let (series, _) = line.rsplit_once(' ').unwrap();
+            let labels = series.split_once('{').map_or("", |(_, labels)| labels.trim_end_matches('}'));
+            let names = labels.split("\",").filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+            kinds.get_mut(&current).unwrap().1.extend(names.filter(|name| name != "le"));
+        }
+    }
+    kinds
+}
+
+/// What the manual has in these sections.
+fn documented(sections: &[&str]) -> Kinds {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let manual = fs::read_to_string(manual).unwrap();
+    let mut kinds = Kinds::new();
+    for section in sections {
+        let (_, text) = manual.split_once(&format!("\n## {section}\n")).unwrap();
+        for row in text.split("\n## ").next().unwrap().lines().filter(|row| row.starts_with("| `")) {
+            let cells: Vec<&str> = row.split(" | ").collect();
+            let name = cells[0].trim_start_matches("| ").trim_matches('`').to_owned();
+            // Labels stand in front of what is said of their values; who has none has an empty cell.
+            let labels = cells[2].split(';').filter(|part| part.trim().starts_with('`')).flat_map(|part| {
+                let labels = part.split_once(": ").map_or(part, |(labels, _)| labels);
+                labels.split(", ").map(|label| label.trim().trim_matches('`').to_owned())
+            });
+            kinds.insert(name, (cells[1].replace("info", "gauge"), labels.collect()));
+        }
+    }
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_manual_lists_every_metric_of_a_coordinator_with_its_type_and_labels() {
+    let coordinator = Running::start_with_relay().await;
+    let mut node = coordinator.member("a").await;
+    let mut stream = node.sync().await.unwrap();
+    let position = node.update(&mut stream).await.position.durable;
+    stream.acknowledge(position).await;
+    until(&coordinator, |now| now[BEHIND] == 0.0).await;
+
+    let monitor = Monitor::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = monitor.address().unwrap();
+    let served = tokio::spawn(monitor.serve(coordinator.ready.subject.clone(), std::future::pending()));
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let question = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\n\r\n");
+    connection.write_all(question.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    served.abort();
+    let (head, page) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(told(page), documented(&["Every daemon", "Relay", "Coordinator"]));
+    coordinator.stop().await;
 }
 
 #[tokio::test]
