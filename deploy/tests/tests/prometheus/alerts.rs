@@ -10,12 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ringmesh_deploy_tests::executable::meshctl;
 use ringmesh_lab::{Blocks, in_sandbox};
 use ringmesh_tunnel::enroll::{JoinToken, TokenSecret};
 
 use crate::{
     files, scraped,
-    world::{Machine, Meanwhile, STATE, World, meshctl, replaced, within},
+    world::{Machine, Meanwhile, STATE, World, replaced, within},
 };
 
 /// Time in which nothing may fire before causes are made: longer than the windows of the substituted rules.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ringmesh_deploy_tests::executable::meshctl;
 use ringmesh_lab::{Host, Lab, Switch};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -20,14 +21,6 @@ const COORDINATOR: u16 = 9465;
 const RELAY: u16 = 9466;
 const NODE: u16 = 9464;
 const PROMETHEUS: u16 = 9090;
-
-/// The executable, beside the folder of this test.
-pub(crate) fn meshctl() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let program = own.parent().and_then(Path::parent).unwrap().join("meshctl");
-    assert!(program.exists(), "{} is not built: cargo build -p meshctl", program.display());
-    program
-}
 
 /// A machine and the daemon on it.
 pub(crate) struct Machine {
