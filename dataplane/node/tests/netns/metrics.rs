@@ -36,7 +36,7 @@ async fn get(machine: &mut Machine, address: &'static str, path: &'static str) -
     let answer = machine
         .run(async move {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             answer
@@ -341,6 +341,10 @@ fn a_relay_tells_what_it_passes_on_and_nodes_by_which_way_they_reach_it() {
                 assert!(passed(&after) > passed(&relay) + 6.0 * 84.0, "{kind}");
                 assert!(after.get("relay_bytes_total{direction=\"in\"}") >= passed(&after));
                 assert_eq!(after.get("relay_clients"), 2.0);
+                // Each way has packets of its own length: 1500 bytes without what is around them, or what a stream takes.
+                let longest = Page::of(&mut alice.machine, NODE).await.get("path_mtu_bytes");
+                let lengths: &[f64] = if kind == "relay_ws" { &[9000.0] } else { &[1432.0, 1412.0] };
+                assert!(lengths.contains(&longest), "{kind}: {longest}");
             }
             let page = Page::of(&mut machine, RELAY).await;
             assert_documented(&page, &["Every daemon", "Node and relay", "Relay"], &[]);
