@@ -143,7 +143,10 @@ async fn corrupted_state_is_named_and_never_served() {
     // Another key file than the one the secrets were sealed with.
     fs::write(directory.path().join("state/key"), [7; 32]).unwrap();
     let text = failure(config(directory.path())).await;
-    assert!(text.contains("the file `key`") && text.ends_with("; restore the state directory from a backup"), "{text}");
+    assert!(
+        text.contains("the file `key`") && text.ends_with("; restore the state directory from a backup"),
+        "{text}"
+    );
     assert_eq!(text.matches("restore").count(), 1, "one cure: {text}");
 }
 
