@@ -19,7 +19,7 @@ use super::{
     http::{self, Visitor},
     protocol::{Protocol, Rewound},
     seats::Seats,
-    strangers::Strangers,
+    strangers::{Source, Strangers},
     turns::Turns,
 };
 use crate::metrics::Census;
@@ -29,9 +29,12 @@ use crate::metrics::Census;
 pub struct Limits {
     /// Connections in all; a daemon has fewer if it may not have as many file descriptors. When fifteen of sixteen are taken, strangers have to leave for those who come.
     pub connections: usize,
-    /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything; when there are more the oldest one leaves.
+    /// Connections of one IPv4 address or IPv6 /64 on which nobody has proved anything. One more is refused, or the oldest one leaves if it
+    /// has had its time.
     /// [`BYTES_PER_CONNECTION`](super::BYTES_PER_CONNECTION) says what each may cost.
     pub unproven_per_source: usize,
+    /// That time: longer than who proves something needs, also when many come at once from one address.
+    pub unproven_patience: Duration,
     /// Connections on which requests with one API key are open, and nothing else was proved; when there are more the oldest one leaves.
     pub proven_per_key: usize,
     /// Bytes that are read of a connection, TLS and all, before something is proved on it, and the record of TLS that began within them.
@@ -58,6 +61,7 @@ impl Limits {
     pub const DEFAULT: Self = Self {
         connections: 16 << 10,
         unproven_per_source: 32,
+        unproven_patience: Duration::from_secs(3),
         proven_per_key: 64,
         unproven_bytes: 16 << 10,
         unproven_bytes_of_all: 24 << 20,
@@ -146,6 +150,9 @@ impl Acceptor {
 
     fn take(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) {
         let limits = &self.door.limits;
+        if !self.strangers.admits(Source::of(peer.ip())) {
+            return self.refuse(peer);
+        }
         if self.slots.available_permits() <= limits.for_newcomers() {
             self.strangers.make_room();
         }
@@ -157,12 +164,14 @@ impl Acceptor {
                 // On a task of its own, so that a slow peer delays nobody.
                 tokio::spawn(async move { door.pass(stream, connection, slot, watcher).await });
             }
-            // Dropping it resets the connection: the peer sees at once that it shall come back later.
-            Err(_) => {
-                self.census.refuse();
-                tracing::debug!(%peer, "refused a connection above the bounds");
-            }
+            Err(_) => self.refuse(peer),
         }
+    }
+
+    /// Dropping a connection resets it: the peer sees at once that it shall come back later.
+    fn refuse(&self, peer: SocketAddr) {
+        self.census.refuse();
+        tracing::debug!(%peer, "refused a connection above the bounds");
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Instant,
 };
 
 use futures_util::task::AtomicWaker;
@@ -45,8 +46,18 @@ impl Strangers {
         &self.limits
     }
 
-    /// Takes a place for `source`. If it has all it may have, its oldest one leaves: many may be behind one address, and those who say
-    /// nothing shall not keep out who comes. The table is as long as there are connections, at most.
+    /// Whether a newcomer of `source` is let in: it has not all it may have, or its oldest connection has had its time. Many may be
+    /// behind one address: those who come at once shall not push out each other, and those who say nothing not keep out who comes.
+    pub(super) fn admits(&self, source: Source) -> bool {
+        let table = lock(&self.table);
+        let Some(held) = table.sources.get(&source) else { return true };
+        let oldest = held.first_key_value();
+        held.len() < self.limits.unproven_per_source
+            || oldest.is_none_or(|(_, leave)| leave.since.elapsed() >= self.limits.unproven_patience)
+    }
+
+    /// Takes a place for `source`. If it has all it may have, its oldest one leaves. The table is as long as there are connections, at
+    /// most.
     pub(super) fn enter(self: &Arc<Self>, source: Source, leave: Arc<Leave>) -> Place {
         let mut table = lock(&self.table);
         table.last = table.last.wrapping_add(1);
@@ -177,11 +188,19 @@ impl Drop for Place {
 }
 
 /// Tells a connection that it has to leave.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Leave {
     told: AtomicBool,
+    /// When the connection was accepted.
+    since: Instant,
     /// The task that has the connection.
     pub(super) task: AtomicWaker,
+}
+
+impl Default for Leave {
+    fn default() -> Self {
+        Self { told: AtomicBool::new(false), since: Instant::now(), task: AtomicWaker::new() }
+    }
 }
 
 impl Leave {
@@ -212,7 +231,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, time::Duration};
 
     use super::*;
 
@@ -239,6 +258,25 @@ mod tests {
         assert_eq!((strangers.sources(), strangers.count(source("192.0.2.1"))), (0, 0));
         assert!(lock(&strangers.table).ranks.is_empty());
         assert!(!strangers.make_room(), "nobody is there");
+    }
+
+    #[test]
+    fn those_of_one_source_who_come_at_once_do_not_push_out_each_other() {
+        let (full, other) = (source("192.0.2.1"), source("192.0.2.2"));
+        let full_after = |patience| {
+            let limits = Limits { unproven_per_source: 2, unproven_patience: patience, ..Limits::default() };
+            let strangers = strangers(limits);
+            let mut places = vec![strangers.enter(full, Arc::default())];
+            assert!(strangers.admits(full));
+            places.push(strangers.enter(full, Arc::default()));
+            (strangers, places)
+        };
+        let (strangers, places) = full_after(Duration::from_secs(3600));
+        assert!(!strangers.admits(full) && strangers.admits(other));
+        drop(places);
+        assert!(strangers.admits(full));
+        let (strangers, _places) = full_after(Duration::ZERO);
+        assert!(strangers.admits(full), "the oldest has had its time");
     }
 
     #[test]

@@ -26,7 +26,12 @@ use crate::{
 };
 
 const CONNECTIONS: usize = 16;
-const LIMITS: Limits = Limits { connections: CONNECTIONS, unproven_per_source: 4, ..Limits::DEFAULT };
+const LIMITS: Limits = Limits {
+    connections: CONNECTIONS,
+    unproven_per_source: 4,
+    unproven_patience: Duration::ZERO,
+    ..Limits::DEFAULT
+};
 /// The strangers' addresses, none of which is that of who joins.
 const SOURCES: u8 = 10;
 /// Connections that each of them tries to keep.

@@ -161,6 +161,7 @@ const fn tight() -> Limits {
     Limits {
         connections: 64,
         unproven_per_source: 4,
+        unproven_patience: Duration::ZERO,
         handshake: Duration::from_secs(5),
         time_to_prove: Duration::from_millis(1500),
         ..Limits::DEFAULT

@@ -20,6 +20,7 @@ const fn tight() -> Limits {
     Limits {
         connections: 64,
         unproven_per_source: 8,
+        unproven_patience: Duration::ZERO,
         handshake: Duration::from_millis(300),
         time_to_prove: Duration::from_millis(1500),
         ..Limits::DEFAULT

@@ -220,7 +220,7 @@ fn head(key: &str, length: usize) -> String {
 
 #[tokio::test]
 async fn silent_connections_of_an_address_neither_keep_others_out_nor_cut_off_an_answer() {
-    let limits = Limits { unproven_per_source: 4, ..PATIENT };
+    let limits = Limits { unproven_per_source: 4, unproven_patience: Duration::ZERO, ..PATIENT };
     let mut coordinator = Assembled::start_with_limits(limits).await;
     let (_, key) = coordinator.key(wish("ci", ApiKeyRole::ReadOnly)).await;
     let mut stream = http1(&coordinator).await;

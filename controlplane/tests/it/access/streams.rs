@@ -21,6 +21,7 @@ const fn hasty() -> Limits {
 const LIMITS: Limits = Limits {
     connections: 64,
     unproven_per_source: 32,
+    unproven_patience: Duration::ZERO,
     handshake: Duration::from_secs(5),
     time_to_prove: Duration::from_secs(30),
     ..Limits::DEFAULT
