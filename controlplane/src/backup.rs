@@ -123,13 +123,13 @@ fn copy(state_dir: &Path, destination: &Path) -> Result<Revision, BackupError> {
     Ok(revision)
 }
 
-/// Whether `state_dir` is a copy on which no coordinator has run to the point of [`is_in_use`].
+/// Whether `state_dir` is a copy that was not yet [taken into use](take_into_use).
 pub(crate) fn is_restored(state_dir: &Path) -> Result<bool, FileError> {
     Ok(state_dir::read(&state_dir.join(MARK))?.is_some())
 }
 
-/// Says that revision and serials were raised, so that the next start does not do it again.
-pub(crate) fn is_in_use(state_dir: &Path) -> Result<(), FileError> {
+/// Removes the mark once revision and serials were raised, so that the next start does not raise them again.
+pub(crate) fn take_into_use(state_dir: &Path) -> Result<(), FileError> {
     let path = state_dir.join(MARK);
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io(&path)(error)),
@@ -176,8 +176,8 @@ mod tests {
         let copy = SqliteStore::open(&destination).unwrap();
         let snapshot = copy.snapshot().await.unwrap();
         assert_eq!((snapshot.revision, snapshot.entries.len()), (20, 20));
-        is_in_use(&destination).unwrap();
-        is_in_use(&destination).unwrap();
+        take_into_use(&destination).unwrap();
+        take_into_use(&destination).unwrap();
         assert!(!is_restored(&destination).unwrap());
     }
 

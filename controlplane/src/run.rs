@@ -241,7 +241,7 @@ impl Opened {
         check_keys(coordinator)?;
         if config.restored {
             coordinator.heal_restored().await?;
-            backup::is_in_use(&config.state_dir)?;
+            backup::take_into_use(&config.state_dir)?;
         }
         // Before the first node asks: what lapsed while the coordinator was away would spoil every map.
         coordinator.maintain().await?;
