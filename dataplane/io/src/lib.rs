@@ -26,6 +26,7 @@ mod counters;
 pub mod heap;
 mod memory;
 pub mod names;
+mod offload;
 mod outbox;
 mod pause;
 mod poll;

@@ -1,0 +1,1 @@
+//! Cutting and merging against plain references.
