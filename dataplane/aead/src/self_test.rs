@@ -1,0 +1,1 @@
+//! Tests the kernel against the library at start.
