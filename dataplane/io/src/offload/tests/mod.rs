@@ -1,1 +1,5 @@
-//! Cutting and merging against plain references.
+//! Cutting and merging, against references that are written as plainly as the RFCs.
+
+mod checksum;
+pub(crate) mod packet;
+mod segment;
