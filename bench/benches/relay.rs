@@ -135,7 +135,7 @@ impl Pair {
     fn relayed(&mut self, length: usize) -> (Vec<u8>, SocketAddr) {
         let mut datagram = vec![0; DATAGRAM];
         match self.near.tunnel.outbound(&packet(length), &mut datagram, now()) {
-            Ok(Outbound::Send { len, to: Hop::Udp(to) }) if relayed::parse(&datagram).is_some() => {
+            Ok(Outbound::Send { len, to: Hop::Udp(to), .. }) if relayed::parse(&datagram).is_some() => {
                 datagram.truncate(len);
                 (datagram, to)
             }
@@ -180,7 +180,7 @@ impl Client {
 
     fn send(&mut self, packet: &[u8]) {
         let mut datagram = [0; DATAGRAM];
-        if let Ok(Outbound::Send { len, to }) = self.tunnel.outbound(packet, &mut datagram, now()) {
+        if let Ok(Outbound::Send { len, to, .. }) = self.tunnel.outbound(packet, &mut datagram, now()) {
             self.transmit(&datagram[..len], to);
         }
     }

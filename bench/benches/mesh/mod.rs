@@ -340,7 +340,7 @@ impl Mesh {
         let (mut datagram, now) = ([0; DATAGRAM], self.now);
         let sent = self.side_mut(from).tunnel.outbound(&from.packet(length), &mut datagram, now);
         let sealed = match sent {
-            Ok(Outbound::Send { len, to }) => {
+            Ok(Outbound::Send { len, to, .. }) => {
                 self.carry(from.address(), to, &mut datagram[..len]);
                 true
             }
@@ -354,7 +354,7 @@ impl Mesh {
     pub(crate) fn seal(&mut self, from: End, packet: &[u8], datagram: &mut [u8]) -> (usize, Hop) {
         let now = self.now;
         match self.side_mut(from).tunnel.outbound(packet, datagram, now) {
-            Ok(Outbound::Send { len, to }) => (len, to),
+            Ok(Outbound::Send { len, to, .. }) => (len, to),
             other => panic!("there is no session: {other:?}"),
         }
     }

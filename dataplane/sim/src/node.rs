@@ -247,7 +247,7 @@ impl Node {
     pub(crate) fn outbound(&mut self, packet: &[u8], now: Now, output: &mut Output) {
         let mut buffer = [0; BUFFER_LEN];
         let sealed = self.tunnel_mut().map(|tunnel| tunnel.outbound(packet, &mut buffer, now));
-        if let Some(Ok(Outbound::Send { len, to })) = sealed {
+        if let Some(Ok(Outbound::Send { len, to, .. })) = sealed {
             output.sent.push((to, buffer[..len].to_vec()));
         }
     }

@@ -82,20 +82,20 @@ impl Carried {
     }
 
     #[inline]
-    pub(crate) fn add_sent(&mut self, kind: PathKind, bytes: usize) {
-        add(&mut self.sent, kind, bytes);
+    pub(crate) fn add_sent(&mut self, kind: PathKind, packets: u64, bytes: usize) {
+        add(&mut self.sent, kind, packets, bytes);
     }
 
     #[inline]
-    pub(crate) fn add_received(&mut self, kind: PathKind, bytes: usize) {
-        add(&mut self.received, kind, bytes);
+    pub(crate) fn add_received(&mut self, kind: PathKind, packets: u64, bytes: usize) {
+        add(&mut self.received, kind, packets, bytes);
     }
 }
 
 #[inline]
-fn add(volumes: &mut [Volume; PathKind::ALL.len()], kind: PathKind, bytes: usize) {
+fn add(volumes: &mut [Volume; PathKind::ALL.len()], kind: PathKind, packets: u64, bytes: usize) {
     if let Some(volume) = volumes.get_mut(kind as usize) {
-        volume.packets = volume.packets.wrapping_add(1);
+        volume.packets = volume.packets.wrapping_add(packets);
         volume.bytes = volume.bytes.wrapping_add(bytes as u64);
     }
 }
@@ -211,8 +211,8 @@ mod tests {
     fn each_kind_has_its_own_counters() {
         let mut carried = Carried::default();
         for (many, kind) in PathKind::ALL.into_iter().enumerate() {
-            carried.add_sent(kind, many + 1);
-            carried.add_received(kind, many + 10);
+            carried.add_sent(kind, 1, many + 1);
+            carried.add_received(kind, 1, many + 10);
         }
         assert!(carried.sent().zip(1..).all(|((_, volume), bytes)| volume == Volume { packets: 1, bytes }));
         assert!(

@@ -126,7 +126,8 @@ drop_reasons! {
     UnknownNotice = "unknown_notice",
     /// A packet that found as many datagrams waiting to be sent as the back end has room for.
     OutboxFull = "outbox_full",
-    /// A packet from TUN that was longer than the MTU, or asked for an offload that we did not offer.
+    /// A packet from TUN that was longer than the MTU, asked for an offload that we did not offer, or was to be sealed as one with
+    /// packets of other lengths.
     PacketUnfit = "packet_unfit",
     /// A packet that TUN refused: not an IP packet, or the interface is down.
     PacketRefused = "packet_refused",

@@ -1,5 +1,7 @@
 //! How sessions come about: what to do with each result of the handshaker, and when to begin a handshake at all.
 
+use ringmesh_aead::Cipher;
+
 use crate::drop_reason::DropReason;
 use crate::filter::Direction;
 use crate::handshake::cookie::COOKIE_LIFETIME;
@@ -25,7 +27,7 @@ pub(crate) enum Begin {
     Insist,
 }
 
-impl Tunnel {
+impl<C: Cipher> Tunnel<C> {
     /// An initiation is ready: it gets its index and MACs, and goes wherever the peer may be.
     pub(crate) fn initiated(
         &mut self,
@@ -80,8 +82,8 @@ impl Tunnel {
         self.give_way(slot);
         let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
         let index = self.indices.insert(slot).ok_or(DropReason::NoFreeIndex)?;
-        let session = Session::new(index, sender, false, keys, now.monotonic);
-        let ended = peer.sessions.responded(session.ok_or(DropReason::BadHandshake)?);
+        let session = Session::new(index, sender, false, keys, self.kernel, now.monotonic);
+        let ended = peer.sessions.responded(session);
         let mut message = message::response(index, sender, noise);
         let cookie = peer.fresh_cookie(now.monotonic, COOKIE_LIFETIME).copied();
         peer.last_mac1 = Some(peer.stamp.seal(&mut message, cookie.as_ref()));
@@ -113,9 +115,9 @@ impl Tunnel {
         let pending = peer.handshake.take_if(|pending| pending.id == id);
         let pending = pending.ok_or(DropReason::SupersededHandshake)?;
         let index = pending.index.ok_or(DropReason::SupersededHandshake)?;
-        let session = Session::new(index, sender, true, keys, now.monotonic);
+        let session = Session::new(index, sender, true, keys, self.kernel, now.monotonic);
         let fresh = peer.sessions.current().is_none();
-        let ended = peer.sessions.initiated(session.ok_or(DropReason::BadHandshake)?, now.monotonic);
+        let ended = peer.sessions.initiated(session, now.monotonic);
         peer.received_bytes += RESPONSE_LEN as u64;
         peer.last_received = Some(now.monotonic);
         peer.last_handshake = Some(now.wall);

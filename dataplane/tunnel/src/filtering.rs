@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use ringmesh_aead::Cipher;
+
 use crate::drop_reason::DropReason;
-use crate::filter::{Direction, Filter, FilterReport, Pass};
-use crate::packet::Header;
+use crate::filter::{Filter, FilterReport, Pass, Passage};
 use crate::time::Now;
 use crate::tunnel::{Slot, Tunnel};
 
-impl Tunnel {
+impl<C: Cipher> Tunnel<C> {
     /// Judges packets by another filter from now on; a new tunnel has [`Filter::deny_all`].
     ///
     /// The next packet of each flow is judged anew, as its opening; packets that are held are when they are released. A filter
@@ -29,15 +30,8 @@ impl Tunnel {
 
     /// Judges a packet to or from the peer in `slot`, whose address in it is known to be its own.
     #[inline]
-    pub(crate) fn judge(
-        &mut self,
-        slot: Slot,
-        direction: Direction,
-        header: &Header,
-        packet: &[u8],
-        now: Now,
-    ) -> Result<Pass, DropReason> {
+    pub(crate) fn judge(&mut self, slot: Slot, passage: Passage<'_>, now: Now) -> Result<Pass, DropReason> {
         let peer = self.peers.get_mut(slot).ok_or(DropReason::PeerRemoved)?;
-        self.gate.judge(peer.id, &mut peer.flows, direction, header, packet, now.monotonic)
+        self.gate.judge(peer.id, &mut peer.flows, passage, now.monotonic)
     }
 }

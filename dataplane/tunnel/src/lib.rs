@@ -1,7 +1,7 @@
 //! The sans-IO core of Ringmesh: WireGuard's protocol as plain state machines, and the signed records nodes trust.
 //!
-//! Nothing here reads a clock, opens a socket or starts a thread: input arrives through `handle_*`, `outbound` and
-//! `inbound`, output leaves through return values and `poll_*`, and time is an argument ([`Now`]). That is what lets a
+//! Nothing here reads a clock, opens a socket or starts a thread: input arrives through `handle_*`, `seal_run` and
+//! `inbound_run`, output leaves through return values and `poll_*`, and time is an argument ([`Now`]). That is what lets a
 //! seeded simulation run a week of network weather in a second.
 //!
 //! [`Tunnel`] is one worker's half: sessions, timers and routing by allowed addresses. [`Handshaker`] is the half that
@@ -37,6 +37,7 @@ mod outbound;
 mod packet;
 mod peers;
 mod reach;
+mod run;
 mod schedule;
 mod session;
 
@@ -48,10 +49,11 @@ pub use drop_reason::{DropCounters, DropReason};
 pub use handshake::{Floors, Handshaker, Job, JobDone};
 pub use inbound::Inbound;
 pub use notice::BindRefusal;
-pub use outbound::Outbound;
+pub use outbound::{Outbound, Route};
 pub use path::{Candidate, Carrier, Channel, Hop, Link, Origin, Path, PathFailure, PathState, PathStatus};
 pub use peer::{LinkCandidate, PeerConfig, PeerState, PeerStatus, PingError, Psk};
 pub use random::{NoRandomness, Random};
 pub use reach::{BindAnswer, Dial};
+pub use run::{MAX_RUN, Packet};
 pub use time::{Now, UnixTime};
 pub use tunnel::{Event, Transmit, Tunnel};

@@ -148,10 +148,10 @@ impl Notice {
     }
 }
 
-/// Whether what is sealed is no packet: a keepalive or a notice.
+/// Whether what begins with this byte, or has none, is no packet: a keepalive or a notice.
 #[inline]
-pub(crate) fn is_own(plaintext: &[u8]) -> bool {
-    plaintext.first().is_none_or(|first| first >> 4 == NIBBLE)
+pub(crate) fn is_own(first: Option<u8>) -> bool {
+    first.is_none_or(|first| first >> 4 == NIBBLE)
 }
 
 /// Whether what was opened tells that its sender's packets take this path: a packet, a keepalive, or an echo request that says so.

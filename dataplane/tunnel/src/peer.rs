@@ -173,7 +173,7 @@ pub(crate) struct QueuedNotice {
 }
 
 /// All that one worker knows of a peer.
-pub(crate) struct Peer {
+pub(crate) struct Peer<C> {
     pub(crate) id: NodeId,
     pub(crate) key: PublicKey,
     pub(crate) mesh: bool,
@@ -191,7 +191,7 @@ pub(crate) struct Peer {
     /// Where the last initiation came from. It may have been an old one, repeated from elsewhere, so it moves no endpoint;
     /// but a peer without any other address may be waiting there.
     pub(crate) heard_at: Option<Path>,
-    pub(crate) sessions: Sessions,
+    pub(crate) sessions: Sessions<C>,
     /// Whose packets pass.
     pub(crate) flows: Flows,
     pub(crate) handshake: Option<PendingHandshake>,
@@ -200,6 +200,8 @@ pub(crate) struct Peer {
     /// The first MAC of the last handshake message sent: what a cookie reply must answer.
     pub(crate) last_mac1: Option<Tag>,
     pub(crate) timers: Timers,
+    /// When the schedule wakes the peer; none if it does not.
+    pub(crate) wakes_at: Option<Instant>,
     pub(crate) held: VecDeque<Vec<u8>>,
     pub(crate) notices: VecDeque<QueuedNotice>,
     pub(crate) pings: VecDeque<Ping>,
@@ -216,7 +218,7 @@ pub(crate) struct Peer {
     pub(crate) rtt: Option<Duration>,
 }
 
-impl Peer {
+impl<C> Peer<C> {
     pub(crate) fn new(config: &PeerConfig) -> Self {
         Self {
             id: config.id,
@@ -236,6 +238,7 @@ impl Peer {
             cookie: None,
             last_mac1: None,
             timers: Timers::default(),
+            wakes_at: None,
             held: VecDeque::new(),
             notices: VecDeque::new(),
             pings: VecDeque::new(),
@@ -367,7 +370,7 @@ impl Peer {
     }
 }
 
-impl fmt::Debug for Peer {
+impl<C> fmt::Debug for Peer<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Peer").field("id", &self.id).field("key", &self.key).finish_non_exhaustive()
     }

@@ -9,20 +9,26 @@ use crate::peer::{Peer, PeerConfig};
 pub(crate) type Slot = u32;
 
 /// All peers of a worker.
-#[derive(Debug, Default)]
-pub(crate) struct Peers {
-    slots: Vec<Option<Peer>>,
+#[derive(Debug)]
+pub(crate) struct Peers<C> {
+    slots: Vec<Option<Peer<C>>>,
     free: Vec<Slot>,
     by_key: BTreeMap<PublicKey, Slot>,
     by_id: BTreeMap<NodeId, Slot>,
 }
 
-impl Peers {
-    pub(crate) fn get(&self, slot: Slot) -> Option<&Peer> {
+impl<C> Default for Peers<C> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), by_key: BTreeMap::new(), by_id: BTreeMap::new() }
+    }
+}
+
+impl<C> Peers<C> {
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Peer<C>> {
         self.slots.get(slot as usize)?.as_ref()
     }
 
-    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer> {
+    pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Peer<C>> {
         self.slots.get_mut(slot as usize)?.as_mut()
     }
 
@@ -34,7 +40,7 @@ impl Peers {
         self.by_id.get(&id).copied()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Peer)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Peer<C>)> {
         self.slots.iter().enumerate().filter_map(|(slot, peer)| Some((slot as Slot, peer.as_ref()?)))
     }
 
@@ -67,7 +73,7 @@ impl Peers {
         slot
     }
 
-    pub(crate) fn remove(&mut self, slot: Slot) -> Option<Peer> {
+    pub(crate) fn remove(&mut self, slot: Slot) -> Option<Peer<C>> {
         let peer = self.slots.get_mut(slot as usize)?.take()?;
         self.by_key.remove(&peer.key);
         if self.by_id(peer.id) == Some(slot) {

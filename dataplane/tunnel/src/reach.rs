@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ringmesh_aead::Cipher;
+
 use crate::drop_reason::DropReason;
 use crate::establish::Begin;
 use crate::ip::Prefix;
@@ -56,7 +58,7 @@ pub enum BindAnswer {
     Refused(BindRefusal),
 }
 
-impl Tunnel {
+impl<C: Cipher> Tunnel<C> {
     /// Takes the next wish about links.
     pub fn poll_dial(&mut self) -> Option<Dial> {
         self.dials.pop_front()
@@ -175,9 +177,15 @@ impl Tunnel {
         }
     }
 
+    /// Which of the relays this is.
+    pub(crate) fn relay_slot(&self, relay: NodeId) -> Option<Slot> {
+        // There are four at most: shorter than any search.
+        self.relays.iter().copied().find(|&slot| self.peers.get(slot).is_some_and(|peer| peer.id == relay))
+    }
+
     /// A packet goes through a relay.
     pub(crate) fn touch_relay(&mut self, relay: NodeId, now: Instant) {
-        if let Some(slot) = self.peers.by_id(relay) {
+        if let Some(slot) = self.relay_slot(relay) {
             self.touch(slot, now);
         }
     }

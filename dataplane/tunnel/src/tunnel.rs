@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ringmesh_aead::{Cipher, Kernel, Key};
+
 use crate::allowed_ips::AllowedIps;
 use crate::counts::{Carried, HandshakeCounts};
 use crate::drop_reason::{DropCounters, DropReason};
@@ -18,17 +20,16 @@ use crate::ip::Prefix;
 use crate::key::{NodeId, PublicKey};
 use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
-use crate::outbound::{Sent, relay_header};
+use crate::outbound::{Sealed, Sent, relay_header};
 use crate::path::budget::Budgets;
 use crate::path::set::{Action, MAX_RELAYS};
 use crate::path::{Hop, Link, Path};
-use crate::peer::{
-    MAX_HELD_PACKETS, MAX_NOTICES, Peer, PeerConfig, PeerStatus, Ping, PingError, QueuedNotice,
-};
+use crate::peer::{MAX_HELD_PACKETS, MAX_NOTICES, PeerConfig, PeerStatus, Ping, PingError, QueuedNotice};
 use crate::peers::Peers;
 pub(crate) use crate::peers::Slot;
 use crate::random::{NoRandomness, Random};
 use crate::reach::Dial;
+use crate::run::Packet;
 use crate::schedule::Schedule;
 use crate::session::Session;
 use crate::time::Now;
@@ -133,19 +134,22 @@ impl ControlMessage {
 
 /// The protocol state of one worker: its peers, their sessions, and when each needs attention.
 ///
-/// Input: [`outbound`](Self::outbound), [`inbound`](Self::inbound), [`handle_job`](Self::handle_job),
+/// Input: [`route`](Self::route), [`seal_run`](Self::seal_run), [`inbound_run`](Self::inbound_run) (one packet at a time:
+/// [`outbound`](Self::outbound), [`inbound`](Self::inbound)), [`handle_job`](Self::handle_job),
 /// [`handle_deadline`](Self::handle_deadline), [`apply`](Self::apply), [`apply_filter`](Self::apply_filter) and
 /// [`ping`](Self::ping). After any of them take
 /// the output, until there is none: [`poll_transmit`](Self::poll_transmit), [`poll_job`](Self::poll_job),
 /// [`poll_event`](Self::poll_event); then wait no longer than until [`poll_deadline`](Self::poll_deadline).
-pub struct Tunnel {
+pub struct Tunnel<C: Cipher = Key> {
     pub(crate) worker: u8,
     pub(crate) local: PublicKey,
     /// What messages to us are stamped with.
     pub(crate) stamp: Stamp,
     pub(crate) random: Random,
     pub(crate) mtu: usize,
-    pub(crate) peers: Peers,
+    /// What sessions seal and open with.
+    pub(crate) kernel: Kernel,
+    pub(crate) peers: Peers<C>,
     pub(crate) allowed_ips: AllowedIps<Slot>,
     prefixes: BTreeMap<Prefix, Slot>,
     /// Says which packets pass.
@@ -179,8 +183,9 @@ pub struct Tunnel {
     pub(crate) last_handshake_id: u64,
 }
 
-impl Tunnel {
+impl Tunnel<Key> {
     /// A tunnel without peers that lets no packet pass, for worker number `worker` (0 to 63) of a node with public key `local`.
+    /// Its sessions use the portable kernel; [`with_cipher`](Self::with_cipher) takes another one.
     ///
     /// # Errors
     ///
@@ -189,7 +194,27 @@ impl Tunnel {
     /// # Panics
     ///
     /// If `worker` is 64 or more.
-    pub fn new(worker: u8, local: PublicKey, mut random: Random) -> Result<Self, NoRandomness> {
+    pub fn new(worker: u8, local: PublicKey, random: Random) -> Result<Self, NoRandomness> {
+        Self::with_cipher(worker, local, random, Kernel::Portable)
+    }
+}
+
+impl<C: Cipher> Tunnel<C> {
+    /// The same as [`Tunnel::new`], with sessions that seal and open with `kernel`.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no random bytes to give.
+    ///
+    /// # Panics
+    ///
+    /// If `worker` is 64 or more.
+    pub fn with_cipher(
+        worker: u8,
+        local: PublicKey,
+        mut random: Random,
+        kernel: Kernel,
+    ) -> Result<Self, NoRandomness> {
         assert!(worker < MAX_WORKERS, "a session index has room for {MAX_WORKERS} workers");
         Ok(Self {
             worker,
@@ -199,6 +224,7 @@ impl Tunnel {
             gate: Gate::new(&mut random)?,
             random,
             mtu: DEFAULT_MTU.into(),
+            kernel,
             peers: Peers::default(),
             allowed_ips: AllowedIps::default(),
             prefixes: BTreeMap::new(),
@@ -395,7 +421,7 @@ impl Tunnel {
         }
         while let Some(&slot) = self.listed.front() {
             match self.next_for_peer(slot, datagram, now) {
-                Ok(Some((len, to))) => return Some(Transmit { len, to }),
+                Ok(Some(Sealed { len, to, .. })) => return Some(Transmit { len, to }),
                 Ok(None) => {
                     self.listed.pop_front();
                     if let Some(peer) = self.peers.get_mut(slot) {
@@ -414,7 +440,7 @@ impl Tunnel {
         slot: Slot,
         datagram: &mut [u8],
         now: Now,
-    ) -> Result<Option<(usize, Hop)>, DropReason> {
+    ) -> Result<Option<Sealed>, DropReason> {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
         let can_seal = peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
         let by_its_own_path = peer.notices.front().is_some_and(|queued| queued.path.is_some());
@@ -438,14 +464,14 @@ impl Tunnel {
         if let Some(packet) = peer.held.pop_front() {
             peer.owes_keepalive = false;
             let sealed = match self.judge_held(slot, &packet, now) {
-                Ok(()) => self.seal(slot, &packet, None, Sent::Data, datagram, now),
+                Ok(()) => self.seal(slot, &[Packet::whole(&packet)], None, Sent::Data, datagram, now),
                 Err(reason) => Err(reason),
             };
             self.recycle(packet);
             return sealed;
         }
         if std::mem::take(&mut peer.owes_keepalive) {
-            return self.seal(slot, &[], None, Sent::Quiet, datagram, now);
+            return self.seal(slot, &[Packet::default()], None, Sent::Quiet, datagram, now);
         }
         Ok(None)
     }
@@ -457,7 +483,7 @@ impl Tunnel {
         path: Option<Path>,
         datagram: &mut [u8],
         now: Now,
-    ) -> Result<Option<(usize, Hop)>, DropReason> {
+    ) -> Result<Option<Sealed>, DropReason> {
         let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
         // The engine's own probes go by a path of their choice, and it keeps their tokens.
         if let (Notice::EchoRequest { token, .. }, None) = (notice, path) {
@@ -471,7 +497,7 @@ impl Tunnel {
         let asks = notice.is_request() && path.is_none();
         let sent = if asks { Sent::Data } else { Sent::Quiet };
         let (bytes, len) = notice.emit();
-        self.seal(slot, &bytes[..len], path, sent, datagram, now)
+        self.seal(slot, &[Packet::whole(&bytes[..len])], path, sent, datagram, now)
     }
 
     /// Takes the next job for the handshaker.
@@ -500,6 +526,9 @@ impl Tunnel {
         // Peers that keep waking each other at one instant would never let go of the thread: the rest is for the next call.
         for _ in 0..self.peers.len().saturating_mul(LOOKS_AT_ONCE) {
             let Some(slot) = self.schedule.pop(now.monotonic) else { return };
+            if let Some(peer) = self.peers.get_mut(slot) {
+                peer.wakes_at = None;
+            }
             while let Some(due) = self.peers.get_mut(slot).and_then(|peer| peer.timers.due(now.monotonic)) {
                 self.handle_due(slot, due, now);
             }
@@ -604,8 +633,12 @@ impl Tunnel {
 
     /// Makes sure that the peer's next timer is not slept through.
     pub(crate) fn reschedule(&mut self, slot: Slot) {
-        let deadline = |peer: &Peer| [peer.timers.next(), peer.paths.next()].into_iter().flatten().min();
-        if let Some(deadline) = self.peers.get(slot).and_then(deadline) {
+        let Some(peer) = self.peers.get_mut(slot) else { return };
+        let next = [peer.timers.next(), peer.paths.next()].into_iter().flatten().min();
+        let Some(deadline) = next else { return };
+        // Packets put nearly all deadlines off: that it comes too early then costs less than moving it.
+        if peer.wakes_at.is_none_or(|wakes_at| deadline < wakes_at) {
+            peer.wakes_at = Some(deadline);
             self.schedule.at_latest(slot, deadline);
         }
     }
@@ -650,7 +683,7 @@ impl Tunnel {
     }
 
     /// Takes back the indices of sessions that ended.
-    pub(crate) fn release(&mut self, ended: impl Iterator<Item = Box<Session>>) {
+    pub(crate) fn release(&mut self, ended: impl Iterator<Item = Box<Session<C>>>) {
         for session in ended {
             self.indices.remove(session.local_index());
         }
@@ -666,7 +699,7 @@ pub(crate) fn push_message(messages: &mut VecDeque<ControlMessage>, message: &[u
     messages.push_back(ControlMessage { bytes, len: message.len() as u8, path });
 }
 
-impl fmt::Debug for Tunnel {
+impl<C: Cipher> fmt::Debug for Tunnel<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tunnel")
             .field("worker", &self.worker)

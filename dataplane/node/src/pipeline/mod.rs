@@ -279,8 +279,8 @@ impl Handler for Pipeline {
             };
             let bytes = packet.len() as u64;
             match self.tunnel.outbound(packet, &mut slot, now) {
-                Ok(Outbound::Send { len, to: Hop::Udp(to) }) => slot.commit(len, to),
-                Ok(Outbound::Send { len, to: Hop::Link(link) }) => {
+                Ok(Outbound::Send { len, to: Hop::Udp(to), .. }) => slot.commit(len, to),
+                Ok(Outbound::Send { len, to: Hop::Link(link), .. }) => {
                     if !send_by_link(&mut self.links, &mut self.link_drops, link, &slot[..len]) {
                         continue;
                     }

@@ -325,7 +325,7 @@ impl Driver {
                 packet = packets.recv() => {
                     let Some(packet) = packet else { return };
                     let mut datagram = vec![0; 4096];
-                    if let Ok(Outbound::Send { len, to }) = self.tunnel.outbound(&packet, &mut datagram, now()) {
+                    if let Ok(Outbound::Send { len, to, .. }) = self.tunnel.outbound(&packet, &mut datagram, now()) {
                         datagram.truncate(len);
                         self.send(to, datagram).await;
                     }

@@ -22,7 +22,7 @@ pub use flow::MAX_FLOWS;
 pub use report::{FilterReport, RuleHits};
 
 pub(crate) use flow::Flows;
-pub(crate) use gate::{Gate, Pass};
+pub(crate) use gate::{Gate, Neighbour, Pass, Passage};
 
 use std::net::IpAddr;
 

@@ -78,9 +78,9 @@ impl Counters {
     }
 
     #[inline]
-    pub(crate) fn passed(&mut self, rule: RuleSlot) {
+    pub(crate) fn passed(&mut self, rule: RuleSlot, packets: u64) {
         if let Some(hits) = self.rules.get_mut(rule as usize) {
-            hits.packets += 1;
+            hits.packets += packets;
         }
     }
 
@@ -90,9 +90,9 @@ impl Counters {
         }
     }
 
-    pub(crate) fn denied(&mut self, denial: u32) {
-        if let Some(packets) = self.denials.get_mut(&denial) {
-            *packets += 1;
+    pub(crate) fn denied(&mut self, denial: u32, packets: u64) {
+        if let Some(count) = self.denials.get_mut(&denial) {
+            *count += packets;
         }
     }
 

@@ -5,14 +5,14 @@ mod replay;
 mod slots;
 
 use std::fmt;
-use std::ops::Range;
 use std::time::Instant;
 
-use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use ringmesh_aead::{Cipher, Kernel, Opening, Sealing};
 
 use crate::drop_reason::DropReason;
 use crate::handshake::TransportKeys;
-use crate::message::{self, DATA_HEADER_LEN, TAG_LEN};
+use crate::message;
+use crate::run::{MAX_RUN, Packet, Shape};
 use crate::timers::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ON_RECEIVE_AFTER, REKEY_TIMEOUT};
 
 use self::replay::ReplayWindow;
@@ -23,44 +23,124 @@ pub(crate) const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// Messages after which a session is dead (whitepaper §6.1): no counter ever comes near to wrapping.
 pub(crate) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 
-/// Padding is a part of the sealed text: at most this much.
-const ZEROS: [u8; 15] = [0; 15];
+/// What opening a run came to: for each datagram whether its text is the peer's and new.
+pub(crate) type Opened = heapless::Vec<Result<(), DropReason>, MAX_RUN>;
 
 /// One session: keys for both directions, their counters and the replay window.
-pub(crate) struct Session {
+pub(crate) struct Session<C> {
     local_index: u32,
     remote_index: u32,
     initiator: bool,
     created: Instant,
-    sealing: LessSafeKey,
-    opening: LessSafeKey,
     /// The counter of the next datagram sealed: never used twice, so no nonce is.
     counter: u64,
+    sealing: C,
+    opening: C,
     replay: ReplayWindow,
 }
 
-impl Session {
-    /// Takes the keys of a finished handshake into use; none if the library refuses them, which it does for no key.
+impl<C: Cipher> Session<C> {
+    /// Takes the keys of a finished handshake into use.
     pub(crate) fn new(
         local_index: u32,
         remote_index: u32,
         initiator: bool,
         keys: &TransportKeys,
+        kernel: Kernel,
         now: Instant,
-    ) -> Option<Self> {
-        let key = |bytes| UnboundKey::new(&CHACHA20_POLY1305, bytes).ok().map(LessSafeKey::new);
-        Some(Self {
+    ) -> Self {
+        Self {
             local_index,
             remote_index,
             initiator,
             created: now,
-            sealing: key(keys.sending())?,
-            opening: key(keys.receiving())?,
             counter: 0,
+            sealing: C::new(keys.sending(), kernel),
+            opening: C::new(keys.receiving(), kernel),
             replay: ReplayWindow::new(),
-        })
+        }
     }
 
+    /// Seals packets out of place into `datagrams`, as they lie by their shape, with `front` before each message. Either all are
+    /// sealed, each with a counter of its own, or nothing is used.
+    pub(crate) fn seal_run(
+        &mut self,
+        packets: &[Packet<'_>],
+        shape: &Shape,
+        front: &[u8],
+        datagrams: &mut [u8],
+    ) -> Result<(), DropReason> {
+        let datagrams = datagrams.get_mut(..shape.len).ok_or(DropReason::BufferTooSmall)?;
+        let first = self.counter;
+        let next = first.checked_add(packets.len() as u64).filter(|&next| next <= REJECT_AFTER_MESSAGES);
+        let next = next.ok_or(DropReason::SessionExpired)?;
+        let mut run = heapless::Vec::<Sealing<'_>, MAX_RUN>::new();
+        for ((packet, datagram), counter) in
+            packets.iter().zip(datagrams.chunks_mut(shape.stride)).zip(first..next)
+        {
+            let (place, message) =
+                datagram.split_at_mut_checked(front.len()).ok_or(DropReason::BufferTooSmall)?;
+            place.copy_from_slice(front);
+            let (header, out) = message.split_first_chunk_mut().ok_or(DropReason::BufferTooSmall)?;
+            *header = message::data_header(self.remote_index, counter);
+            let sealing = Sealing { head: packet.head, rest: packet.rest, out };
+            run.push(sealing).map_err(|_| DropReason::PacketUnfit)?;
+        }
+        // Counted before use, so that not even a failure behind this could repeat a nonce.
+        self.counter = next;
+        self.sealing.seal_run(first, &mut run).map_err(|_| DropReason::BadSeal)
+    }
+
+    /// Opens datagrams in place that lie `stride` bytes apart, at most [`MAX_RUN`], with `front` bytes before each message. What
+    /// fails changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the session is too old to open anything.
+    pub(crate) fn open_run(
+        &mut self,
+        datagrams: &mut [u8],
+        stride: usize,
+        front: usize,
+        now: Instant,
+    ) -> Result<Opened, DropReason> {
+        if self.expired(now) {
+            return Err(DropReason::SessionExpired);
+        }
+        let mut opened = Opened::new();
+        let mut run = heapless::Vec::<Opening<'_>, MAX_RUN>::new();
+        for datagram in datagrams.chunks_mut(stride).take(MAX_RUN) {
+            let message = datagram.get_mut(front..).unwrap_or_default().split_first_chunk_mut();
+            let fresh = message.ok_or(DropReason::UnknownMessage).and_then(|(header, bytes)| {
+                let counter = message::data_counter(*header);
+                self.replay.check(counter)?;
+                Ok(Opening { counter, bytes, opened: false })
+            });
+            let fresh = fresh.and_then(|fresh| run.push(fresh).map_err(|_| DropReason::PacketUnfit));
+            if opened.push(fresh).is_err() {
+                break;
+            }
+        }
+        self.opening.open_run(&mut run);
+        for (one, opening) in opened.iter_mut().filter(|one| one.is_ok()).zip(&run) {
+            *one = self.accept(opening);
+        }
+        Ok(opened)
+    }
+
+    /// Takes what was opened, if it was, and is not what another datagram of the run was already.
+    fn accept(&mut self, opening: &Opening<'_>) -> Result<(), DropReason> {
+        self.replay.check(opening.counter)?;
+        if !opening.opened {
+            return Err(DropReason::BadSeal);
+        }
+        // Only now is the counter the peer's and not a stranger's (W20).
+        self.replay.accept(opening.counter);
+        Ok(())
+    }
+}
+
+impl<C> Session<C> {
     /// The name by which the peer addresses this session.
     pub(crate) const fn local_index(&self) -> u32 {
         self.local_index
@@ -88,56 +168,6 @@ impl Session {
         self.initiator && now.saturating_duration_since(self.created) >= REKEY_ON_RECEIVE_AFTER
     }
 
-    /// Seals `packet`, padded to `padded_len` with zeros, out of place into `datagram`; returns the datagram's length.
-    pub(crate) fn seal(
-        &mut self,
-        packet: &[u8],
-        padded_len: usize,
-        datagram: &mut [u8],
-    ) -> Result<usize, DropReason> {
-        let padding = padded_len.checked_sub(packet.len()).and_then(|len| ZEROS.get(..len));
-        let padding = padding.ok_or(DropReason::BufferTooSmall)?;
-        let (header, rest) = datagram.split_first_chunk_mut().ok_or(DropReason::BufferTooSmall)?;
-        let (sealed, rest) = rest.split_at_mut_checked(packet.len()).ok_or(DropReason::BufferTooSmall)?;
-        let tail_len = padding.len().saturating_add(TAG_LEN);
-        let tail = rest.get_mut(..tail_len).ok_or(DropReason::BufferTooSmall)?;
-
-        if self.counter >= REJECT_AFTER_MESSAGES {
-            return Err(DropReason::SessionExpired);
-        }
-        let counter = self.counter;
-        // Counted before use, so that not even a failure inside the library could repeat a nonce.
-        self.counter = counter.saturating_add(1);
-        *header = message::data_header(self.remote_index, counter);
-        self.sealing
-            .seal_out_of_place_scatter(nonce(counter), Aad::empty(), packet, sealed, padding, tail)
-            .map_err(|_| DropReason::BadSeal)?;
-        Ok(DATA_HEADER_LEN.saturating_add(packet.len()).saturating_add(tail_len))
-    }
-
-    /// Opens a datagram in place; returns where its packet, with padding, lies. What fails changes nothing.
-    pub(crate) fn open(
-        &mut self,
-        counter: u64,
-        datagram: &mut [u8],
-        now: Instant,
-    ) -> Result<Range<usize>, DropReason> {
-        if self.expired(now) || counter >= REJECT_AFTER_MESSAGES {
-            return Err(DropReason::SessionExpired);
-        }
-        let sealed = datagram.get_mut(DATA_HEADER_LEN..).ok_or(DropReason::BadSeal)?;
-        let packet = self
-            .opening
-            .open_in_place(nonce(counter), Aad::empty(), sealed)
-            .map_err(|_| DropReason::BadSeal)?;
-        let len = packet.len();
-        // Only now is the counter the peer's and not a stranger's (W20).
-        if !self.replay.accept(counter) {
-            return Err(DropReason::Replayed);
-        }
-        Ok(DATA_HEADER_LEN..DATA_HEADER_LEN.saturating_add(len))
-    }
-
     fn expired(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.created) >= REJECT_AFTER_TIME
     }
@@ -155,7 +185,7 @@ impl Session {
     }
 }
 
-impl fmt::Debug for Session {
+impl<C> fmt::Debug for Session<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("local_index", &self.local_index)
@@ -164,31 +194,42 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Four zero bytes, then the counter (whitepaper §5.4.6).
-fn nonce(counter: u64) -> Nonce {
-    let mut bytes = [0; 12];
-    bytes[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(bytes)
-}
-
-/// The length a packet is padded to: a multiple of 16, but never beyond the interface's MTU (W25).
-pub(crate) fn padded_len(len: usize, mtu: usize) -> usize {
-    let padded = len.next_multiple_of(16);
-    if padded > mtu { len.max(mtu) } else { padded }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::time::Duration;
 
+    use ringmesh_aead::Key;
+
     use super::*;
+    use crate::message::{DATA_HEADER_LEN, TAG_LEN};
+    use crate::run::padded_len;
     use crate::time::test_epoch;
 
-    fn pair(now: Instant) -> (Session, Session) {
+    fn pair(now: Instant) -> (Session<Key>, Session<Key>) {
         let (ours, theirs) = ([1; 32], [2; 32]);
-        let near = Session::new(10, 20, true, &TransportKeys::new(ours, theirs), now).unwrap();
-        let far = Session::new(20, 10, false, &TransportKeys::new(theirs, ours), now).unwrap();
+        let kernel = Kernel::Portable;
+        let near = Session::new(10, 20, true, &TransportKeys::new(ours, theirs), kernel, now);
+        let far = Session::new(20, 10, false, &TransportKeys::new(theirs, ours), kernel, now);
         (near, far)
+    }
+
+    /// Seals one packet; returns the datagram's length.
+    fn seal(session: &mut Session<Key>, packet: &[u8], datagram: &mut [u8]) -> Result<usize, DropReason> {
+        let packets = [Packet::whole(packet)];
+        let shape = Shape::of(&packets, 0, 1408)?;
+        session.seal_run(&packets, &shape, &[], datagram)?;
+        Ok(shape.len)
+    }
+
+    /// Opens one datagram; returns where its packet lies.
+    fn open(
+        session: &mut Session<Key>,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Result<Range<usize>, DropReason> {
+        let len = datagram.len();
+        session.open_run(datagram, len, 0, now)?[0].map(|()| DATA_HEADER_LEN..len - TAG_LEN)
     }
 
     #[test]
@@ -199,9 +240,9 @@ mod tests {
         for len in 0..=packet.len() {
             let mut datagram = [0xff; 1408 + message::MAX_OVERHEAD];
             let padded = padded_len(len, 1408);
-            let sealed = near.seal(&packet[..len], padded, &mut datagram).unwrap();
+            let sealed = seal(&mut near, &packet[..len], &mut datagram).unwrap();
             assert_eq!(sealed, padded + 32);
-            let opened = far.open(len as u64, &mut datagram[..sealed], now).unwrap();
+            let opened = open(&mut far, &mut datagram[..sealed], now).unwrap();
             assert_eq!(opened.len(), padded);
             let opened = &datagram[opened];
             assert_eq!(&opened[..len], &packet[..len]);
@@ -210,33 +251,20 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_to_sixteen_and_never_beyond_the_mtu() {
-        for mtu in [1299, 1408, 1420, 9000] {
-            for len in 0..=mtu {
-                let padded = padded_len(len, mtu);
-                assert!(
-                    padded >= len && padded <= mtu && padded - len < 16,
-                    "{len} of {mtu} became {padded}"
-                );
-                assert!(padded.is_multiple_of(16) || padded == mtu);
-            }
-        }
-        assert_eq!(padded_len(1500, 1408), 1500, "what is too long already is not made longer");
-    }
-
-    #[test]
     fn a_flipped_bit_anywhere_is_refused_and_changes_nothing() {
         let now = test_epoch();
         let (mut near, mut far) = pair(now);
         let mut datagram = [0; 64];
-        let len = near.seal(b"twelve bytes", 16, &mut datagram).unwrap();
+        let len = seal(&mut near, b"twelve bytes", &mut datagram).unwrap();
         for bit in 128..len * 8 {
             let mut forged = datagram;
             forged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(far.open(0, &mut forged[..len], now), Err(DropReason::BadSeal), "bit {bit}");
+            assert_eq!(open(&mut far, &mut forged[..len], now), Err(DropReason::BadSeal), "bit {bit}");
         }
-        assert_eq!(far.open(1, &mut { datagram }[..len], now), Err(DropReason::BadSeal), "other counter");
-        assert!(far.open(0, &mut datagram[..len], now).is_ok(), "the window did not move");
+        let mut other = datagram;
+        other[8] = 1;
+        assert_eq!(open(&mut far, &mut other[..len], now), Err(DropReason::BadSeal), "other counter");
+        assert!(open(&mut far, &mut datagram[..len], now).is_ok(), "the window did not move");
     }
 
     #[test]
@@ -244,10 +272,10 @@ mod tests {
         let now = test_epoch();
         let (mut near, mut far) = pair(now);
         let mut datagram = [0; 64];
-        let len = near.seal(b"once", 16, &mut datagram).unwrap();
+        let len = seal(&mut near, b"once", &mut datagram).unwrap();
         let mut copy = datagram;
-        assert!(far.open(0, &mut datagram[..len], now).is_ok());
-        assert_eq!(far.open(0, &mut copy[..len], now), Err(DropReason::Replayed));
+        assert!(open(&mut far, &mut datagram[..len], now).is_ok());
+        assert_eq!(open(&mut far, &mut copy[..len], now), Err(DropReason::Replayed));
     }
 
     #[test]
@@ -255,12 +283,12 @@ mod tests {
         let now = test_epoch();
         let (mut near, mut far) = pair(now);
         let mut datagram = [0; 64];
-        let len = near.seal(b"late", 16, &mut datagram).unwrap();
+        let len = seal(&mut near, b"late", &mut datagram).unwrap();
         let last = now + Duration::from_secs(180) - Duration::from_millis(1);
         let dead = now + Duration::from_secs(180);
         assert!(near.can_seal(last) && !near.can_seal(dead));
-        assert_eq!(far.open(0, &mut { datagram }[..len], dead), Err(DropReason::SessionExpired));
-        assert!(far.open(0, &mut datagram[..len], last).is_ok());
+        assert_eq!(open(&mut far, &mut { datagram }[..len], dead), Err(DropReason::SessionExpired));
+        assert!(open(&mut far, &mut datagram[..len], last).is_ok());
     }
 
     #[test]
@@ -271,11 +299,12 @@ mod tests {
         let mut datagram = [0; 64];
         for counter in REJECT_AFTER_MESSAGES - 10..REJECT_AFTER_MESSAGES {
             assert!(near.can_seal(now));
-            let len = near.seal(b"last", 16, &mut datagram).unwrap();
-            assert!(far.open(counter, &mut datagram[..len], now).is_ok());
+            let len = seal(&mut near, b"last", &mut datagram).unwrap();
+            assert_eq!(message::data_counter(*datagram.first_chunk().unwrap()), counter);
+            assert!(open(&mut far, &mut datagram[..len], now).is_ok());
         }
         assert!(!near.can_seal(now));
-        assert_eq!(near.seal(b"beyond", 16, &mut datagram), Err(DropReason::SessionExpired));
+        assert_eq!(seal(&mut near, b"beyond", &mut datagram), Err(DropReason::SessionExpired));
         assert_eq!(near.counter(), REJECT_AFTER_MESSAGES);
     }
 
@@ -284,7 +313,7 @@ mod tests {
         let (mut near, _) = pair(test_epoch());
         for len in 0..16 + 16 + 16 {
             let mut datagram = vec![0; len];
-            assert_eq!(near.seal(b"twelve bytes", 16, &mut datagram), Err(DropReason::BufferTooSmall));
+            assert_eq!(seal(&mut near, b"twelve bytes", &mut datagram), Err(DropReason::BufferTooSmall));
         }
         assert_eq!(near.counter(), 0);
     }

@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use super::REJECT_AFTER_MESSAGES;
+use crate::drop_reason::DropReason;
 
 const WORD_BITS: u64 = 64;
 const WORDS: usize = 128;
@@ -10,7 +11,7 @@ pub(crate) const WINDOW: u64 = (WORDS as u64 - 1) * WORD_BITS;
 
 /// Remembers which counters were seen, so a captured datagram cannot be delivered twice (whitepaper §5.4.6).
 ///
-/// Ask only about counters of datagrams that were authenticated: a forged one must not move the window.
+/// Only counters of datagrams that were authenticated are accepted: a forged one must not move the window.
 #[derive(Debug)]
 pub(crate) struct ReplayWindow {
     /// One more than the highest counter accepted.
@@ -24,36 +25,56 @@ impl ReplayWindow {
         Self { next: 0, words: [0; WORDS] }
     }
 
-    /// Accepts a counter the first time it is asked about, if it is not too far behind the newest.
-    pub(crate) fn accept(&mut self, counter: u64) -> bool {
-        let newest = self.next.saturating_sub(1);
-        if counter >= REJECT_AFTER_MESSAGES || counter.saturating_add(WINDOW) < newest {
-            return false;
+    /// Whether a counter was not seen yet and can still be told from those that were. Changes nothing, so it may be asked about
+    /// a stranger's datagram: what fails here need not be opened.
+    #[inline]
+    pub(crate) fn check(&self, counter: u64) -> Result<(), DropReason> {
+        if counter >= REJECT_AFTER_MESSAGES {
+            return Err(DropReason::SessionExpired);
         }
+        // What is ahead of the newest shares its bit with one of a lap ago.
+        let seen = counter < self.next
+            && (counter.saturating_add(WINDOW) < self.next.saturating_sub(1)
+                || self.word(counter / WORD_BITS) & bit_of(counter) != 0);
+        if seen { Err(DropReason::Replayed) } else { Ok(()) }
+    }
+
+    /// Notes a counter that was checked and whose datagram was authenticated.
+    #[inline]
+    pub(crate) fn accept(&mut self, counter: u64) {
+        debug_assert!(self.check(counter).is_ok(), "invariant: a counter is checked before it is accepted");
+        let newest = self.next.saturating_sub(1);
         let word = counter / WORD_BITS;
         if counter >= self.next {
             // The words between the newest counter and this one still hold counters of a lap ago.
             let stale = word.saturating_sub(newest / WORD_BITS).min(WORDS as u64);
             for ahead in 0..stale {
-                *self.word(word.wrapping_sub(ahead)) = 0;
+                *self.word_mut(word.wrapping_sub(ahead)) = 0;
             }
             self.next = counter.saturating_add(1);
         }
-        let bit = 1 << (counter % WORD_BITS);
-        let word = self.word(word);
-        let fresh = *word & bit == 0;
-        *word |= bit;
-        fresh
+        *self.word_mut(word) |= bit_of(counter);
     }
 
-    #[expect(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        reason = "a remainder is below the length"
-    )]
-    fn word(&mut self, word: u64) -> &mut u64 {
-        &mut self.words[(word % WORDS as u64) as usize]
+    #[expect(clippy::indexing_slicing, reason = "a place is below the length")]
+    const fn word(&self, word: u64) -> u64 {
+        self.words[place_of(word)]
     }
+
+    #[expect(clippy::indexing_slicing, reason = "a place is below the length")]
+    const fn word_mut(&mut self, word: u64) -> &mut u64 {
+        &mut self.words[place_of(word)]
+    }
+}
+
+/// Where a word is in the ring.
+#[expect(clippy::arithmetic_side_effects, reason = "the length is not zero")]
+const fn place_of(word: u64) -> usize {
+    (word % WORDS as u64) as usize
+}
+
+const fn bit_of(counter: u64) -> u64 {
+    1 << (counter % WORD_BITS)
 }
 
 #[cfg(test)]
@@ -64,10 +85,19 @@ mod tests {
 
     use super::*;
 
+    /// Checks a counter, and accepts it if it may be.
+    fn take(window: &mut ReplayWindow, counter: u64) -> bool {
+        let fresh = window.check(counter).is_ok();
+        if fresh {
+            window.accept(counter);
+        }
+        fresh
+    }
+
     fn window(steps: impl IntoIterator<Item = (u64, bool)>) {
         let mut window = ReplayWindow::new();
         for (step, (counter, accepted)) in steps.into_iter().enumerate() {
-            assert_eq!(window.accept(counter), accepted, "step {step}: counter {counter}");
+            assert_eq!(take(&mut window, counter), accepted, "step {step}: counter {counter}");
         }
     }
 
@@ -150,7 +180,7 @@ mod tests {
                 let counter = newest.unwrap_or(start).saturating_add_signed(step);
                 let in_window = newest.is_none_or(|newest| counter >= newest.saturating_sub(WINDOW));
                 let expected = counter < REJECT_AFTER_MESSAGES && in_window && !seen.contains(&counter);
-                prop_assert_eq!(window.accept(counter), expected, "counter {}", counter);
+                prop_assert_eq!(take(&mut window, counter), expected, "counter {}", counter);
                 if expected {
                     seen.insert(counter);
                     newest = newest.max(Some(counter));

@@ -6,11 +6,17 @@ use super::Session;
 
 /// A peer's sessions: the one in use, the one before it for datagrams still under way, and one that we answered but whose
 /// initiator has not yet shown that it has the keys.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions {
-    previous: Option<Box<Session>>,
-    current: Option<Box<Session>>,
-    next: Option<Box<Session>>,
+#[derive(Debug)]
+pub(crate) struct Sessions<C> {
+    previous: Option<Box<Session<C>>>,
+    current: Option<Box<Session<C>>>,
+    next: Option<Box<Session<C>>>,
+}
+
+impl<C> Default for Sessions<C> {
+    fn default() -> Self {
+        Self { previous: None, current: None, next: None }
+    }
 }
 
 /// Which of the three a session is in.
@@ -23,16 +29,16 @@ pub(crate) enum Position {
 }
 
 /// Sessions that ended: their indices are to be taken back.
-pub(crate) type Ended = [Option<Box<Session>>; 3];
+pub(crate) type Ended<C> = [Option<Box<Session<C>>>; 3];
 
-impl Sessions {
+impl<C> Sessions<C> {
     /// The session in use, for sealing.
-    pub(crate) fn current_mut(&mut self) -> Option<&mut Session> {
+    pub(crate) fn current_mut(&mut self) -> Option<&mut Session<C>> {
         self.current.as_deref_mut()
     }
 
     /// The session in use.
-    pub(crate) fn current(&self) -> Option<&Session> {
+    pub(crate) fn current(&self) -> Option<&Session<C>> {
         self.current.as_deref()
     }
 
@@ -42,7 +48,7 @@ impl Sessions {
     }
 
     /// The session with this index of ours, for opening.
-    pub(crate) fn find_mut(&mut self, index: u32) -> Option<(Position, &mut Session)> {
+    pub(crate) fn find_mut(&mut self, index: u32) -> Option<(Position, &mut Session<C>)> {
         let places = [
             (Position::Current, &mut self.current),
             (Position::Next, &mut self.next),
@@ -58,7 +64,7 @@ impl Sessions {
     ///
     /// What the peer may still seal with is kept to open it: a session that we answered just now, which it may have taken
     /// into use, or else the one in use until now. One that stayed unconfirmed is in use nowhere.
-    pub(crate) fn initiated(&mut self, session: Session, now: Instant) -> Ended {
+    pub(crate) fn initiated(&mut self, session: Session<C>, now: Instant) -> Ended<C> {
         let next = self.next.take();
         let current = self.current.replace(Box::new(session));
         let next_is_fresh = next.as_ref().is_some_and(|next| next.is_fresh(now));
@@ -67,19 +73,19 @@ impl Sessions {
     }
 
     /// Keeps a session that we answered until its initiator confirms it.
-    pub(crate) fn responded(&mut self, session: Session) -> Ended {
+    pub(crate) fn responded(&mut self, session: Session<C>) -> Ended<C> {
         [self.previous.take(), self.next.replace(Box::new(session)), None]
     }
 
     /// Takes the confirmed session into use.
-    pub(crate) fn confirm(&mut self) -> Ended {
+    pub(crate) fn confirm(&mut self) -> Ended<C> {
         let next = self.next.take();
         let current = std::mem::replace(&mut self.current, next);
         [std::mem::replace(&mut self.previous, current), None, None]
     }
 
     /// Ends all three.
-    pub(crate) fn clear(&mut self) -> Ended {
+    pub(crate) fn clear(&mut self) -> Ended<C> {
         [self.previous.take(), self.current.take(), self.next.take()]
     }
 }
@@ -88,28 +94,30 @@ impl Sessions {
 mod tests {
     use std::time::Duration;
 
+    use ringmesh_aead::{Kernel, Key};
+
     use super::*;
     use crate::handshake::TransportKeys;
     use crate::time::test_epoch;
 
-    fn session_made(index: u32, now: Instant) -> Session {
-        Session::new(index, 0, true, &TransportKeys::new([0; 32], [0; 32]), now).unwrap()
+    fn session_made(index: u32, now: Instant) -> Session<Key> {
+        Session::new(index, 0, true, &TransportKeys::new([0; 32], [0; 32]), Kernel::Portable, now)
     }
 
-    fn session(index: u32) -> Session {
+    fn session(index: u32) -> Session<Key> {
         session_made(index, test_epoch())
     }
 
-    fn initiated(sessions: &mut Sessions, index: u32) -> Ended {
+    fn initiated(sessions: &mut Sessions<Key>, index: u32) -> Ended<Key> {
         sessions.initiated(session(index), test_epoch())
     }
 
-    fn held(sessions: &Sessions) -> [Option<u32>; 3] {
+    fn held(sessions: &Sessions<Key>) -> [Option<u32>; 3] {
         [&sessions.previous, &sessions.current, &sessions.next]
             .map(|session| session.as_ref().map(|session| session.local_index()))
     }
 
-    fn ended(ended: Ended) -> Vec<u32> {
+    fn ended(ended: Ended<Key>) -> Vec<u32> {
         ended.into_iter().flatten().map(|session| session.local_index()).collect()
     }
 

@@ -158,7 +158,7 @@ impl Node {
     fn send(&mut self, packet: &[u8], now: Now) -> Result<Option<Datagram>, DropReason> {
         let mut buffer = [0; 1408 + MAX_OVERHEAD];
         Ok(match self.tunnel.outbound(packet, &mut buffer, now)? {
-            Outbound::Send { len, to } => {
+            Outbound::Send { len, to, .. } => {
                 Some(Datagram { from: self.path, to: to.into(), bytes: buffer[..len].to_vec() })
             }
             Outbound::Held => None,

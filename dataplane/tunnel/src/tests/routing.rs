@@ -1,6 +1,7 @@
 //! Whose packets go where, and whose may come from where; and what follows a peer that moves.
 
 use super::*;
+use crate::outbound::Sealed;
 
 #[test]
 fn roaming_peer_keeps_its_session() {
@@ -61,8 +62,9 @@ fn reordered_datagrams_are_all_delivered_once() {
 /// Seals a packet that the sender's own routing would not let out to this peer.
 pub(super) fn seal_anyway(pair: &mut Pair, packet: &[u8]) -> Datagram {
     let mut buffer = [0; 1500];
-    let sealed = pair.near.tunnel.seal(0, packet, None, crate::outbound::Sent::Data, &mut buffer, pair.now);
-    let (len, to) = sealed.unwrap().unwrap();
+    let packets = [crate::run::Packet::whole(packet)];
+    let sealed = pair.near.tunnel.seal(0, &packets, None, crate::outbound::Sent::Data, &mut buffer, pair.now);
+    let Sealed { len, to, .. } = sealed.unwrap().unwrap();
     Datagram { from: pair.near.path, to: to.into(), bytes: buffer[..len].to_vec() }
 }
 

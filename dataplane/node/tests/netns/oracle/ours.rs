@@ -122,7 +122,7 @@ impl Ours {
     }
 
     fn outbound(&mut self, packet: &[u8]) -> Result<(), DropReason> {
-        let Outbound::Send { len, to } = self.tunnel.outbound(packet, &mut self.sealed, self.now)? else {
+        let Outbound::Send { len, to, .. } = self.tunnel.outbound(packet, &mut self.sealed, self.now)? else {
             panic!("there is a session")
         };
         let peer = (0..self.peers.len()).find(|&peer| to == Hop::Udp(address(peer))).unwrap();

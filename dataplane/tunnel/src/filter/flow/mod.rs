@@ -255,7 +255,8 @@ impl Flows {
         }
     }
 
-    /// A packet of the flow passes, after which a connection is at `stage`.
+    /// A packet of the flow passes, after which a connection is at `stage`. Tells whether the flow stays in its queue: then
+    /// another packet at the same time that leads to the same stage would change nothing.
     #[inline]
     pub(crate) fn pass(
         &mut self,
@@ -264,15 +265,17 @@ impl Flows {
         segment: Option<Segment>,
         stage: Stage,
         now: Tick,
-    ) {
+    ) -> bool {
         let flow = &mut self.flows[usize::from(place)];
         flow.seen = now;
         flow.marks |= Flow::USED;
         let from_opener = flow.opened() == direction;
         let class = flow.pass(from_opener, segment, stage);
-        if class != flow.class {
+        let stays = class == flow.class;
+        if !stays {
             self.requeue(place, class);
         }
+        stays
     }
 
     /// Opens a flow that is not there. Nothing if there is no room, and all that there are must stay.

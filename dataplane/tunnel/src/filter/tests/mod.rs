@@ -100,8 +100,9 @@ impl Node {
     fn judge_with(&mut self, peer: u8, direction: Direction, packet: &[u8]) -> Result<(), DropReason> {
         let header = Header::parse(packet)?;
         let flows = self.flows.entry(peer).or_default();
-        let pass = self.gate.judge(id(peer), flows, direction, &header, packet, self.now)?;
-        self.gate.passed(direction, pass);
+        let passage = Passage { direction, header: &header, packet, packets: 1 };
+        let pass = self.gate.judge(id(peer), flows, passage, self.now)?;
+        self.gate.passed(direction, pass, 1);
         Ok(())
     }
 
