@@ -386,6 +386,12 @@ impl<'a> Group<'a> {
         usize::from(self.slot.count)
     }
 
+    /// How many bytes are written, with the offload header.
+    pub(crate) fn bytes(&self) -> usize {
+        let pieces = self.pieces().map(|piece| usize::from(piece.len));
+        pieces.fold(self.header().len(), usize::wrapping_add)
+    }
+
     /// What is written first: the offload header, and of merged packets their common headers. It stays where it is
     /// until the coalescer is cleared.
     pub(crate) fn header(&self) -> &'a [u8] {

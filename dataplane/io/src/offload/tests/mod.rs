@@ -1,5 +1,7 @@
 //! Cutting and merging, against references that are written as plainly as the RFCs.
 
 mod checksum;
+mod merge;
 pub(crate) mod packet;
 mod segment;
+mod world;
