@@ -86,7 +86,8 @@ impl Flows {
 }
 
 fn home(key: &Key) -> usize {
-    (key.hash() >> 32) as usize % FLOWS
+    // The upper bits depend on all others.
+    (key.hash() >> (u64::BITS - FLOWS.ilog2())) as usize
 }
 
 fn probes(key: &Key) -> impl Iterator<Item = usize> + use<> {

@@ -4,4 +4,5 @@ mod checksum;
 mod merge;
 pub(crate) mod packet;
 mod segment;
+mod traffic;
 mod world;

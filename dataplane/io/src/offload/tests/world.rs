@@ -16,8 +16,8 @@ pub(super) struct Write {
     pub(super) packets: usize,
     /// With the offload header.
     pub(super) bytes: Vec<u8>,
-    /// The same packets unmerged.
-    pub(super) unmerged: Vec<Vec<u8>>,
+    /// The same packets unmerged, by their numbers.
+    pub(super) unmerged: Vec<usize>,
 }
 
 impl World {
@@ -32,6 +32,7 @@ impl World {
         // Several packets lie in a buffer, as a train's do, with headers of other layers between.
         const BUFFERS: usize = 3;
         let mut buffers = vec![vec![0xee; 5]; BUFFERS];
+        let mut places = Vec::new();
         for (index, packet) in packets.iter().enumerate() {
             let buffer = &mut buffers[index % BUFFERS];
             let place = Place {
@@ -41,12 +42,15 @@ impl World {
             };
             buffer.extend(packet);
             buffer.extend([0xee; 32]);
+            places.push(place);
             self.coalescer.push(place, packet).expect("room");
         }
         let bytes = |place: Place| {
             let start = place.start as usize;
             buffers[usize::from(place.buffer)][start..start + usize::from(place.len)].to_vec()
         };
+        let number =
+            |place: Place| places.iter().position(|known| *known == place).expect("a place that was told");
         let groups = self.coalescer.finish();
         let writes: Vec<_> = groups
             .iter()
@@ -58,7 +62,7 @@ impl World {
                     class: group.class(),
                     packets: group.packets_len(),
                     bytes: gathered,
-                    unmerged: group.packets().map(&bytes).collect(),
+                    unmerged: group.packets().map(number).collect(),
                 }
             })
             .collect();
