@@ -8,7 +8,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use crate::uring::{Core, explain};
-use crate::{Counters, Handler, Outbox, PacketIo, PollIo, Tun, Udp, UringIo, Waker};
+use crate::{Counters, Handler, Offloads, Outbox, PacketIo, PollIo, Tun, Udp, UringIo, Waker};
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,8 +112,19 @@ pub struct Parts {
     pub udp: Udp,
     /// What ends a turn; keep a clone.
     pub waker: Waker,
-    /// The TUN interface's MTU in bytes: sets the size of all buffers. Longer packets are dropped and counted.
+    /// The TUN interface's MTU in bytes: sets the size of buffers. Longer packets are dropped and counted.
     pub mtu: u16,
+    /// The offloads to use, as far as the kernel has them.
+    pub offloads: Offloads,
+}
+
+impl Parts {
+    /// Switches the offloads on; what is left is what the kernel has.
+    pub(crate) fn offer_offloads(&mut self) {
+        let (tso, uso) = self.tun.offer(self.offloads.tso, self.offloads.uso);
+        let udp_gro = self.udp.merge(self.offloads.udp_gro);
+        self.offloads = Offloads { tso, uso, udp_gro, ..self.offloads };
+    }
 }
 
 /// Says which back end `choice` leads to on this machine, by setting a ring up and tearing it down.
@@ -122,7 +133,7 @@ pub struct Parts {
 ///
 /// When the choice is io_uring and the kernel does not have it for us.
 pub fn probe(choice: Choice) -> Result<Chosen, Refused> {
-    let (_, chosen) = choose(choice, || Core::open(PROBE_MTU))?;
+    let (_, chosen) = choose(choice, || Core::open(PROBE_MTU, Offloads::NONE))?;
     Ok(chosen)
 }
 
@@ -178,8 +189,10 @@ impl KernelIo {
     /// # Errors
     ///
     /// When the choice is io_uring and the kernel does not have it for us.
-    pub fn open(choice: Choice, parts: Parts) -> Result<(Self, Chosen), Refused> {
-        let attached = || Core::open(parts.mtu).and_then(|core| core.attach(&parts).map(|()| core));
+    pub fn open(choice: Choice, mut parts: Parts) -> Result<(Self, Chosen), Refused> {
+        parts.offer_offloads();
+        let attached =
+            || Core::open(parts.mtu, parts.offloads).and_then(|core| core.attach(&parts).map(|()| core));
         let (core, chosen) = choose(choice, attached)?;
         let kind = match core {
             Some(core) => Kind::Uring(Box::new(UringIo::assemble(core, parts))),

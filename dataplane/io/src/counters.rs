@@ -10,22 +10,33 @@ pub struct Counters {
     pub turns: u64,
     /// Turns in which the waker had fired.
     pub wakes: u64,
-    /// Packets read from TUN and shown.
+    /// Packets read from TUN and shown, each segment of a super-packet as one.
     pub packets_read: u64,
-    /// Packets written to TUN.
+    /// Super-packets of two segments and more among what was read from TUN.
+    pub super_packets_read: u64,
+    /// Packets written to TUN, each of those merged for itself.
     pub packets_written: u64,
-    /// Packets from TUN that were longer than the MTU given, or asked for an offload we did not offer; not shown.
+    /// Writes to TUN that were several packets merged.
+    pub super_packets_written: u64,
+    /// Packets from TUN that were longer than the MTU given, or were not what their offload header said; not shown.
     pub packets_unfit: u64,
     /// Packets that TUN refused: not an IP packet, or the interface is down.
     pub packets_refused: u64,
     /// Datagrams received and shown.
     pub datagrams_received: u64,
+    /// Receives that brought several datagrams.
+    pub trains_received: u64,
     /// Datagrams handed to the network.
     pub datagrams_sent: u64,
+    /// Sends that were several datagrams.
+    pub trains_sent: u64,
     /// Datagrams received that were longer than any of ours can be; not shown.
     pub datagrams_unfit: u64,
     /// Datagrams that the network refused: no route, too long for the device, no socket of that family.
     pub datagrams_refused: u64,
+    /// Sends of several datagrams, and writes of several packets, that the kernel refused as such, and that were done
+    /// again one by one.
+    pub offloads_refused: u64,
     /// Times the network took nothing more for the moment, so that the outbox waited and TUN was not read.
     pub send_stalls: u64,
     /// Errors of receiving that were not about a datagram of ours: reported by ICMP, or the kernel's want of memory.

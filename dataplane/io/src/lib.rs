@@ -27,9 +27,11 @@ pub mod heap;
 mod memory;
 pub mod names;
 mod offload;
+mod offloads;
 mod outbox;
 mod pause;
 mod poll;
+mod reads;
 mod region;
 mod sys;
 mod train;
@@ -37,6 +39,7 @@ mod tun;
 mod udp;
 mod uring;
 mod waker;
+mod writes;
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,11 +48,14 @@ use std::time::{Instant, SystemTime};
 pub use back_end::{BackEnd, Choice, Chosen, KernelIo, Parts, Refused, UnknownChoice, probe};
 pub use counters::Counters;
 pub use memory::MemoryIo;
+pub use offload::{Head, SuperPacket};
+pub use offloads::{Offloads, UnknownOffload};
 pub use outbox::{
-    DATAGRAM_OVERHEAD, DatagramSlot, OUTBOX_DATAGRAMS, OUTBOX_PACKETS, Outbox, PacketSlot, datagram_capacity,
+    DATAGRAM_OVERHEAD, OUTBOX_BYTES, OUTBOX_PACKETS, OUTBOX_TRAINS, Outbox, PacketSlot, TrainSlot,
+    datagram_capacity,
 };
 pub use poll::PollIo;
-pub use train::{Delivery, RangeError, SuperPacket, Train};
+pub use train::{Delivery, RangeError, Train};
 pub use tun::{Tun, TunError};
 pub use udp::{SocketBuffers, Udp, UdpError};
 pub use uring::UringIo;
@@ -59,6 +65,9 @@ pub use waker::Waker;
 ///
 /// The kernel's own bound for `UDP_SEGMENT` (`UDP_MAX_SEGMENTS`, 128 since Linux 6.9).
 pub const MAX_SEGMENTS: usize = 128;
+
+/// The most packets and super-packets that a handler is shown at once.
+pub const MAX_PACKETS: usize = 64;
 
 /// The time of a turn: read once after waiting, so that all of a turn's decisions agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +122,11 @@ pub trait PacketIo {
 
 /// What a worker does with what arrives. `now` is read once per turn.
 pub trait Handler {
-    /// Takes a packet, or a super-packet of equal segments, from TUN.
+    /// Takes what TUN gave, in order: packets, and super-packets of equal segments. At most [`MAX_PACKETS`] at once.
     ///
-    /// The outbox has room for at least [`PacketIo::max_segments`] datagrams when this is called: while the network
-    /// does not take our datagrams, TUN is not read.
-    fn packets(&mut self, packets: SuperPacket<'_>, outbox: &mut Outbox, now: Now);
+    /// The outbox has room for all of them when this is called, each segment with [`DATAGRAM_OVERHEAD`] and a train of
+    /// its own for every [`MAX_SEGMENTS`]: while the network does not take our datagrams, TUN is not read.
+    fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, now: Now);
 
     /// Takes a train of datagrams of one sender, as GRO delivered it.
     ///

@@ -7,9 +7,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::offload::virtio;
 use crate::outbox::datagram_capacity;
-use crate::tun::virtio;
-use crate::{Counters, Delivery, Handler, Now, Outbox, PacketIo, SuperPacket, Train, Waker};
+use crate::{
+    Counters, DATAGRAM_OVERHEAD, Delivery, Handler, MAX_SEGMENTS, Now, Outbox, PacketIo, SuperPacket, Train,
+    Waker,
+};
 
 /// A [`PacketIo`] without a kernel, for testing handlers.
 #[derive(Debug)]
@@ -28,7 +31,8 @@ pub struct MemoryIo {
 #[derive(Debug)]
 enum Arrival {
     Packet(Vec<u8>),
-    Datagram(SocketAddr, Vec<u8>),
+    /// Datagrams of a stride.
+    Train(SocketAddr, Vec<u8>, usize),
 }
 
 impl MemoryIo {
@@ -70,7 +74,12 @@ impl MemoryIo {
 
     /// Lets a datagram arrive from the network in the next turn.
     pub fn push_datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
-        self.arriving.push_back(Arrival::Datagram(from, datagram.to_vec()));
+        self.push_train(from, datagram, datagram.len());
+    }
+
+    /// Lets datagrams of `stride` bytes, one behind the other, arrive together in the next turn.
+    pub fn push_train(&mut self, from: SocketAddr, bytes: &[u8], stride: usize) {
+        self.arriving.push_back(Arrival::Train(from, bytes.to_vec(), stride));
     }
 
     /// Makes the network take no datagrams, as a full socket buffer does, or take them again.
@@ -96,13 +105,13 @@ impl MemoryIo {
             self.counters.packets_written += 1;
         }
         if self.stalled {
-            self.counters.send_stalls += u64::from(self.outbox.datagrams.ready_len() > 0);
+            self.counters.send_stalls += u64::from(self.outbox.datagrams.is_waiting());
             return;
         }
-        while let Some(sending) = self.outbox.datagrams.start() {
-            let bytes = self.outbox.datagrams.sent_bytes(&sending).to_vec();
-            self.datagrams.push((sending.to, bytes));
-            self.outbox.datagrams.complete(sending.slot);
+        while let Some(piece) = self.outbox.datagrams.start(|_| 1) {
+            let bytes = self.outbox.datagrams.bytes(&piece).to_vec();
+            self.datagrams.push((piece.to, bytes));
+            self.outbox.datagrams.complete(&piece);
             self.counters.datagrams_sent += 1;
         }
     }
@@ -116,36 +125,48 @@ impl MemoryIo {
         self.advance(waited.unwrap_or_default());
     }
 
-    fn show_packet(&mut self, mut packet: Vec<u8>, handler: &mut impl Handler) {
+    fn show_packet(&mut self, packet: &[u8], handler: &mut impl Handler) {
         if packet.len() > self.mtu {
             self.counters.packets_unfit += 1;
             return;
         }
         self.counters.packets_read += 1;
-        handler.packets(SuperPacket::new(&mut packet), &mut self.outbox, self.now);
+        handler.packets(&[SuperPacket::single(packet)], &mut self.outbox, self.now);
     }
 
-    fn show_datagram(&mut self, from: SocketAddr, mut datagram: Vec<u8>, handler: &mut impl Handler) {
-        if datagram.len() > datagram_capacity(u16::try_from(self.mtu).unwrap_or(u16::MAX)) {
+    fn show_datagrams(
+        &mut self,
+        from: SocketAddr,
+        mut bytes: Vec<u8>,
+        stride: usize,
+        handler: &mut impl Handler,
+    ) {
+        if stride > datagram_capacity(u16::try_from(self.mtu).unwrap_or(u16::MAX)) {
             self.counters.datagrams_unfit += 1;
             return;
         }
-        self.counters.datagrams_received += 1;
-        let train = Train::new(&mut datagram);
+        let train = Train::of(&mut bytes, stride);
+        self.counters.datagrams_received += train.len() as u64;
+        self.counters.trains_received += u64::from(train.len() > 1);
         let mut delivery = Delivery::new(&mut self.outbox, &train);
         handler.datagrams(train, from, &mut delivery, self.now);
         for range in delivery.into_ranges() {
-            self.packets.push(datagram[range].to_vec());
+            self.packets.push(bytes[range].to_vec());
             self.counters.packets_written += 1;
         }
+    }
+
+    /// Whether any packet has room in the outbox.
+    fn has_room(&self) -> bool {
+        self.outbox.room() > self.mtu + DATAGRAM_OVERHEAD
     }
 }
 
 impl PacketIo for MemoryIo {
     fn turn(&mut self, deadline: Option<Instant>, handler: &mut impl Handler) -> io::Result<()> {
-        let wanted_room = self.outbox.datagram_room() < self.max_segments();
+        let wanted_room = !self.has_room();
         self.send();
-        if !wanted_room || self.outbox.datagram_room() < self.max_segments() {
+        if !wanted_room || !self.has_room() {
             self.wait(deadline);
         }
         self.counters.turns += 1;
@@ -157,11 +178,13 @@ impl PacketIo for MemoryIo {
         }
         for _ in 0..self.arriving.len() {
             match self.arriving.pop_front() {
-                Some(Arrival::Packet(packet)) if self.outbox.datagram_room() < self.max_segments() => {
+                Some(Arrival::Packet(packet)) if !self.has_room() => {
                     self.arriving.push_back(Arrival::Packet(packet));
                 }
-                Some(Arrival::Packet(packet)) => self.show_packet(packet, handler),
-                Some(Arrival::Datagram(from, datagram)) => self.show_datagram(from, datagram, handler),
+                Some(Arrival::Packet(packet)) => self.show_packet(&packet, handler),
+                Some(Arrival::Train(from, bytes, stride)) => {
+                    self.show_datagrams(from, bytes, stride, handler)
+                }
                 None => break,
             }
         }
@@ -179,7 +202,7 @@ impl PacketIo for MemoryIo {
     }
 
     fn max_segments(&self) -> usize {
-        1
+        MAX_SEGMENTS
     }
 
     fn counters(&self) -> Counters {

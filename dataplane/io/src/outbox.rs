@@ -1,18 +1,22 @@
-//! What waits to be sent: datagrams for the network and packets of our own for TUN, each in a slot the kernel reads
-//! from directly.
+//! What waits to be sent: trains of datagrams for the network, and packets of our own for TUN, in memory that the kernel
+//! reads from directly.
 //!
-//! A slot is free, then being filled, ready, in flight (the kernel may read it), and free again once the kernel said
-//! that it is done. Ready slots leave in the order in which they were committed.
+//! Datagrams are written one behind the other into one arena, a ring of bytes. A train of equal datagrams (save the
+//! last) leaves in as few sends as the kernel's segmentation allows, each a [`Piece`] of it. Pieces leave in the order
+//! in which their trains were committed; bytes are used again when the kernel is done with every piece before them.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::ops::{Deref, DerefMut, Range};
+use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 
+use crate::offload::virtio;
 use crate::region::{LINE, Region};
-use crate::tun::virtio;
 
-/// The most datagrams that wait or are in flight.
-pub const OUTBOX_DATAGRAMS: usize = 256;
+/// Bytes of datagrams that wait or are in flight, at most.
+pub const OUTBOX_BYTES: usize = 1 << 20;
+
+/// The most trains that wait or are in flight.
+pub const OUTBOX_TRAINS: usize = 512;
 
 /// The most packets of our own for TUN that wait or are in flight.
 pub const OUTBOX_PACKETS: usize = 64;
@@ -21,10 +25,13 @@ pub const OUTBOX_PACKETS: usize = 64;
 /// header (8), padding to 16, and some room.
 pub const DATAGRAM_OVERHEAD: usize = 64;
 
-/// A datagram slot is never smaller than this, so that handshakes and notices fit whatever the MTU.
+/// A place for a datagram is never smaller than this, so that handshakes and notices fit whatever the MTU.
 const MIN_DATAGRAM: usize = 1500;
 
-/// The bytes a datagram slot holds when the TUN's MTU is `mtu`.
+/// The most bytes of one send: the largest UDP payload over IPv4 (65,535 less both headers). IPv6 could have 20 more.
+const SEND_BYTES: usize = 65_507;
+
+/// The bytes a place for one datagram holds when the TUN's MTU is `mtu`.
 #[must_use]
 pub fn datagram_capacity(mtu: u16) -> usize {
     (usize::from(mtu) + DATAGRAM_OVERHEAD).max(MIN_DATAGRAM).next_multiple_of(16)
@@ -34,36 +41,51 @@ pub fn datagram_capacity(mtu: u16) -> usize {
 #[derive(Debug)]
 pub struct Outbox {
     pub(crate) datagrams: SendQueue,
-    pub(crate) packets: SendQueue,
+    pub(crate) packets: PacketQueue,
+    datagram: usize,
 }
 
 impl Outbox {
     pub(crate) fn new(mtu: u16) -> Self {
         Self {
-            datagrams: SendQueue::new(OUTBOX_DATAGRAMS, 0, datagram_capacity(mtu)),
-            packets: SendQueue::new(OUTBOX_PACKETS, virtio::HEADER, usize::from(mtu)),
+            datagrams: SendQueue::new(),
+            packets: PacketQueue::new(usize::from(mtu)),
+            datagram: datagram_capacity(mtu),
         }
     }
 
-    /// An empty slot for a datagram, or `None` when [`OUTBOX_DATAGRAMS`] wait: a drop for the caller to count.
+    /// Room for one datagram, or `None` when the outbox is full: a drop for the caller to count.
     ///
-    /// Nothing is sent unless the slot is committed.
-    pub fn datagram(&mut self) -> Option<DatagramSlot<'_>> {
-        let slot = self.datagrams.peek_free()?;
-        Some(DatagramSlot { queue: &mut self.datagrams, slot })
+    /// Nothing is sent unless it is committed.
+    pub fn datagram(&mut self) -> Option<TrainSlot<'_>> {
+        self.train(self.datagram)
     }
 
-    /// An empty slot for a packet of our own to TUN (an ICMP error, a released packet), or `None` when
-    /// [`OUTBOX_PACKETS`] wait.
+    /// Room for a train of `bytes` in all, or `None` when the outbox has less: a drop for the caller to count, who looks
+    /// at [`Outbox::room`] before he begins what cannot be undone.
+    ///
+    /// Nothing is sent unless it is committed.
+    pub fn train(&mut self, bytes: usize) -> Option<TrainSlot<'_>> {
+        let start = self.datagrams.place(bytes)?;
+        Some(TrainSlot { queue: &mut self.datagrams, start, len: bytes })
+    }
+
+    /// Room for a packet of our own to TUN (an ICMP error, a released packet), or `None` when [`OUTBOX_PACKETS`] wait.
     pub fn packet(&mut self) -> Option<PacketSlot<'_>> {
         let slot = self.packets.peek_free()?;
         Some(PacketSlot { queue: &mut self.packets, slot })
     }
 
-    /// How many datagrams still fit.
+    /// How many bytes a train can have now.
     #[must_use]
-    pub fn datagram_room(&self) -> usize {
-        self.datagrams.free.len()
+    pub fn room(&self) -> usize {
+        self.datagrams.room()
+    }
+
+    /// How many trains still fit, whatever their length.
+    #[must_use]
+    pub fn train_room(&self) -> usize {
+        OUTBOX_TRAINS - self.datagrams.trains.len()
     }
 
     /// How many packets to TUN still fit.
@@ -73,42 +95,269 @@ impl Outbox {
     }
 }
 
-/// A free datagram slot being filled; dereferences to its bytes, whose former content is unspecified.
+/// Room for a train being filled; dereferences to its bytes, whose former content is unspecified.
 #[derive(Debug)]
-pub struct DatagramSlot<'a> {
+pub struct TrainSlot<'a> {
     queue: &'a mut SendQueue,
-    slot: u16,
+    start: usize,
+    len: usize,
 }
 
-impl DatagramSlot<'_> {
+impl TrainSlot<'_> {
     /// Queues the first `len` bytes as one datagram to `to`.
     ///
     /// # Panics
     ///
-    /// When `len` exceeds the slot.
+    /// When `len` exceeds the room.
     pub fn commit(self, len: usize, to: SocketAddr) {
-        self.queue.commit(self.slot, len, to);
+        self.commit_train(len, len.max(1), to);
+    }
+
+    /// Queues the first `len` bytes as datagrams of `stride` bytes each, save the last, which may be shorter.
+    ///
+    /// # Panics
+    ///
+    /// When `len` exceeds the room, or the stride is 0 or longer than a datagram can be.
+    pub fn commit_train(self, len: usize, stride: usize, to: SocketAddr) {
+        assert!(len <= self.len, "invariant: {len} bytes fit in {}", self.len);
+        assert!((1..=SEND_BYTES).contains(&stride), "invariant: a datagram of {stride} bytes exists");
+        self.queue.commit(self.start, len, stride, to);
     }
 }
 
-impl Deref for DatagramSlot<'_> {
+impl Deref for TrainSlot<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.queue.filling(self.slot)
+        // SAFETY: room given out by `place` belongs to no train, so the kernel does not use it; the queue is borrowed.
+        unsafe { self.queue.arena.bytes(0, self.start..self.start + self.len) }
     }
 }
 
-impl DerefMut for DatagramSlot<'_> {
+impl DerefMut for TrainSlot<'_> {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.queue.filling_mut(self.slot)
+        // SAFETY: as above.
+        unsafe { self.queue.arena.bytes_mut(0, self.start..self.start + self.len) }
     }
 }
 
-/// A free packet slot being filled; dereferences to its bytes, whose former content is unspecified.
+/// Trains on their way out.
+#[derive(Debug)]
+pub(crate) struct SendQueue {
+    arena: Region,
+    /// Oldest first. Its bytes, and those of all that follow, are in use.
+    trains: VecDeque<Queued>,
+    /// The number of the oldest train: numbers only grow.
+    oldest: u64,
+    /// The oldest train of which something has not been handed over.
+    next: u64,
+    /// Where the next train begins, unless it has to begin at the start again.
+    tail: usize,
+    /// Pieces that the kernel did not take, oldest first.
+    returned: VecDeque<Piece>,
+    in_flight: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    start: usize,
+    len: usize,
+    stride: usize,
+    to: SocketAddr,
+    /// Bytes handed over so far.
+    begun: usize,
+    /// Datagrams that are not done.
+    left: usize,
+}
+
+/// One send: neighbouring datagrams of one train. It is with the kernel until it is completed or taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    train: u64,
+    start: usize,
+    /// Bytes of all its datagrams.
+    pub(crate) len: usize,
+    /// Bytes of each but the last.
+    pub(crate) stride: usize,
+    pub(crate) to: SocketAddr,
+}
+
+impl Piece {
+    /// How many datagrams this is.
+    pub(crate) fn datagrams(&self) -> usize {
+        // An empty datagram is a datagram.
+        self.len.div_ceil(self.stride).max(1)
+    }
+}
+
+impl SendQueue {
+    fn new() -> Self {
+        Self {
+            arena: Region::new(1, OUTBOX_BYTES),
+            trains: VecDeque::with_capacity(OUTBOX_TRAINS),
+            oldest: 0,
+            next: 0,
+            tail: 0,
+            returned: VecDeque::with_capacity(OUTBOX_TRAINS * 2),
+            in_flight: 0,
+        }
+    }
+
+    /// Where the oldest bytes in use lie.
+    fn head(&self) -> Option<usize> {
+        self.trains.front().map(|train| train.start)
+    }
+
+    /// Free bytes behind the tail, and at the arena's start. Never all: a full ring would look like an empty one.
+    fn free(&self) -> (usize, usize) {
+        match self.head() {
+            None => (OUTBOX_BYTES - self.tail, 0),
+            Some(head) if self.tail > head => (OUTBOX_BYTES - self.tail, head.saturating_sub(1)),
+            Some(head) => (head.saturating_sub(self.tail + 1), 0),
+        }
+    }
+
+    fn room(&self) -> usize {
+        if self.trains.len() == OUTBOX_TRAINS {
+            return 0;
+        }
+        let (behind, before) = self.free();
+        behind.max(before)
+    }
+
+    /// Where `bytes` fit.
+    fn place(&mut self, bytes: usize) -> Option<usize> {
+        if self.trains.len() == OUTBOX_TRAINS {
+            return None;
+        }
+        if self.trains.is_empty() {
+            // The same bytes again: they are in the cache.
+            self.tail = 0;
+        }
+        let (behind, before) = self.free();
+        if bytes <= behind {
+            Some(self.tail)
+        } else if bytes <= before {
+            Some(0)
+        } else {
+            None
+        }
+    }
+
+    fn commit(&mut self, start: usize, len: usize, stride: usize, to: SocketAddr) {
+        let left = len.div_ceil(stride).max(1);
+        self.trains.push_back(Queued { start, len, stride, to, begun: 0, left });
+        // A train has at least one byte of its own, so that the tail never stands still.
+        self.tail = (start + len.max(1)).next_multiple_of(16).min(OUTBOX_BYTES);
+    }
+
+    /// Whether something waits to be handed over.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.returned.is_empty() || self.next < self.oldest + self.trains.len() as u64
+    }
+
+    /// How many pieces the kernel holds.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The destination of what leaves next.
+    pub(crate) fn next_destination(&self) -> Option<SocketAddr> {
+        if let Some(piece) = self.returned.front() {
+            return Some(piece.to);
+        }
+        let index = usize::try_from(self.next - self.oldest).ok()?;
+        self.trains.get(index).map(|train| train.to)
+    }
+
+    /// Takes what leaves next, in one send, to hand it to the kernel: at most as many datagrams as `max_segments` says
+    /// for its destination. It stays in flight until [`SendQueue::complete`] or [`SendQueue::take_back`].
+    pub(crate) fn start(&mut self, max_segments: impl FnOnce(&SocketAddr) -> usize) -> Option<Piece> {
+        let to = self.next_destination()?;
+        let most = max_segments(&to).max(1);
+        let piece = match self.returned.pop_front() {
+            Some(piece) => self.cut_returned(piece, most),
+            None => self.cut_next(most)?,
+        };
+        self.in_flight += 1;
+        Some(piece)
+    }
+
+    /// The beginning of a piece that was taken back; the rest of it stays next.
+    fn cut_returned(&mut self, piece: Piece, most: usize) -> Piece {
+        let len = piece.len.min(bytes_of(most, piece.stride));
+        if len < piece.len {
+            let rest = Piece { start: piece.start + len, len: piece.len - len, ..piece };
+            self.returned.push_front(rest);
+        }
+        Piece { len, ..piece }
+    }
+
+    fn cut_next(&mut self, most: usize) -> Option<Piece> {
+        let index = usize::try_from(self.next - self.oldest).ok()?;
+        let train = self.trains.get_mut(index)?;
+        let len = (train.len - train.begun).min(bytes_of(most, train.stride));
+        let start = train.start + train.begun;
+        train.begun += len;
+        let piece = Piece { train: self.next, start, len, stride: train.stride, to: train.to };
+        if train.begun == train.len {
+            self.next += 1;
+        }
+        Some(piece)
+    }
+
+    /// Frees a piece that the kernel is done with.
+    ///
+    /// # Panics
+    ///
+    /// When the piece is not in flight: its bytes would be used again while the kernel reads them.
+    pub(crate) fn complete(&mut self, piece: &Piece) {
+        self.in_flight = self.in_flight.checked_sub(1).expect("invariant: only pieces in flight complete");
+        let index = piece.train.checked_sub(self.oldest).and_then(|index| usize::try_from(index).ok());
+        let train = index.and_then(|index| self.trains.get_mut(index));
+        let train = train.expect("invariant: a train lives until its last piece completed");
+        let left = train.left.checked_sub(piece.datagrams());
+        train.left = left.expect("invariant: a datagram completes once");
+        while self.trains.front().is_some_and(|train| train.left == 0) {
+            self.trains.pop_front();
+            self.oldest += 1;
+        }
+    }
+
+    /// Makes a piece that the kernel did not take the next to go. To take back several, begin with the youngest.
+    ///
+    /// # Panics
+    ///
+    /// When no piece is in flight.
+    pub(crate) fn take_back(&mut self, piece: Piece) {
+        self.in_flight =
+            self.in_flight.checked_sub(1).expect("invariant: only pieces in flight are taken back");
+        self.returned.push_front(piece);
+    }
+
+    /// Where the bytes of a piece lie, for giving their address to the kernel.
+    pub(crate) fn address(&self, piece: &Piece) -> *const u8 {
+        assert!(piece.start + piece.len <= OUTBOX_BYTES, "invariant: a piece lies in the arena");
+        self.arena.address(0).wrapping_add(piece.start)
+    }
+
+    /// The bytes of a piece in flight, for a back end that sends by copying.
+    pub(crate) fn bytes(&self, piece: &Piece) -> &[u8] {
+        // SAFETY: the kernel only reads what a piece covers, and `&self` excludes writers of ours.
+        unsafe { self.arena.bytes(0, piece.start..piece.start + piece.len) }
+    }
+}
+
+/// The bytes of as many datagrams as one send takes.
+fn bytes_of(most: usize, stride: usize) -> usize {
+    most.min(SEND_BYTES / stride).max(1) * stride
+}
+
+/// Room for a packet being filled; dereferences to its bytes, whose former content is unspecified.
 #[derive(Debug)]
 pub struct PacketSlot<'a> {
-    queue: &'a mut SendQueue,
+    queue: &'a mut PacketQueue,
     slot: u16,
 }
 
@@ -119,7 +368,7 @@ impl PacketSlot<'_> {
     ///
     /// When `len` exceeds the slot.
     pub fn commit(self, len: usize) {
-        self.queue.commit(self.slot, len, NOBODY);
+        self.queue.commit(self.slot, len);
     }
 }
 
@@ -137,9 +386,6 @@ impl DerefMut for PacketSlot<'_> {
     }
 }
 
-/// The address of a slot that has none: a packet to TUN.
-const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-
 /// Where a slot is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
@@ -148,35 +394,28 @@ enum Life {
     InFlight,
 }
 
-/// Slots of one kind. Headers that the kernel wants in front of the content lie in zeroed headroom.
+/// Where a packet begins in its slot: the offload header lies in front of it, in zeroed bytes.
+const PACKET_START: usize = LINE;
+
+/// Packets of our own for TUN, in slots. A slot is free, then being filled, ready, in flight, and free again once the
+/// kernel said that it is done.
 #[derive(Debug)]
-pub(crate) struct SendQueue {
+pub(crate) struct PacketQueue {
     region: Region,
-    content: Range<usize>,
-    headroom: usize,
+    capacity: usize,
     free: Vec<u16>,
     ready: VecDeque<u16>,
-    slots: Box<[Queued]>,
+    slots: Box<[(Life, usize)]>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Queued {
-    life: Life,
-    len: usize,
-    to: SocketAddr,
-}
-
-impl SendQueue {
-    fn new(slots: usize, headroom: usize, capacity: usize) -> Self {
-        let first = if headroom == 0 { 0 } else { headroom.next_multiple_of(LINE) };
-        let count = u16::try_from(slots).expect("invariant: queue bounds fit 16 bits");
+impl PacketQueue {
+    fn new(capacity: usize) -> Self {
         Self {
-            region: Region::new(slots, first + capacity),
-            content: first..first + capacity,
-            headroom,
-            free: (0..count).rev().collect(),
-            ready: VecDeque::with_capacity(slots),
-            slots: vec![Queued { life: Life::Free, len: 0, to: NOBODY }; slots].into_boxed_slice(),
+            region: Region::new(OUTBOX_PACKETS, PACKET_START + capacity),
+            capacity,
+            free: (0..OUTBOX_PACKETS as u16).rev().collect(),
+            ready: VecDeque::with_capacity(OUTBOX_PACKETS),
+            slots: vec![(Life::Free, 0); OUTBOX_PACKETS].into_boxed_slice(),
         }
     }
 
@@ -185,52 +424,33 @@ impl SendQueue {
     }
 
     fn filling(&self, slot: u16) -> &[u8] {
-        assert_eq!(self.slots[usize::from(slot)].life, Life::Free, "invariant: only free slots are filled");
+        assert_eq!(self.slots[usize::from(slot)].0, Life::Free, "invariant: only free slots are filled");
         // SAFETY: a free slot is not in flight, so the kernel does not use it; `&self` excludes writers of ours.
-        unsafe { self.region.bytes(slot, self.content.clone()) }
+        unsafe { self.region.bytes(slot, PACKET_START..PACKET_START + self.capacity) }
     }
 
     fn filling_mut(&mut self, slot: u16) -> &mut [u8] {
-        assert_eq!(self.slots[usize::from(slot)].life, Life::Free, "invariant: only free slots are filled");
+        assert_eq!(self.slots[usize::from(slot)].0, Life::Free, "invariant: only free slots are filled");
         // SAFETY: a free slot is not in flight, so the kernel does not use it.
-        unsafe { self.region.bytes_mut(slot, self.content.clone()) }
+        unsafe { self.region.bytes_mut(slot, PACKET_START..PACKET_START + self.capacity) }
     }
 
-    fn commit(&mut self, slot: u16, len: usize, to: SocketAddr) {
-        assert!(len <= self.content.len(), "invariant: {len} bytes fit a slot of {}", self.content.len());
+    fn commit(&mut self, slot: u16, len: usize) {
+        assert!(len <= self.capacity, "invariant: {len} bytes fit a slot of {}", self.capacity);
         let free = self.free.pop();
         assert_eq!(free, Some(slot), "invariant: the slot being filled is the next free one");
-        self.slots[usize::from(slot)] = Queued { life: Life::Ready, len, to };
+        self.slots[usize::from(slot)] = (Life::Ready, len);
         self.ready.push_back(slot);
     }
 
-    /// How many slots are ready.
-    pub(crate) fn ready_len(&self) -> usize {
-        self.ready.len()
-    }
-
-    /// How many slots the kernel holds.
-    #[cfg(test)]
-    pub(crate) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len() - self.ready.len()
-    }
-
-    /// The destination of the oldest ready slot.
-    pub(crate) fn next_destination(&self) -> Option<SocketAddr> {
-        self.ready.front().map(|slot| self.slots[usize::from(*slot)].to)
-    }
-
-    /// Takes the oldest ready slot to hand it to the kernel: it stays in flight until [`SendQueue::complete`] or
-    /// [`SendQueue::take_back`].
+    /// Takes the oldest ready packet to hand it to the kernel: it stays in flight until [`PacketQueue::complete`].
     pub(crate) fn start(&mut self) -> Option<Sending> {
         let slot = self.ready.pop_front()?;
-        let queued = &mut self.slots[usize::from(slot)];
-        queued.life = Life::InFlight;
-        let (len, to) = (queued.len, queued.to);
-        let skip = self.content.start - self.headroom;
-        // SAFETY: headroom <= content.start < stride, so the sum stays inside the slot.
-        let address = unsafe { self.region.address(slot).add(skip) };
-        Some(Sending { slot, address, len: self.headroom + len, to })
+        let (life, len) = &mut self.slots[usize::from(slot)];
+        *life = Life::InFlight;
+        let skip = PACKET_START - virtio::HEADER;
+        let address = self.region.address(slot).wrapping_add(skip).cast_const();
+        Some(Sending { slot, address, len: virtio::HEADER + *len })
     }
 
     /// Frees a slot that the kernel is done with.
@@ -239,43 +459,32 @@ impl SendQueue {
     ///
     /// When the slot is not in flight: it would be handed out while the kernel reads it.
     pub(crate) fn complete(&mut self, slot: u16) {
-        let queued = &mut self.slots[usize::from(slot)];
-        assert_eq!(queued.life, Life::InFlight, "invariant: only slots in flight complete");
-        queued.life = Life::Free;
+        let (life, _) = &mut self.slots[usize::from(slot)];
+        assert_eq!(*life, Life::InFlight, "invariant: only slots in flight complete");
+        *life = Life::Free;
         self.free.push(slot);
     }
 
-    /// Makes a slot that the kernel did not accept the next to go. To take back several, begin with the youngest.
-    ///
-    /// # Panics
-    ///
-    /// When the slot is not in flight.
-    pub(crate) fn take_back(&mut self, slot: u16) {
-        let queued = &mut self.slots[usize::from(slot)];
-        assert_eq!(queued.life, Life::InFlight, "invariant: only slots in flight are taken back");
-        queued.life = Life::Ready;
-        self.ready.push_front(slot);
-    }
-
-    /// The content of a slot in flight, for a back end that sends by copying.
+    /// The content of a slot in flight, its offload header included, for a back end that sends by copying.
     pub(crate) fn sent_bytes(&self, sending: &Sending) -> &[u8] {
-        let start = self.content.start - self.headroom;
-        // SAFETY: the kernel only reads slots of a send queue, and `&self` excludes writers of ours.
+        let start = PACKET_START - virtio::HEADER;
+        // SAFETY: the kernel only reads slots of the queue, and `&self` excludes writers of ours.
         unsafe { self.region.bytes(sending.slot, start..start + sending.len) }
     }
 }
 
-/// A slot on its way to the kernel.
+/// A packet on its way to the kernel, its offload header included.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sending {
     pub(crate) slot: u16,
     pub(crate) address: *const u8,
     pub(crate) len: usize,
-    pub(crate) to: SocketAddr,
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn to(port: u16) -> SocketAddr {
@@ -288,64 +497,120 @@ mod tests {
         slot.commit(1, to(u16::from(byte)));
     }
 
-    #[test]
-    fn a_full_outbox_says_so_and_recovers() {
-        let mut outbox = Outbox::new(1408);
-        for _ in 0..OUTBOX_DATAGRAMS {
-            outbox.datagram().expect("room").commit(0, to(1));
-        }
-        assert_eq!(outbox.datagram_room(), 0);
-        assert!(outbox.datagram().is_none());
-        let sending = outbox.datagrams.start().expect("ready");
-        assert!(outbox.datagram().is_none(), "a slot in flight is not free");
-        outbox.datagrams.complete(sending.slot);
-        assert!(outbox.datagram().is_some());
+    fn start(outbox: &mut Outbox, most: usize) -> Option<Piece> {
+        outbox.datagrams.start(|_| most)
     }
 
     #[test]
-    fn a_full_packet_queue_says_so() {
+    fn the_outbox_has_room_for_its_bounds_and_no_more() {
         let mut outbox = Outbox::new(1408);
+        for number in 0..OUTBOX_TRAINS {
+            assert_eq!(outbox.train_room(), OUTBOX_TRAINS - number);
+            fill(&mut outbox, 1);
+        }
+        assert_eq!((outbox.train_room(), outbox.room()), (0, 0));
+        assert!(outbox.datagram().is_none());
         for _ in 0..OUTBOX_PACKETS {
-            outbox.packet().expect("room").commit(20);
+            outbox.packet().expect("room").commit(1);
         }
         assert_eq!(outbox.packet_room(), 0);
         assert!(outbox.packet().is_none());
     }
 
     #[test]
-    fn an_uncommitted_slot_is_not_sent() {
+    fn a_train_longer_than_the_room_is_refused_and_what_has_gone_makes_room() {
         let mut outbox = Outbox::new(1408);
-        outbox.datagram().expect("room").fill(1);
-        assert_eq!(outbox.datagrams.ready_len(), 0);
-        assert_eq!(outbox.datagram_room(), OUTBOX_DATAGRAMS);
+        assert_eq!(outbox.room(), OUTBOX_BYTES);
+        assert!(outbox.train(OUTBOX_BYTES + 1).is_none());
+        outbox.train(OUTBOX_BYTES).expect("all of it").commit_train(OUTBOX_BYTES, 1000, to(1));
+        assert_eq!(outbox.room(), 0);
+        assert!(outbox.train(1).is_none());
+        while let Some(piece) = start(&mut outbox, 127) {
+            outbox.datagrams.complete(&piece);
+        }
+        assert!(outbox.train(OUTBOX_BYTES).is_some());
     }
 
     #[test]
-    fn datagrams_leave_in_order_even_when_taken_back() {
+    fn what_is_not_committed_is_not_sent() {
+        let mut outbox = Outbox::new(1408);
+        outbox.datagram().expect("room").fill(1);
+        assert!(!outbox.datagrams.is_waiting());
+        assert!(start(&mut outbox, 1).is_none());
+        assert_eq!((outbox.train_room(), outbox.room()), (OUTBOX_TRAINS, OUTBOX_BYTES));
+    }
+
+    #[test]
+    fn a_train_is_cut_at_what_one_send_takes() {
+        let mut outbox = Outbox::new(1408);
+        let len = 100 * 1440 + 7;
+        outbox.train(len).expect("room").commit_train(len, 1440, to(1));
+        let mut sent = Vec::new();
+        while let Some(piece) = start(&mut outbox, 127) {
+            assert!(piece.len <= 65_507);
+            sent.push(piece.datagrams());
+            outbox.datagrams.complete(&piece);
+        }
+        assert_eq!(sent, [45, 45, 11]);
+        outbox.train(300).expect("room").commit_train(300, 100, to(1));
+        let sizes: Vec<_> = std::iter::from_fn(|| start(&mut outbox, 2)).map(|piece| piece.len).collect();
+        assert_eq!(sizes, [200, 100]);
+        assert_eq!(outbox.datagrams.in_flight(), 2);
+    }
+
+    #[test]
+    fn an_empty_datagram_is_sent() {
+        let mut outbox = Outbox::new(1408);
+        outbox.datagram().expect("room").commit(0, to(1));
+        let piece = start(&mut outbox, 1).expect("one");
+        assert_eq!((piece.len, piece.datagrams()), (0, 1));
+        outbox.datagrams.complete(&piece);
+        assert!(!outbox.datagrams.is_waiting());
+        assert_eq!(outbox.train_room(), OUTBOX_TRAINS);
+    }
+
+    #[test]
+    fn what_was_taken_back_goes_first_and_in_order() {
         let mut outbox = Outbox::new(1408);
         for byte in 0..5 {
             fill(&mut outbox, byte);
         }
-        let first: Vec<_> = (0..3).map(|_| outbox.datagrams.start().expect("ready")).collect();
-        outbox.datagrams.complete(first[0].slot);
-        outbox.datagrams.take_back(first[2].slot);
-        outbox.datagrams.take_back(first[1].slot);
+        let first: Vec<_> = (0..3).map(|_| start(&mut outbox, 1).expect("ready")).collect();
+        outbox.datagrams.complete(&first[0]);
+        outbox.datagrams.take_back(first[2]);
+        outbox.datagrams.take_back(first[1]);
         let mut order = Vec::new();
-        while let Some(sending) = outbox.datagrams.start() {
-            order.push(outbox.datagrams.sent_bytes(&sending)[0]);
+        while let Some(piece) = start(&mut outbox, 1) {
+            order.push(outbox.datagrams.bytes(&piece)[0]);
         }
         assert_eq!(order, [1, 2, 3, 4]);
         assert_eq!(outbox.datagrams.in_flight(), 4);
     }
 
     #[test]
+    fn a_piece_that_is_refused_whole_goes_in_parts() {
+        let mut outbox = Outbox::new(1408);
+        outbox.train(250).expect("room").commit_train(250, 100, to(1));
+        let whole = start(&mut outbox, 127).expect("one");
+        assert_eq!(whole.datagrams(), 3);
+        outbox.datagrams.take_back(whole);
+        let mut lens = Vec::new();
+        while let Some(part) = start(&mut outbox, 1) {
+            lens.push(part.len);
+            outbox.datagrams.complete(&part);
+        }
+        assert_eq!(lens, [100, 100, 50]);
+        assert_eq!(outbox.train_room(), OUTBOX_TRAINS);
+    }
+
+    #[test]
     #[should_panic(expected = "invariant")]
-    fn a_slot_completes_once() {
+    fn a_piece_completes_once() {
         let mut outbox = Outbox::new(1408);
         fill(&mut outbox, 1);
-        let sending = outbox.datagrams.start().expect("ready");
-        outbox.datagrams.complete(sending.slot);
-        outbox.datagrams.complete(sending.slot);
+        let piece = start(&mut outbox, 1).expect("ready");
+        outbox.datagrams.complete(&piece);
+        outbox.datagrams.complete(&piece);
     }
 
     #[test]
@@ -359,13 +624,77 @@ mod tests {
         let mut expected = vec![0; virtio::HEADER];
         expected.extend([0x45; 3]);
         assert_eq!(outbox.packets.sent_bytes(&sending), expected);
+        outbox.packets.complete(sending.slot);
+        assert_eq!(outbox.packet_room(), OUTBOX_PACKETS);
     }
 
     #[test]
-    fn datagram_slots_fit_the_mtu_and_handshakes() {
+    fn a_place_for_a_datagram_fits_the_mtu_and_handshakes() {
         assert_eq!(datagram_capacity(1280), 1504);
         assert_eq!(datagram_capacity(1408), 1504);
         assert_eq!(datagram_capacity(8920), 8992);
         assert!(datagram_capacity(u16::MAX) > usize::from(u16::MAX));
+    }
+
+    /// What may happen to an outbox.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Commit { len: usize, stride: usize },
+        Start { most: usize },
+        Complete { which: usize },
+        TakeBackLast,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0usize..200_000, 1usize..3000).prop_map(|(len, stride)| Step::Commit { len, stride }),
+            4 => (1usize..128).prop_map(|most| Step::Start { most }),
+            4 => any::<prop::sample::Index>().prop_map(|which| Step::Complete { which: which.index(1 << 16) }),
+            1 => Just(Step::TakeBackLast),
+        ]
+    }
+
+    proptest! {
+        /// Every byte committed leaves once, from where it was written, and no train is written over one that is not done.
+        #[test]
+        fn bytes_are_never_lost_doubled_or_overwritten(steps in prop::collection::vec(step(), 1..200)) {
+            let mut outbox = Outbox::new(1408);
+            let mut in_flight: Vec<Piece> = Vec::new();
+            let (mut committed, mut completed, mut number) = (0usize, 0usize, 0u8);
+            let finish = |outbox: &mut Outbox, piece: Piece| {
+                let bytes = outbox.datagrams.bytes(&piece);
+                prop_assert!(bytes.iter().all(|byte| *byte == piece.to.port() as u8));
+                outbox.datagrams.complete(&piece);
+                Ok(piece.len)
+            };
+            for step in steps {
+                match step {
+                    Step::Commit { len, stride } => {
+                        number = number.wrapping_add(1);
+                        let Some(mut slot) = outbox.train(len) else { continue };
+                        slot.fill(number);
+                        slot.commit_train(len, stride, to(u16::from(number)));
+                        committed += len;
+                    }
+                    Step::Start { most } => in_flight.extend(start(&mut outbox, most)),
+                    Step::Complete { which } if !in_flight.is_empty() => {
+                        let piece = in_flight.remove(which % in_flight.len());
+                        completed += finish(&mut outbox, piece)?;
+                    }
+                    Step::TakeBackLast => {
+                        if let Some(piece) = in_flight.pop() {
+                            outbox.datagrams.take_back(piece);
+                        }
+                    }
+                    Step::Complete { .. } => {}
+                }
+            }
+            while let Some(piece) = in_flight.pop().or_else(|| start(&mut outbox, 127)) {
+                completed += finish(&mut outbox, piece)?;
+            }
+            prop_assert_eq!(completed, committed);
+            prop_assert_eq!(outbox.train_room(), OUTBOX_TRAINS);
+            prop_assert!(outbox.train(OUTBOX_BYTES).is_some());
+        }
     }
 }

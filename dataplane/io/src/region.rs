@@ -96,6 +96,29 @@ impl Region {
         // ours, and the caller promises that the kernel does not write.
         unsafe { std::slice::from_raw_parts_mut(first, range.end - range.start) }
     }
+
+    /// As [`Region::bytes_mut`], and several slots may be borrowed at once.
+    ///
+    /// # Safety
+    ///
+    /// The kernel must not use the slot, and nobody else may borrow it, while the answer lives.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not inside the slot.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that each slot is borrowed once")]
+    pub(crate) unsafe fn slot_mut(&self, slot: u16, range: Range<usize>) -> &mut [u8] {
+        assert!(
+            range.start <= range.end && range.end <= self.stride,
+            "invariant: {range:?} of {}",
+            self.stride
+        );
+        // SAFETY: address() is checked, and start <= stride keeps the sum inside the slot or at its end.
+        let first = unsafe { self.address(slot).add(range.start) };
+        // SAFETY: the range lies inside one slot of an initialised allocation that lives as long as `&self`; the caller
+        // promises that nobody else uses it.
+        unsafe { std::slice::from_raw_parts_mut(first, range.len()) }
+    }
 }
 
 impl Drop for Region {

@@ -47,6 +47,29 @@ pub(crate) fn tun_set_interface(file: BorrowedFd<'_>, name: &str, flags: TunFlag
     interface_name(&request)
 }
 
+/// What a TUN queue's reader can finish itself (`linux/if_tun.h`): checksums, and super-packets of TCP and of UDP.
+const TUN_F_CSUM: libc::c_uint = 1;
+const TUN_F_TSO: libc::c_uint = 2 | 4 | 8;
+const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
+
+/// Offers to finish checksums and to cut super-packets of TCP, and of UDP, that the interface gives.
+pub(crate) fn tun_set_offloads(file: BorrowedFd<'_>, tso: bool, uso: bool) -> io::Result<()> {
+    let mut flags = 0;
+    if tso {
+        flags |= TUN_F_CSUM | TUN_F_TSO;
+    }
+    if uso {
+        flags |= TUN_F_CSUM | TUN_F_USO;
+    }
+    // SAFETY: TUNSETOFFLOAD takes the flags as a number, no pointer.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) }).map(drop)
+}
+
+/// Has datagrams of one sender and size arrive together (`UDP_GRO`), or no more.
+pub(crate) fn set_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, on.into())
+}
+
 /// Whether a TUN file is a queue of an interface that exists.
 pub(crate) fn tun_is_attached(file: BorrowedFd<'_>) -> bool {
     let mut request = interface_request();
@@ -134,6 +157,37 @@ pub(crate) fn poll(set: &mut [libc::pollfd], timeout: Option<Duration>) -> io::R
     // signal mask means no change.
     let ready = check(unsafe { libc::ppoll(set.as_mut_ptr(), len, timeout, std::ptr::null()) })?;
     Ok(usize::try_from(ready).unwrap_or(0))
+}
+
+/// Sends `count` messages without waiting; answers how many the kernel took.
+///
+/// # Safety
+///
+/// `first` must be the first of as many headers, each pointing to a name and vectors of the lengths it tells, to memory
+/// that nobody writes to during the call.
+pub(crate) unsafe fn send_messages(
+    socket: BorrowedFd<'_>,
+    first: *mut libc::mmsghdr,
+    count: usize,
+) -> io::Result<usize> {
+    // SAFETY: the caller's promise is the one asked for.
+    let sent = check(unsafe { libc::sendmmsg(socket.as_raw_fd(), first, count as u32, libc::MSG_DONTWAIT) })?;
+    Ok(usize::try_from(sent).unwrap_or(0))
+}
+
+/// Writes what `count` vectors point to, in one call.
+///
+/// # Safety
+///
+/// `vectors` must be the first of as many, each pointing to memory of its length that nobody writes to during the call.
+pub(crate) unsafe fn write_vectors(
+    file: BorrowedFd<'_>,
+    vectors: *const libc::iovec,
+    count: usize,
+) -> io::Result<usize> {
+    // SAFETY: the caller's promise is the one asked for.
+    let written = unsafe { libc::writev(file.as_raw_fd(), vectors, count as libc::c_int) };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
 /// A set of processors.

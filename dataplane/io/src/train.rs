@@ -1,7 +1,7 @@
-//! What a handler sees: a [`SuperPacket`] from TUN, a [`Train`] of datagrams from the network, and the [`Delivery`]
-//! that takes the ranges of a train that are packets.
+//! What a handler sees of the network: a [`Train`] of datagrams, and the [`Delivery`] that takes the ranges of it that
+//! are packets.
 //!
-//! Both are runs of equal pieces in one buffer, of which only the last may be shorter. Without offloads a run has one.
+//! A train is a run of equal datagrams in one buffer, of which only the last may be shorter. Without offloads it has one.
 
 use std::ops::Range;
 
@@ -9,45 +9,6 @@ use thiserror::Error;
 
 use crate::MAX_SEGMENTS;
 use crate::outbox::Outbox;
-use crate::tun::virtio;
-
-/// A packet from TUN, or a super-packet of equal segments, seen one packet at a time.
-///
-/// It is not an iterator: a segment is made by writing its header over the end of the one before, so only one exists
-/// at any time.
-#[derive(Debug)]
-pub struct SuperPacket<'a> {
-    bytes: &'a mut [u8],
-    taken: bool,
-}
-
-impl<'a> SuperPacket<'a> {
-    /// A single packet.
-    #[must_use]
-    pub fn new(packet: &'a mut [u8]) -> Self {
-        Self { bytes: packet, taken: false }
-    }
-
-    /// How many packets this is.
-    #[must_use]
-    pub fn segments(&self) -> usize {
-        1
-    }
-
-    /// The first packet's bytes: enough to decide once for all segments, which share addresses, protocol and ports.
-    #[must_use]
-    pub fn first(&self) -> &[u8] {
-        self.bytes
-    }
-
-    /// The next packet, complete with its own header and checksums.
-    pub fn next_packet(&mut self) -> Option<&mut [u8]> {
-        if std::mem::replace(&mut self.taken, true) {
-            return None;
-        }
-        Some(self.bytes)
-    }
-}
 
 /// Datagrams of one sender in one buffer: equal lengths, save the last.
 #[derive(Debug)]
@@ -62,6 +23,22 @@ impl<'a> Train<'a> {
     pub fn new(datagram: &'a mut [u8]) -> Self {
         let stride = datagram.len().max(1);
         Self { bytes: datagram, stride }
+    }
+
+    /// Datagrams of `stride` bytes, one behind the other; the last may be shorter.
+    pub(crate) fn of(bytes: &'a mut [u8], stride: usize) -> Self {
+        Self { bytes, stride: stride.max(1) }
+    }
+
+    /// The bytes of all datagrams, one behind the other.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+
+    /// Bytes of each datagram but the last.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.stride
     }
 
     /// How many datagrams this is, at most [`MAX_SEGMENTS`]; never 0, as a datagram may be empty.
@@ -112,9 +89,6 @@ pub enum RangeError {
     /// A later datagram, or this one, was delivered already.
     #[error("datagrams are delivered once, in ascending order")]
     OutOfOrder,
-    /// There is no room for the offload header in front of the packet.
-    #[error("a packet must leave {} bytes of its datagram in front of it", virtio::HEADER)]
-    NoHeadroom,
 }
 
 impl<'a> Delivery<'a> {
@@ -123,10 +97,8 @@ impl<'a> Delivery<'a> {
         Self { outbox, len: train.bytes.len(), stride: train.stride, next: 0, ranges: heapless::Vec::new() }
     }
 
-    /// Delivers bytes `range` of datagram `index` to TUN, where they are written in place.
-    ///
-    /// At least 10 bytes of the datagram must lie in front of the packet: the offload header goes there. A transport
-    /// message has 16.
+    /// Delivers bytes `range` of datagram `index` to TUN: they are written from where they lie, and must not change any
+    /// more.
     ///
     /// # Errors
     ///
@@ -138,9 +110,6 @@ impl<'a> Delivery<'a> {
         }
         if range.is_empty() || range.end > datagram.len() {
             return Err(RangeError::OutOfBounds);
-        }
-        if range.start < virtio::HEADER {
-            return Err(RangeError::NoHeadroom);
         }
         let packet = datagram.start + range.start..datagram.start + range.end;
         self.ranges.push(packet).map_err(|_| RangeError::NoSuchDatagram)?;
@@ -183,15 +152,6 @@ mod tests {
     }
 
     #[test]
-    fn a_super_packet_ends() {
-        let mut bytes = [1, 2, 3];
-        let mut packets = SuperPacket::new(&mut bytes);
-        assert_eq!(packets.first(), &[1, 2, 3]);
-        assert_eq!(packets.next_packet().expect("one"), &[1, 2, 3]);
-        assert!(packets.next_packet().is_none());
-    }
-
-    #[test]
     fn delivery_takes_only_packets_of_its_train() {
         let mut outbox = Outbox::new(1408);
         let mut bytes = vec![0; 250];
@@ -200,12 +160,11 @@ mod tests {
         assert_eq!(delivery.packet(3, 16..20), Err(RangeError::NoSuchDatagram));
         assert_eq!(delivery.packet(0, 16..101), Err(RangeError::OutOfBounds));
         assert_eq!(delivery.packet(0, 16..16), Err(RangeError::OutOfBounds));
-        assert_eq!(delivery.packet(0, 9..20), Err(RangeError::NoHeadroom));
         assert_eq!(delivery.packet(0, 16..84), Ok(()));
         assert_eq!(delivery.packet(0, 16..84), Err(RangeError::OutOfOrder));
-        assert_eq!(delivery.packet(2, 10..50), Ok(()));
+        assert_eq!(delivery.packet(2, 0..50), Ok(()));
         assert_eq!(delivery.packet(1, 16..84), Err(RangeError::OutOfOrder));
         assert_eq!(delivery.packet(2, 10..51), Err(RangeError::OutOfOrder));
-        assert_eq!(delivery.into_ranges().as_slice(), &[16..84, 210..250]);
+        assert_eq!(delivery.into_ranges().as_slice(), &[16..84, 200..250]);
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use ringmesh_io::{Chosen, Counters, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
+use ringmesh_io::{Chosen, Counters, Offloads, Parts, SocketBuffers, Tun, TunError, Udp, UdpError, Waker};
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
     Carried, DropCounters, DropReason, Event, Floors, HandshakeCounts, Path, PeerConfig, PeerStatus,
@@ -352,7 +352,7 @@ impl DataPlane {
         let interface = tun.name().to_owned();
         let port = udp.port();
         let waker = Waker::new().map_err(|error| Failure::host("making an eventfd", &error))?;
-        let parts = Parts { tun, udp, waker: waker.clone(), mtu: config.mtu };
+        let parts = Parts { tun, udp, waker: waker.clone(), mtu: config.mtu, offloads: Offloads::ALL };
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (events_out, events) = mpsc::channel(EVENTS);
         let (failed_out, failed) = watch::channel(None);

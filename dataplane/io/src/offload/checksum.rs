@@ -21,15 +21,10 @@ impl Sum {
     /// nothing may come behind it.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if bytes.len() >= WIDE {
-            if is_x86_feature_detected!("avx512f") {
-                // SAFETY: the machine has the instructions, asked in the line above.
-                return Self(unsafe { accumulate_avx512(bytes) });
-            }
-            if is_x86_feature_detected!("avx2") {
-                // SAFETY: the machine has the instructions, asked in the line above.
-                return Self(unsafe { accumulate_avx2(bytes) });
-            }
+        if bytes.len() >= WIDE && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+        {
+            // SAFETY: the machine has the instructions, asked in the line above.
+            return Self(unsafe { accumulate_avx512(bytes) });
         }
         Self(accumulate(bytes))
     }
@@ -113,14 +108,40 @@ fn accumulate(bytes: &[u8]) -> u64 {
     sum.wrapping_add(u64::from(tail))
 }
 
+/// As [`accumulate`], in lanes of a whole cache line: the vectors that the compiler makes of the plain loop for this
+/// machine are slower than those it makes for the oldest.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn accumulate_avx512(bytes: &[u8]) -> u64 {
-    accumulate(bytes)
-}
+    use std::arch::x86_64::{
+        _mm512_add_epi64, _mm512_and_si512, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
+        _mm512_reduce_add_epi64, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_srli_epi64,
+    };
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn accumulate_avx2(bytes: &[u8]) -> u64 {
-    accumulate(bytes)
+    let low = _mm512_set1_epi64(0xffff_ffff);
+    let mut sums = [_mm512_setzero_si512(); 4];
+    let [a, b, c, d] = &mut sums;
+    let (pairs, rest) = bytes.as_chunks::<{ 2 * BLOCK }>();
+    for pair in pairs {
+        let first = pair.as_ptr();
+        // SAFETY: the pair is 128 bytes, of which these are the first 64.
+        let x = unsafe { _mm512_loadu_si512(first.cast()) };
+        // SAFETY: offset 64 lies inside the pair.
+        let second = unsafe { first.add(BLOCK) };
+        // SAFETY: the pair is 128 bytes, of which these are the last 64.
+        let y = unsafe { _mm512_loadu_si512(second.cast()) };
+        *a = _mm512_add_epi64(*a, _mm512_and_si512(x, low));
+        *b = _mm512_add_epi64(*b, _mm512_srli_epi64::<32>(x));
+        *c = _mm512_add_epi64(*c, _mm512_and_si512(y, low));
+        *d = _mm512_add_epi64(*d, _mm512_srli_epi64::<32>(y));
+    }
+    for part in rest.chunks(BLOCK) {
+        let mask = u64::MAX >> (BLOCK.wrapping_sub(part.len()) & 63);
+        // SAFETY: the mask has as many bits as the part has bytes (one to 64), and no others are read.
+        let x = unsafe { _mm512_maskz_loadu_epi8(mask, part.as_ptr().cast()) };
+        *a = _mm512_add_epi64(*a, _mm512_and_si512(x, low));
+        *b = _mm512_add_epi64(*b, _mm512_srli_epi64::<32>(x));
+    }
+    let [a, b, c, d] = sums;
+    _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d))).cast_unsigned()
 }

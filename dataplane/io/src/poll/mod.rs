@@ -1,23 +1,41 @@
-//! The portable back end: ppoll, recvmmsg and sendmmsg, one read and one write per packet on TUN.
+//! The portable back end: ppoll, recvmmsg and sendmmsg, one read or write for a packet or super-packet on TUN.
 //!
-//! For machines on which io_uring is forbidden. Same order of events and same bounds as the ring.
+//! For machines on which io_uring is forbidden. Same offloads, order of events and bounds as the ring.
 
 mod batch;
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Instant;
 
-use crate::outbox::datagram_capacity;
+use crate::offload::Place;
+use crate::outbox::{OUTBOX_BYTES, Piece, datagram_capacity};
 use crate::pause::Pause;
-use crate::tun::virtio;
+use crate::region::{LINE, Region};
 use crate::udp::Family;
-use crate::{Counters, Delivery, Handler, Now, Outbox, PacketIo, Parts, SuperPacket, Train, Waker, sys};
-use batch::{ReceiveBatch, SendBatch};
+use crate::udp::messages::Messages;
+use crate::udp::segmentation::{Segmentation, is_about_segments};
+use crate::writes::{Write, Writes};
+use crate::{
+    Counters, Delivery, Handler, MAX_PACKETS, MAX_SEGMENTS, Now, Offloads, Outbox, PacketIo, Parts,
+    SuperPacket, Train, Waker, offload::virtio, reads, sys,
+};
+use batch::ReceiveBatch;
+
+/// The most datagrams or trains sent by one call.
+const SEND_BATCH: usize = 64;
+
+/// The most bytes read from TUN before what they became is sent, so that they are still in the cache.
+const READ_BYTES: usize = 256 << 10;
 
 /// The most packets read from TUN in one turn, so that the network has its say in between.
-const TUN_BUDGET: usize = 64;
+const READ_PACKETS: usize = MAX_PACKETS;
+
+/// The longest that the kernel merges datagrams to.
+const TRAIN_BYTES: usize = 1 << 16;
+
+/// Where a read begins in its slot, so that the packet behind the offload header begins on a cache line.
+const READ_START: usize = LINE - virtio::HEADER;
 
 /// Talks to the kernel by plain system calls.
 #[derive(Debug)]
@@ -25,13 +43,20 @@ pub struct PollIo {
     parts: Parts,
     outbox: Outbox,
     receive: ReceiveBatch,
-    send: SendBatch,
-    /// Offload header, one packet, and one byte by which a longer packet shows.
-    read: Box<[u8]>,
+    messages: Messages,
+    /// The run being sent.
+    sending: heapless::Vec<Piece, SEND_BATCH>,
+    segmentation: Segmentation,
+    writes: Writes,
+    /// What was read from TUN: slots of `read_len` bytes from `READ_START` on.
+    read: Region,
+    read_len: usize,
     /// The socket that took nothing more when we last sent.
     stalled: Option<Family>,
     /// After errors of TUN and of the sockets, in the order of `wait`.
     pauses: [Pause; WAKER],
+    /// The kernel had no memory for a datagram.
+    send_pause: Pause,
     counters: Counters,
 }
 
@@ -46,14 +71,22 @@ const POLLED: usize = 4;
 impl PollIo {
     /// Makes a back end of its parts.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
+        parts.offer_offloads();
+        let Offloads { tso, uso, udp_gso, udp_gro, .. } = parts.offloads;
+        let read_len = reads::buffer_len(parts.mtu, tso || uso);
         Self {
             outbox: Outbox::new(parts.mtu),
-            receive: ReceiveBatch::new(datagram_capacity(parts.mtu)),
-            send: SendBatch::new(),
-            read: vec![0; virtio::HEADER + usize::from(parts.mtu) + 1].into_boxed_slice(),
+            receive: ReceiveBatch::new(if udp_gro { TRAIN_BYTES } else { datagram_capacity(parts.mtu) }),
+            messages: Messages::new(),
+            sending: heapless::Vec::new(),
+            segmentation: Segmentation::new(udp_gso),
+            writes: Writes::new(parts.offloads),
+            read: Region::new(READ_PACKETS, READ_START + read_len),
+            read_len,
             stalled: None,
             pauses: [Pause::default(); WAKER],
+            send_pause: Pause::default(),
             counters: Counters::default(),
             parts,
         }
@@ -62,16 +95,22 @@ impl PollIo {
     /// Sends what is ready; stops where a socket takes no more.
     fn send(&mut self) -> io::Result<()> {
         while let Some(sending) = self.outbox.packets.start() {
-            let result =
-                write(self.parts.tun.file(), self.outbox.packets.sent_bytes(&sending), &mut self.counters);
+            let write = vector(sending.address, sending.len);
+            // SAFETY: a slot in flight keeps its content until it completes.
+            let result = unsafe { sys::write_vectors(self.parts.tun.as_fd(), &raw const write, 1) };
             self.outbox.packets.complete(sending.slot);
-            self.written(result)?;
+            self.counters.system_calls += 1;
+            self.wrote(result, 1)?;
+        }
+        if self.send_pause.until().is_some() {
+            if !self.send_pause.is_over(Instant::now()) {
+                return Ok(());
+            }
+            self.send_pause.end();
         }
         self.stalled = None;
         while let Some(to) = self.outbox.datagrams.next_destination() {
-            let family = Family::of(&to);
-            if !self.send_run(family) {
-                self.stalled = Some(family);
+            if !self.send_run(Family::of(&to)) {
                 self.counters.send_stalls += 1;
                 break;
             }
@@ -79,49 +118,120 @@ impl PollIo {
         Ok(())
     }
 
-    /// Sends the datagrams of one family at the head of the queue; false when the socket takes no more.
+    /// Sends what is for one family at the head of the queue; false when no more is taken for now.
     fn send_run(&mut self, family: Family) -> bool {
         let queue = &mut self.outbox.datagrams;
         let Some(socket) = self.parts.udp.socket(family) else {
-            if let Some(sending) = queue.start() {
-                queue.complete(sending.slot);
-                self.counters.datagrams_refused += 1;
+            if let Some(piece) = queue.start(|_| MAX_SEGMENTS) {
+                self.counters.datagrams_refused += piece.datagrams() as u64;
+                queue.complete(&piece);
             }
             return true;
         };
-        self.send.fill(queue, family);
-        self.counters.system_calls += 1;
-        match self.send.send(socket) {
-            Ok(sent) => {
-                self.counters.datagrams_sent += sent as u64;
-                self.send.settle(queue, sent);
-                true
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                self.send.settle(queue, 0);
-                true
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.send.settle(queue, 0);
-                false
-            }
-            Err(_) => {
-                // The error is the first datagram's; the others have not been tried.
-                self.counters.datagrams_refused += 1;
-                self.send.settle(queue, 1);
-                true
-            }
+        while !self.sending.is_full() && queue.next_destination().is_some_and(|to| Family::of(&to) == family)
+        {
+            let Some(piece) = queue.start(|to| self.segmentation.most(to)) else { break };
+            self.messages.fill(self.sending.len(), &piece, queue.address(&piece));
+            // Cannot fail: the loop ends when it is full.
+            let _ = self.sending.push(piece);
         }
+        self.counters.system_calls += 1;
+        // SAFETY: as many messages were filled, with pieces that are in flight and neither reused nor changed.
+        let result = unsafe { sys::send_messages(socket, self.messages.first(), self.sending.len()) };
+        self.conclude(family, result)
     }
 
-    /// Counts a write to TUN; an error only when the interface is gone.
-    fn written(&mut self, result: io::Result<()>) -> io::Result<()> {
+    /// Takes note of what became of a run: what was not tried goes back to the head of the queue.
+    fn conclude(&mut self, family: Family, result: io::Result<usize>) -> bool {
+        let queue = &mut self.outbox.datagrams;
+        let (mut done, mut goes_on) = (0, true);
         match result {
-            Ok(()) => self.counters.packets_written += 1,
+            Ok(sent) => {
+                done = sent;
+                self.send_pause.succeed();
+                for piece in self.sending.iter().take(sent) {
+                    self.counters.datagrams_sent += piece.datagrams() as u64;
+                    self.counters.trains_sent += u64::from(piece.datagrams() > 1);
+                }
+            }
+            // An error is the first one's; the others have not been tried.
+            Err(error) => match (error.raw_os_error(), self.sending.first()) {
+                (Some(libc::EINTR), _) => {}
+                (Some(libc::EAGAIN), _) => {
+                    self.stalled = Some(family);
+                    goes_on = false;
+                }
+                (Some(libc::ENOBUFS | libc::ENOMEM), _) => {
+                    self.send_pause.fail(Instant::now());
+                    goes_on = false;
+                }
+                (Some(code), Some(piece)) if piece.datagrams() > 1 && is_about_segments(code) => {
+                    self.counters.offloads_refused += 1;
+                    self.segmentation.refuse(&piece.to, piece.datagrams(), Instant::now());
+                }
+                (_, Some(piece)) => {
+                    self.counters.datagrams_refused += piece.datagrams() as u64;
+                    done = 1;
+                }
+                (_, None) => {}
+            },
+        }
+        while self.sending.len() > done {
+            if let Some(piece) = self.sending.pop() {
+                queue.take_back(piece);
+            }
+        }
+        for piece in &self.sending {
+            queue.complete(piece);
+        }
+        self.sending.clear();
+        goes_on
+    }
+
+    /// Counts a write of so many packets to TUN; an error only when the interface is gone.
+    fn wrote(&mut self, result: io::Result<usize>, packets: usize) -> io::Result<()> {
+        match result {
+            Ok(_) => {
+                self.counters.packets_written += packets as u64;
+                self.counters.super_packets_written += u64::from(packets > 1);
+            }
             Err(error) if self.parts.tun.is_gone(&error) => return Err(self.parts.tun.gone()),
-            Err(_) => self.counters.packets_refused += 1,
+            Err(_) => self.counters.packets_refused += packets as u64,
         }
         Ok(())
+    }
+
+    /// Writes to TUN what was pushed.
+    fn write(&mut self) -> io::Result<()> {
+        let Self { writes, receive, .. } = self;
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let count = writes.gather(|place| address(receive, place));
+        for index in 0..count {
+            let write = self.writes.get(index);
+            let result = self.write_one(write);
+            let refused = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
+            if !refused || write.packets == 1 {
+                self.wrote(result, write.packets)?;
+                continue;
+            }
+            self.counters.offloads_refused += 1;
+            let Self { writes, receive, .. } = self;
+            for again in writes.refuse(index, |place| address(receive, place)) {
+                let write = self.writes.get(again);
+                let result = self.write_one(write);
+                self.wrote(result, 1)?;
+            }
+        }
+        self.writes.clear();
+        Ok(())
+    }
+
+    fn write_one(&mut self, write: Write) -> io::Result<usize> {
+        self.counters.system_calls += 1;
+        // SAFETY: vectors, headers and buffers stay as they are until the writes are cleared.
+        unsafe { sys::write_vectors(self.parts.tun.as_fd(), write.vectors, write.count) }
     }
 
     /// Waits for any of ours, and answers who has something to say.
@@ -137,7 +247,8 @@ impl PollIo {
         let waker =
             libc::pollfd { fd: self.parts.waker.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let mut set = [tun, v4, v6, waker];
-        let until = self.pauses.iter().filter_map(Pause::until).chain(deadline).min();
+        let until =
+            self.pauses.iter().filter_map(Pause::until).chain(self.send_pause.until()).chain(deadline).min();
         let mut timeout = None;
         if let Some(until) = until {
             let now = Instant::now();
@@ -158,8 +269,9 @@ impl PollIo {
         }
     }
 
+    /// Whether anything that a read from TUN can bring has room in the outbox.
     fn has_room(&self) -> bool {
-        self.outbox.datagram_room() >= self.max_segments()
+        self.outbox.room() >= OUTBOX_BYTES / 4 * 3 && self.outbox.train_room() >= 2 * READ_PACKETS
     }
 
     /// Shows what one socket has, at most one batch.
@@ -180,62 +292,115 @@ impl PollIo {
             }
         };
         for index in 0..count {
-            let Some((datagram, from)) = self.receive.datagram(index) else {
-                self.counters.datagrams_unfit += 1;
-                continue;
-            };
-            self.counters.datagrams_received += 1;
-            let train = Train::new(datagram);
+            self.show_received(index, handler, now)?;
+        }
+        self.write()
+    }
+
+    /// Shows what one receive brought.
+    fn show_received(&mut self, index: usize, handler: &mut impl Handler, now: Now) -> io::Result<()> {
+        let Some((bytes, from, size)) = self.receive.received(index) else {
+            self.counters.datagrams_unfit += 1;
+            return Ok(());
+        };
+        let len = bytes.len();
+        let stride = size.map_or(len, usize::from).max(1);
+        if stride > datagram_capacity(self.parts.mtu) {
+            self.counters.datagrams_unfit += len.div_ceil(stride) as u64;
+            return Ok(());
+        }
+        self.counters.trains_received += u64::from(len > stride);
+        let mut start = 0;
+        loop {
+            if self.writes.room() < MAX_SEGMENTS {
+                self.write()?;
+            }
+            let Some((bytes, _, _)) = self.receive.received(index) else { return Ok(()) };
+            // More than that are of no kernel's making, and yet no reason to lose any.
+            let end = len.min(start + stride * MAX_SEGMENTS);
+            let train = Train::of(&mut bytes[start..end], stride);
+            self.counters.datagrams_received += train.len() as u64;
             let mut delivery = Delivery::new(&mut self.outbox, &train);
             handler.datagrams(train, from, &mut delivery, now);
             for range in delivery.into_ranges() {
-                let packet = self.receive.packet(index, range);
-                let result = write(self.parts.tun.file(), packet, &mut self.counters);
-                self.written(result)?;
+                let place = Place {
+                    buffer: index as u16,
+                    start: (start + range.start) as u32,
+                    len: u16::try_from(range.len()).expect("invariant: a datagram is shorter than 64 KiB"),
+                };
+                self.writes.push(place, &bytes[start..end][range]);
+            }
+            start = end;
+            if start >= len {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Shows what TUN has, within the budget and while the outbox has room.
     fn read(&mut self, handler: &mut impl Handler, now: Now) -> io::Result<()> {
-        for _ in 0..TUN_BUDGET {
-            if !self.has_room() {
+        let mut lens = heapless::Vec::<usize, READ_PACKETS>::new();
+        let (mut bytes, mut bound) = (0, 0);
+        while !lens.is_full() && bytes < READ_BYTES {
+            let Some(len) = self.read_one(lens.len() as u16, now)? else { break };
+            // SAFETY: the kernel used the slot only during the read.
+            let read = unsafe { self.read.bytes(lens.len() as u16, READ_START..READ_START + len) };
+            bytes += len;
+            bound += reads::bound(read);
+            // Cannot fail: the loop ends when it is full.
+            let _ = lens.push(len);
+            if bound > OUTBOX_BYTES / 4 {
                 break;
             }
-            self.counters.system_calls += 1;
-            let len = match self.parts.tun.file().read(&mut self.read) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
-                Err(error) if self.parts.tun.is_gone(&error) => return Err(self.parts.tun.gone()),
-                Err(_) => {
-                    self.counters.receive_errors += 1;
-                    self.pauses[TUN].fail(now.monotonic);
-                    break;
-                }
-            };
-            self.pauses[TUN].succeed();
-            let fits = len < self.read.len();
-            let Some((header, packet)) = self.read[..len].split_at_mut_checked(virtio::HEADER) else {
-                self.counters.packets_unfit += 1;
-                continue;
-            };
-            if !fits || !virtio::is_plain(header) {
-                self.counters.packets_unfit += 1;
-                continue;
+        }
+        let mut shown = heapless::Vec::<SuperPacket<'_>, READ_PACKETS>::new();
+        for (slot, len) in lens.iter().enumerate() {
+            // SAFETY: the kernel used the slot only during the read, and each slot is borrowed once.
+            let read = unsafe { self.read.slot_mut(slot as u16, READ_START..READ_START + len) };
+            let fits = *len < self.read_len;
+            if let Some(packet) =
+                reads::accept(if fits { read } else { &mut [] }, self.parts.mtu, &mut self.counters)
+            {
+                // Cannot fail: there are not more than were read.
+                let _ = shown.push(packet);
             }
-            self.counters.packets_read += 1;
-            handler.packets(SuperPacket::new(packet), &mut self.outbox, now);
+        }
+        if !shown.is_empty() {
+            handler.packets(&shown, &mut self.outbox, now);
         }
         Ok(())
     }
+
+    /// Reads what TUN gives next into a slot; `None` when there is nothing.
+    fn read_one(&mut self, slot: u16, now: Now) -> io::Result<Option<usize>> {
+        self.counters.system_calls += 1;
+        // SAFETY: the slot is ours: nothing of it is borrowed or with the kernel.
+        let buffer = unsafe { self.read.bytes_mut(slot, READ_START..READ_START + self.read_len) };
+        match self.parts.tun.file().read(buffer) {
+            Ok(len) => {
+                self.pauses[TUN].succeed();
+                Ok(Some(len))
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(None)
+            }
+            Err(error) if self.parts.tun.is_gone(&error) => Err(self.parts.tun.gone()),
+            Err(_) => {
+                self.counters.receive_errors += 1;
+                self.pauses[TUN].fail(now.monotonic);
+                Ok(None)
+            }
+        }
+    }
 }
 
-/// Writes one packet with its offload header.
-fn write(mut tun: &File, packet: &[u8], counters: &mut Counters) -> io::Result<()> {
-    counters.system_calls += 1;
-    tun.write(packet).map(drop)
+fn vector(address: *const u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: address.cast_mut().cast(), iov_len: len }
+}
+
+/// Where a place's bytes are.
+fn address(receive: &ReceiveBatch, place: Place) -> *const u8 {
+    receive.address(place.buffer, place.start as usize)
 }
 
 impl PacketIo for PollIo {
@@ -261,10 +426,11 @@ impl PacketIo for PollIo {
             }
         }
         if ready[TUN] {
-            if !self.has_room() && !self.parts.tun.is_attached() {
+            if self.has_room() {
+                self.read(handler, now)?;
+            } else if !self.parts.tun.is_attached() {
                 return Err(self.parts.tun.gone());
             }
-            self.read(handler, now)?;
         }
         handler.idle(&mut self.outbox, now);
         Ok(())
@@ -279,7 +445,7 @@ impl PacketIo for PollIo {
     }
 
     fn max_segments(&self) -> usize {
-        1
+        if self.parts.offloads == Offloads::NONE { 1 } else { MAX_SEGMENTS }
     }
 
     fn counters(&self) -> Counters {

@@ -1,9 +1,7 @@
 //! The TUN device: a network interface whose other end is a file descriptor of ours.
 //!
 //! Only the queue is made here; addresses, routes, the MTU and bringing the interface up are the caller's, by netlink.
-//! The queue is opened with the offload header and no offload offered, so the header is always empty for now.
-
-pub(crate) mod virtio;
+//! Every packet has the offload header in front; a back end says which offloads it can do.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -136,6 +134,14 @@ impl Tun {
         let name =
             sys::tun_set_interface(file.as_fd(), name, flags).map_err(|source| set_error(name, source))?;
         Ok(Self { file, name })
+    }
+
+    /// Has the interface leave checksums and the cutting of super-packets to us, as far as this kernel knows the
+    /// offloads; answers which of TCP's and UDP's it does.
+    pub(crate) fn offer(&self, tso: bool, uso: bool) -> (bool, bool) {
+        let offers = [(tso, uso), (tso, false), (false, false)];
+        let taken = |(tso, uso): &(bool, bool)| sys::tun_set_offloads(self.as_fd(), *tso, *uso).is_ok();
+        offers.into_iter().find(taken).unwrap_or_default()
     }
 
     /// The queue, to read packets from and write packets to.

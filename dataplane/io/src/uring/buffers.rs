@@ -27,7 +27,18 @@ pub(super) struct BufferRing {
     group: u16,
     with_us: Box<[bool]>,
     lent: usize,
+    /// Buffers with us that hold nothing. The last one used is the next one lent, as its bytes are in the cache.
+    spare: Vec<u16>,
+    /// How full buffers come back, in bytes, as a moving average.
+    filled: usize,
 }
+
+/// As many bytes as what arrives may be spread over, buffer by buffer, before the first one is used again: more than that
+/// and each arrival would push another one's bytes out of the cache.
+const SPREAD: usize = 1 << 20;
+
+/// Never fewer than this are lent, however full they come back.
+const FEWEST: usize = 16;
 
 /// A buffer that the kernel filled and gave up.
 #[derive(Debug)]
@@ -54,6 +65,8 @@ impl BufferRing {
             group,
             with_us: vec![true; usize::from(count)].into_boxed_slice(),
             lent: 0,
+            spare: Vec::with_capacity(usize::from(count)),
+            filled: 0,
         }
     }
 
@@ -66,20 +79,14 @@ impl BufferRing {
         let entries = self.mask + 1;
         // SAFETY: regions are page aligned, this one has room for the entries, and the caller keeps it.
         unsafe { ring.register_buffers(self.entries.address(0), entries, self.group) }?;
-        for number in 0..entries {
-            self.give_back(Taken(number));
-        }
+        self.spare.extend(0..entries);
+        self.lend();
         Ok(())
     }
 
     /// The group's number.
     pub(super) fn group(&self) -> u16 {
         self.group
-    }
-
-    /// Bytes of each buffer.
-    pub(super) fn buffer_len(&self) -> u32 {
-        self.len
     }
 
     /// How many buffers the kernel has.
@@ -100,35 +107,59 @@ impl BufferRing {
         Taken(number)
     }
 
-    /// Lends a buffer to the kernel (again).
+    /// Takes note that a buffer is of no more use to us; the next [`BufferRing::lend`] may lend it again.
     pub(super) fn give_back(&mut self, taken: Taken) {
-        let Taken(number) = taken;
-        self.with_us[usize::from(number)] = false;
-        self.lent += 1;
-        let address = self.address(number, 0) as u64;
+        self.spare.push(taken.0);
+    }
+
+    /// Takes note of how many bytes a buffer came back with.
+    pub(super) fn note(&mut self, bytes: usize) {
+        self.filled = (self.filled * 7 + bytes) / 8;
+    }
+
+    /// Lends spare buffers to the kernel: all of them while little arrives in each, few while they come back full.
+    pub(super) fn lend(&mut self) {
+        let most = usize::from(self.mask) + 1;
+        let wanted = (SPREAD / self.filled.max(1)).max(FEWEST).min(most);
+        if self.lent >= wanted || self.spare.is_empty() {
+            return;
+        }
         let base = self.entries.address(0).cast::<BufRingEntry>();
-        // SAFETY: masked, so within the entries allocated.
-        let entry = unsafe { base.add(usize::from(self.tail & self.mask)) };
-        // SAFETY: zeroed at first and only ever written here; the kernel reads it only below the tail, which this
-        // entry is not yet.
-        let entry = unsafe { &mut *entry };
-        entry.set_addr(address);
-        entry.set_len(self.len);
-        entry.set_bid(number);
-        self.tail = self.tail.wrapping_add(1);
+        while self.lent < wanted {
+            let Some(number) = self.spare.pop() else { break };
+            self.with_us[usize::from(number)] = false;
+            self.lent += 1;
+            let address = self.address(number, 0) as u64;
+            // SAFETY: masked, so within the entries allocated.
+            let entry = unsafe { base.add(usize::from(self.tail & self.mask)) };
+            // SAFETY: zeroed at first and only ever written here; the kernel reads it only below the tail, which this
+            // entry is not yet.
+            let entry = unsafe { &mut *entry };
+            entry.set_addr(address);
+            entry.set_len(self.len);
+            entry.set_bid(number);
+            self.tail = self.tail.wrapping_add(1);
+        }
         // SAFETY: `base` is the first entry of the registered entries.
         let tail = unsafe { BufRingEntry::tail(base) };
         // SAFETY: aligned and valid as long as self; the kernel reads it and only we write it, here.
         let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        // What was written to the entry, and read from the buffer, happens before the kernel sees the new tail.
+        // What was written to the entries, and read from the buffers, happens before the kernel sees the new tail.
         tail.store(self.tail, Ordering::Release);
     }
 
     /// The bytes of a buffer of ours.
-    pub(super) fn bytes_mut(&mut self, taken: &Taken, range: Range<usize>) -> &mut [u8] {
-        assert!(range.end <= self.len as usize, "invariant: {range:?} of {}", self.len);
-        // SAFETY: a `Taken` exists only between the kernel's giving up the buffer and its return.
-        unsafe { self.buffers.bytes_mut(taken.0, self.offset + range.start..self.offset + range.end) }
+    pub(super) fn bytes_mut<'a>(&'a self, taken: &'a mut Taken, range: Range<usize>) -> &'a mut [u8] {
+        assert!(
+            range.start <= range.end && range.end <= self.len as usize,
+            "invariant: {range:?} of {}",
+            self.len
+        );
+        let first = self.address(taken.0, range.start);
+        // SAFETY: the range lies inside one buffer of an initialised allocation that lives as long as self. A `Taken`
+        // exists only between the kernel's giving up the buffer and its return, there is one for each buffer, and it
+        // is borrowed for as long as the answer.
+        unsafe { std::slice::from_raw_parts_mut(first, range.len()) }
     }
 
     /// The address of byte `at` of a buffer, for an operation on it.
@@ -160,7 +191,34 @@ mod tests {
             for taken in taken {
                 buffers.give_back(taken);
             }
+            buffers.lend();
         }
+    }
+
+    #[test]
+    fn full_buffers_are_lent_few_at_a_time_and_the_last_one_used_first() {
+        let ring = Ring::open().unwrap();
+        let mut buffers = BufferRing::new(3, 128, 0, 1 << 16);
+        // SAFETY: the test starts no operation on the group.
+        unsafe { buffers.register(&ring) }.unwrap();
+        assert_eq!(buffers.lent(), 128);
+        for _ in 0..64 {
+            buffers.note(1 << 16);
+        }
+        let all: Vec<_> = (0..128).map(|number| buffers.take(number)).collect();
+        assert_eq!(buffers.lent(), 0);
+        for taken in all {
+            buffers.give_back(taken);
+        }
+        buffers.lend();
+        assert_eq!(buffers.lent(), 16);
+        // Those are the ones given back last.
+        let _ = (112..128).map(|number| buffers.take(number)).collect::<Vec<_>>();
+        for _ in 0..64 {
+            buffers.note(100);
+        }
+        buffers.lend();
+        assert_eq!(buffers.lent(), 112, "little in each: all that are there");
     }
 
     #[test]

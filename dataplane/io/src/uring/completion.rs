@@ -11,13 +11,13 @@ pub(super) enum Operation {
     Read,
     /// Read of the waker's eventfd.
     Wake,
-    /// Wait for room in the socket of a family.
-    Room(Family),
-    /// A datagram of the outbox, by slot.
+    /// Wait for room in a socket.
+    Room,
+    /// A piece of the outbox, by message.
     Send(u16),
-    /// A packet of the outbox, by slot.
-    Write(u16),
-    /// A packet in the buffer it was received in, by buffer.
+    /// A packet of the outbox.
+    Write,
+    /// Packets in the buffers they were received in, by which of the writes gathered.
     Deliver(u16),
 }
 
@@ -25,11 +25,10 @@ const RECEIVE_V4: u32 = 0;
 const RECEIVE_V6: u32 = 1;
 const READ: u32 = 2;
 const WAKE: u32 = 3;
-const ROOM_V4: u32 = 4;
-const ROOM_V6: u32 = 5;
-const SEND: u32 = 6;
-const WRITE: u32 = 7;
-const DELIVER: u32 = 8;
+const ROOM: u32 = 4;
+const SEND: u32 = 5;
+const WRITE: u32 = 6;
+const DELIVER: u32 = 7;
 
 impl Operation {
     /// The operation as a number: its kind above, its slot below.
@@ -39,13 +38,21 @@ impl Operation {
             Self::Receive(Family::V6) => (RECEIVE_V6, 0),
             Self::Read => (READ, 0),
             Self::Wake => (WAKE, 0),
-            Self::Room(Family::V4) => (ROOM_V4, 0),
-            Self::Room(Family::V6) => (ROOM_V6, 0),
+            Self::Room => (ROOM, 0),
             Self::Send(slot) => (SEND, slot),
-            Self::Write(slot) => (WRITE, slot),
+            Self::Write => (WRITE, 0),
             Self::Deliver(slot) => (DELIVER, slot),
         };
         u64::from(kind) << 32 | u64::from(slot)
+    }
+
+    /// Whether it stays with the kernel until its (last) completion. The others are done when the kernel has taken them, and
+    /// complete only if they failed.
+    pub(super) fn is_lasting(self) -> bool {
+        match self {
+            Self::Receive(_) | Self::Read | Self::Wake | Self::Room => true,
+            Self::Send(_) | Self::Write | Self::Deliver(_) => false,
+        }
     }
 
     /// The operation of a number; `None` for one that we never emit.
@@ -57,10 +64,9 @@ impl Operation {
             RECEIVE_V6 => Self::Receive(Family::V6),
             READ => Self::Read,
             WAKE => Self::Wake,
-            ROOM_V4 => Self::Room(Family::V4),
-            ROOM_V6 => Self::Room(Family::V6),
+            ROOM => Self::Room,
             SEND => Self::Send(slot),
-            WRITE => Self::Write(slot),
+            WRITE => Self::Write,
             DELIVER => Self::Deliver(slot),
             _ => return None,
         })
@@ -73,11 +79,10 @@ mod tests {
 
     #[test]
     fn what_is_emitted_parses() {
-        let mut all = vec![Operation::Read, Operation::Wake];
+        let mut all = vec![Operation::Read, Operation::Wake, Operation::Room, Operation::Write];
         all.extend(Family::ALL.map(Operation::Receive));
-        all.extend(Family::ALL.map(Operation::Room));
         for slot in [0, 1, 255, u16::MAX] {
-            all.extend([Operation::Send(slot), Operation::Write(slot), Operation::Deliver(slot)]);
+            all.extend([Operation::Send(slot), Operation::Deliver(slot)]);
         }
         for operation in &all {
             assert_eq!(Operation::parse(operation.emit()), Some(*operation));
@@ -88,7 +93,7 @@ mod tests {
 
     #[test]
     fn foreign_numbers_are_nothing_of_ours() {
-        assert_eq!(Operation::parse(9 << 32), None);
+        assert_eq!(Operation::parse(8 << 32), None);
         assert_eq!(Operation::parse(u64::MAX), None);
         assert_eq!(Operation::parse(1 << 16), None);
     }

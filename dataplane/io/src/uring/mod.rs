@@ -12,35 +12,38 @@
 mod arm;
 mod buffers;
 mod completion;
+mod conclude;
 mod ring;
 mod settle;
+mod show;
 mod stage;
 
 use std::collections::VecDeque;
 use std::io;
 use std::mem::{self, ManuallyDrop};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use io_uring::cqueue;
 use io_uring::types::Fixed;
 
-use crate::address::RawAddress;
-use crate::outbox::{OUTBOX_DATAGRAMS, datagram_capacity};
+use crate::outbox::{OUTBOX_PACKETS, Piece, datagram_capacity};
+use crate::pause::Pause;
 use crate::region::Region;
-use crate::tun::virtio;
 use crate::udp::Family;
-use crate::{Counters, Delivery, Handler, Now, Outbox, PacketIo, Parts, SuperPacket, Train, Waker};
+use crate::udp::messages::{Messages, SENDS};
+use crate::udp::segmentation::Segmentation;
+use crate::writes::{self, Writes};
+use crate::{Counters, Handler, MAX_SEGMENTS, Now, Offloads, Outbox, PacketIo, Parts, Waker, reads};
 use arm::Arm;
 use buffers::{BufferRing, Taken};
 use ring::Ring;
 pub(crate) use ring::explain;
 
-/// Buffers for datagrams that arrive, shared by both sockets.
+/// Buffers for what arrives from the network, shared by both sockets.
 const DATAGRAM_BUFFERS: u16 = 128;
 
-/// Buffers for packets from TUN.
+/// Buffers for what arrives from TUN.
 const PACKET_BUFFERS: u16 = 128;
 
 /// The group numbers of the two buffer rings.
@@ -54,8 +57,11 @@ const NAME_LEN: usize = 32;
 const CONTROL_LEN: usize = 80;
 const PREFIX: usize = OUT_LEN + NAME_LEN + CONTROL_LEN;
 
+/// The longest that the kernel merges datagrams to.
+const TRAIN_BYTES: usize = 1 << 16;
+
 /// Where a packet's buffer begins, so that the packet behind the offload header begins on a cache line.
-const PACKET_OFFSET: usize = crate::region::LINE - virtio::HEADER;
+const PACKET_OFFSET: usize = crate::region::LINE - crate::offload::virtio::HEADER;
 
 /// Positions of our files in the ring's table.
 const TUN: Fixed = Fixed(0);
@@ -84,14 +90,24 @@ pub struct UringIo {
     woken: bool,
     /// A socket took nothing more; we are told when it does.
     stalled: bool,
-    /// Operations handed over whose last completion has not come.
+    awaiting_room: bool,
+    /// The kernel had no memory for a datagram.
+    send_pause: Pause,
+    segmentation: Segmentation,
+    /// Lasting operations handed over whose last completion has not come.
     outstanding: usize,
-    /// One-shot operations queued since the last `enter`.
+    /// Sends and writes queued since the last `enter`: they are done when it returns.
     fresh: u32,
     datagrams: VecDeque<Received>,
     packets: VecDeque<Received>,
-    /// Slots whose datagrams the kernel did not take, in order.
-    returned: Vec<u16>,
+    /// The sends queued, by message, and what became of each (0, or an error's code).
+    sends: Vec<(Piece, i32)>,
+    /// Writes to TUN that failed: which of those gathered, and the error's code.
+    failed_writes: Vec<(u16, i32)>,
+    /// Packets of the outbox that are being written to TUN.
+    own: Vec<u16>,
+    /// TUN is no more.
+    gone: bool,
     counters: Counters,
 }
 
@@ -101,27 +117,15 @@ struct Memory {
     outbox: Outbox,
     datagrams: BufferRing,
     packets: BufferRing,
-    /// Per datagram buffer: the buffer, and how many writes from it are under way.
-    delivering: Box<[Option<(Taken, usize)>]>,
-    /// Per datagram slot of the outbox.
-    headers: Box<[SendHeader]>,
+    /// Packets for TUN, in buffers that are with us until they are written.
+    writes: Writes,
+    delivering: Vec<Taken>,
+    /// What sends point to.
+    messages: Messages,
     /// What multishot receives are to leave room for.
     receive_header: Box<libc::msghdr>,
     /// The eventfd's count.
     wakes: Region,
-}
-
-/// What a send points to.
-struct SendHeader {
-    message: libc::msghdr,
-    vector: libc::iovec,
-    name: RawAddress,
-}
-
-impl std::fmt::Debug for SendHeader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SendHeader").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 /// Something that arrived and waits to be shown.
@@ -132,27 +136,19 @@ struct Received {
 }
 
 impl Memory {
-    fn new(mtu: u16) -> Self {
+    fn new(mtu: u16, offloads: Offloads) -> Self {
         let mut receive_header = Box::new(no_header());
         receive_header.msg_namelen = NAME_LEN as u32;
         receive_header.msg_controllen = CONTROL_LEN;
-        let headers = (0..OUTBOX_DATAGRAMS).map(|_| SendHeader {
-            message: no_header(),
-            vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
-            name: RawAddress::EMPTY,
-        });
+        let datagram = if offloads.udp_gro { TRAIN_BYTES } else { datagram_capacity(mtu) };
+        let packet = reads::buffer_len(mtu, offloads.tso || offloads.uso);
         Self {
             outbox: Outbox::new(mtu),
-            datagrams: BufferRing::new(DATAGRAM_GROUP, DATAGRAM_BUFFERS, 0, PREFIX + datagram_capacity(mtu)),
-            // One byte more than fits, by which a longer packet shows.
-            packets: BufferRing::new(
-                PACKET_GROUP,
-                PACKET_BUFFERS,
-                PACKET_OFFSET,
-                virtio::HEADER + usize::from(mtu) + 1,
-            ),
-            delivering: (0..DATAGRAM_BUFFERS).map(|_| None).collect(),
-            headers: headers.collect(),
+            datagrams: BufferRing::new(DATAGRAM_GROUP, DATAGRAM_BUFFERS, 0, PREFIX + datagram),
+            packets: BufferRing::new(PACKET_GROUP, PACKET_BUFFERS, PACKET_OFFSET, packet),
+            writes: Writes::new(offloads),
+            delivering: Vec::with_capacity(usize::from(DATAGRAM_BUFFERS)),
+            messages: Messages::new(),
             receive_header,
             wakes: Region::new(1, size_of::<u64>()),
         }
@@ -169,9 +165,9 @@ pub(crate) struct Core {
 
 impl Core {
     /// Sets up a ring for the calling thread with buffers for this MTU.
-    pub(crate) fn open(mtu: u16) -> io::Result<Self> {
+    pub(crate) fn open(mtu: u16, offloads: Offloads) -> io::Result<Self> {
         let ring = Ring::open()?;
-        let mut memory = Memory::new(mtu);
+        let mut memory = Memory::new(mtu, offloads);
         // SAFETY: ring and memory stay together, here and in UringIo, and the memory goes last.
         unsafe { memory.datagrams.register(&ring) }?;
         // SAFETY: as above.
@@ -194,113 +190,58 @@ impl UringIo {
     /// # Errors
     ///
     /// When the kernel has no io_uring for us: forbidden, too old, or out of memory.
-    pub fn new(parts: Parts) -> io::Result<Self> {
-        let core = Core::open(parts.mtu)?;
+    pub fn new(mut parts: Parts) -> io::Result<Self> {
+        parts.offer_offloads();
+        let core = Core::open(parts.mtu, parts.offloads)?;
         core.attach(&parts)?;
         Ok(Self::assemble(core, parts))
     }
 
-    /// Makes a back end of a ring to which `parts` are attached.
+    /// Makes a back end of a ring to which `parts` are attached, for whose offloads its memory is.
     pub(crate) fn assemble(core: Core, parts: Parts) -> Self {
         Self {
             ring: core.ring,
             memory: ManuallyDrop::new(core.memory),
-            parts,
             receive: [Arm::default(); 2],
             read: Arm::default(),
             wake: Arm::default(),
             woken: false,
             stalled: false,
+            awaiting_room: false,
+            send_pause: Pause::default(),
+            segmentation: Segmentation::new(parts.offloads.udp_gso),
             outstanding: 0,
             fresh: 0,
             datagrams: VecDeque::with_capacity(usize::from(DATAGRAM_BUFFERS)),
             packets: VecDeque::with_capacity(usize::from(PACKET_BUFFERS)),
-            returned: Vec::with_capacity(OUTBOX_DATAGRAMS),
+            sends: Vec::with_capacity(SENDS),
+            failed_writes: Vec::with_capacity(2 * writes::CAPACITY),
+            own: Vec::with_capacity(OUTBOX_PACKETS),
+            gone: false,
             counters: Counters::default(),
+            parts,
         }
     }
 
-    /// Submits what is queued, waits, and takes in all completions. `patience` is how many completions to wait for
-    /// beyond those of what is queued, which is done at once.
+    /// Submits what is queued, waits for `patience` completions of lasting operations, and takes in what happened.
     fn enter(&mut self, patience: u32, deadline: Option<Instant>) -> io::Result<Now> {
         let pauses = self.receive.iter().chain([&self.read, &self.wake]).filter_map(Arm::due_at);
-        let until = pauses.chain(deadline).min();
+        let until = pauses.chain(self.send_pause.until()).chain(deadline).min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        self.counters.system_calls += 1;
-        let taken = self.ring.enter(mem::take(&mut self.fresh) + patience, timeout)?;
-        self.counters.submissions += taken as u64;
+        self.submit(patience, timeout)?;
         let now = Now::read();
         self.settle(now.monotonic)?;
-        Ok(now)
+        self.conclude(now.monotonic)?;
+        if self.gone { Err(self.parts.tun.gone()) } else { Ok(now) }
     }
 
-    /// Shows the handler what arrived.
-    fn show(&mut self, handler: &mut impl Handler, now: Now) {
-        if mem::take(&mut self.woken) {
-            self.counters.wakes += 1;
-            self.parts.waker.seen();
-            handler.wake(&mut self.memory.outbox, now);
-        }
-        // The network first: acknowledgements it carries let TUN's senders go on.
-        while let Some(received) = self.datagrams.pop_front() {
-            self.show_datagram(received, handler, now);
-        }
-        while self.has_room() {
-            let Some(received) = self.packets.pop_front() else { break };
-            self.show_packet(received, handler, now);
-        }
+    fn submit(&mut self, patience: u32, timeout: Option<Duration>) -> io::Result<()> {
+        self.counters.system_calls += 1;
+        let taken = self.ring.enter(patience, timeout)?;
+        self.counters.submissions += taken as u64;
+        self.fresh = 0;
+        Ok(())
     }
-
-    fn show_datagram(&mut self, received: Received, handler: &mut impl Handler, now: Now) {
-        let Received { buffer, len } = received;
-        let Memory { datagrams, outbox, .. } = &mut *self.memory;
-        let (prefix, datagram) = datagrams.bytes_mut(&buffer, 0..PREFIX + len).split_at_mut(PREFIX);
-        let Some(from) = sender(prefix) else {
-            self.counters.datagrams_unfit += 1;
-            self.memory.datagrams.give_back(buffer);
-            return;
-        };
-        self.counters.datagrams_received += 1;
-        let train = Train::new(datagram);
-        let mut delivery = Delivery::new(outbox, &train);
-        handler.datagrams(train, from, &mut delivery, now);
-        let ranges = delivery.into_ranges();
-        if ranges.is_empty() {
-            self.memory.datagrams.give_back(buffer);
-        } else {
-            self.stage_delivery(buffer, &ranges);
-        }
-    }
-
-    fn show_packet(&mut self, received: Received, handler: &mut impl Handler, now: Now) {
-        let Received { buffer, len } = received;
-        let Memory { packets, outbox, .. } = &mut *self.memory;
-        let too_long = len == packets.buffer_len() as usize;
-        match packets.bytes_mut(&buffer, 0..len).split_at_mut_checked(virtio::HEADER) {
-            Some((header, packet)) if !too_long && virtio::is_plain(header) => {
-                self.counters.packets_read += 1;
-                handler.packets(SuperPacket::new(packet), outbox, now);
-            }
-            _ => self.counters.packets_unfit += 1,
-        }
-        packets.give_back(buffer);
-    }
-
-    fn has_room(&self) -> bool {
-        self.memory.outbox.datagram_room() >= self.max_segments()
-    }
-}
-
-/// The sender in what the kernel wrote in front of a datagram; `None` when the datagram was cut, being longer than any
-/// of ours can be.
-fn sender(prefix: &[u8]) -> Option<SocketAddr> {
-    let word = |at: usize| prefix.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
-    let (name_len, flags) = (word(0)?, word(12)?);
-    if flags & libc::MSG_TRUNC as u32 != 0 {
-        return None;
-    }
-    let len = NAME_LEN.min(name_len as usize);
-    RawAddress::parse(prefix.get(OUT_LEN..OUT_LEN + len)?)
 }
 
 fn no_header() -> libc::msghdr {
@@ -319,9 +260,11 @@ impl PacketIo for UringIo {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.stage_writes();
         self.stage_outbox();
-        if self.fresh > 0 {
+        while self.fresh > 0 {
             self.enter(0, None)?;
+            self.stage_outbox();
         }
         Ok(())
     }
@@ -331,7 +274,7 @@ impl PacketIo for UringIo {
     }
 
     fn max_segments(&self) -> usize {
-        1
+        if self.parts.offloads == Offloads::NONE { 1 } else { MAX_SEGMENTS }
     }
 
     fn counters(&self) -> Counters {
@@ -345,7 +288,7 @@ impl PacketIo for UringIo {
 
 impl Drop for UringIo {
     fn drop(&mut self) {
-        if self.end_operations().is_ok() && self.outstanding == 0 {
+        if self.end_operations().is_ok() && self.outstanding == 0 && self.ring.is_settled() {
             // So that TUN is gone when its file is closed, and not when the kernel has taken the ring apart.
             let _ = self.ring.unregister_files();
             // SAFETY: no operation is with the kernel, so it does not use the memory; it is dropped once, here.
@@ -370,41 +313,14 @@ impl UringIo {
         }
         for _ in 0..FAREWELL_ATTEMPTS {
             while let Some(completed) = self.ring.completed() {
-                self.outstanding -= usize::from(!cqueue::more(completed.flags));
+                let ended = completed.operation().is_lasting() && !cqueue::more(completed.flags);
+                self.outstanding -= usize::from(ended);
             }
-            if self.outstanding == 0 {
+            if self.outstanding == 0 && self.ring.is_settled() {
                 break;
             }
-            self.ring.enter(1, Some(FAREWELL))?;
+            self.ring.enter(u32::from(self.outstanding > 0), Some(FAREWELL))?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cut_datagram_has_no_sender() {
-        let from: SocketAddr = "192.0.2.1:7".parse().unwrap();
-        let raw = RawAddress::emit(&from);
-        let mut prefix = [0; PREFIX];
-        prefix[..4].copy_from_slice(&raw.len.to_ne_bytes());
-        prefix[OUT_LEN..OUT_LEN + raw.bytes.len()].copy_from_slice(&raw.bytes);
-        assert_eq!(sender(&prefix), Some(from));
-        prefix[12..16].copy_from_slice(&(libc::MSG_TRUNC as u32).to_ne_bytes());
-        assert_eq!(sender(&prefix), None);
-        prefix[12..16].fill(0);
-        prefix[..4].copy_from_slice(&u32::MAX.to_ne_bytes());
-        assert_eq!(sender(&prefix), Some(from), "a length beyond the field is cut to it");
-        assert_eq!(sender(&prefix[..11]), None);
-    }
-
-    #[test]
-    fn every_bound_together_fits_the_submission_queue() {
-        let lasting = 4 + 2;
-        let most = OUTBOX_DATAGRAMS + crate::outbox::OUTBOX_PACKETS + usize::from(DATAGRAM_BUFFERS) + lasting;
-        assert!(most <= ring::SUBMISSIONS as usize);
     }
 }

@@ -7,11 +7,16 @@ use std::time::Duration;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
-/// Submission entries: all slots of the outbox and all buffers at once, and the lasting operations.
-pub(super) const SUBMISSIONS: u32 = 512;
+use super::completion::Operation;
 
-/// Completion entries: one for each submission, each buffer of both rings, and the endings of lasting operations.
+/// Submission entries: the sends and writes of most turns. What is more is submitted on the way.
+const SUBMISSIONS: u32 = 512;
+
+/// Completion entries: each buffer of both rings, the endings of lasting operations, and failures. The kernel keeps more.
 const COMPLETIONS: u32 = 1024;
+
+/// How often a full queue is submitted for the sake of one operation.
+const PUSH_TRIES: usize = 1000;
 
 /// One completion, copied out of the ring.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +24,17 @@ pub(super) struct Completed {
     pub(super) name: u64,
     pub(super) result: i32,
     pub(super) flags: u32,
+}
+
+impl Completed {
+    /// The operation that this is about.
+    ///
+    /// # Panics
+    ///
+    /// When the name is none of ours.
+    pub(super) fn operation(&self) -> Operation {
+        Operation::parse(self.name).expect("invariant: the kernel returns the names it was given")
+    }
 }
 
 /// A ring that only the thread which made it may use.
@@ -84,7 +100,8 @@ impl Ring {
         unsafe { self.inner.submitter().register_buf_ring_with_flags(address as u64, entries, group, 0) }
     }
 
-    /// Queues an operation for the next [`Ring::enter`].
+    /// Queues an operation for the next [`Ring::enter`]; if there is no place in the queue, what is in it is submitted
+    /// at once.
     ///
     /// # Safety
     ///
@@ -92,12 +109,19 @@ impl Ring {
     ///
     /// # Panics
     ///
-    /// When more than [`SUBMISSIONS`] are queued: all bounds together are smaller.
+    /// When the kernel takes nothing of a full queue: it is out of memory, or the ring is broken.
     pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) {
-        let mut queue = self.inner.submission();
-        // SAFETY: the caller promises that the operation is valid until it completes.
-        unsafe { queue.push(entry) }
-            .expect("invariant: the submission queue holds everything that is bounded");
+        for _ in 0..PUSH_TRIES {
+            let mut queue = self.inner.submission();
+            // SAFETY: the caller promises that the operation is valid until it completes.
+            if unsafe { queue.push(entry) }.is_ok() {
+                return;
+            }
+            drop(queue);
+            // What went wrong shows at the next try, and at the next `enter`.
+            let _ = self.enter(0, None);
+        }
+        panic!("io_uring takes nothing of what is queued");
     }
 
     /// Submits what is queued and waits for `want` completions, for at most `timeout`.
@@ -131,6 +155,12 @@ impl Ring {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the kernel has taken everything that was queued, and holds no completion for which there was no room.
+    pub(super) fn is_settled(&mut self) -> bool {
+        let queue = self.inner.submission();
+        queue.is_empty() && !queue.cq_overflow()
     }
 
     /// How often more completions waited than their queue has room for, as seen when entering; the kernel keeps them until there

@@ -10,35 +10,44 @@ use super::ring::Completed;
 use super::{PREFIX, Received, UringIo};
 use crate::udp::Family;
 
+/// The kernel takes what is queued at once, save for want of memory or room for completions. If it still has not after so
+/// many tries, it will not.
+const TRIES: usize = 1000;
+
 impl UringIo {
-    /// Takes in every completion that has arrived.
+    /// Takes in every completion that has arrived, until the kernel has taken everything that was queued: what is only
+    /// told when it fails is done then.
     ///
     /// # Errors
     ///
-    /// When TUN is gone.
+    /// When the kernel takes nothing.
     pub(super) fn settle(&mut self, now: Instant) -> io::Result<()> {
-        let mut gone = false;
-        while let Some(completed) = self.ring.completed() {
-            self.outstanding -= usize::from(!cqueue::more(completed.flags));
-            let operation = Operation::parse(completed.name);
-            match operation.expect("invariant: the kernel returns the names it was given") {
-                Operation::Receive(family) => self.received(family, completed, now),
-                Operation::Read => gone |= self.was_read(completed, now),
-                Operation::Wake => self.woke(completed.result, now),
-                Operation::Room(_) => self.stalled = false,
-                Operation::Send(slot) => self.sent(slot, completed.result),
-                Operation::Write(slot) => {
-                    self.memory.outbox.packets.complete(slot);
-                    gone |= self.written(completed.result);
-                }
-                Operation::Deliver(number) => {
-                    self.delivered(number);
-                    gone |= self.written(completed.result);
-                }
+        for _ in 0..TRIES {
+            while let Some(completed) = self.ring.completed() {
+                self.complete(completed, now);
             }
+            if self.ring.is_settled() {
+                return Ok(());
+            }
+            self.submit(0, None)?;
         }
-        self.take_back_returned();
-        if gone { Err(self.parts.tun.gone()) } else { Ok(()) }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "io_uring does not take what it is given"))
+    }
+
+    fn complete(&mut self, completed: Completed, now: Instant) {
+        let operation = completed.operation();
+        if operation.is_lasting() && !cqueue::more(completed.flags) {
+            self.outstanding -= 1;
+        }
+        match operation {
+            Operation::Receive(family) => self.received(family, completed, now),
+            Operation::Read => self.was_read(completed, now),
+            Operation::Wake => self.woke(completed.result, now),
+            Operation::Room => (self.stalled, self.awaiting_room) = (false, false),
+            Operation::Send(message) => self.sends[usize::from(message)].1 = -completed.result,
+            Operation::Write => self.write_failed(-completed.result),
+            Operation::Deliver(write) => self.failed_writes.push((write, -completed.result)),
+        }
     }
 
     fn received(&mut self, family: Family, completed: Completed, now: Instant) {
@@ -46,7 +55,10 @@ impl UringIo {
         if let Some(number) = cqueue::buffer_select(flags) {
             let buffer = self.memory.datagrams.take(number);
             match usize::try_from(result).ok().and_then(|len| len.checked_sub(PREFIX)) {
-                Some(len) => self.datagrams.push_back(Received { buffer, len }),
+                Some(len) => {
+                    self.memory.datagrams.note(len);
+                    self.datagrams.push_back(Received { buffer, len });
+                }
                 None => self.memory.datagrams.give_back(buffer),
             }
         }
@@ -66,13 +78,15 @@ impl UringIo {
         }
     }
 
-    /// Answers whether TUN is gone.
-    fn was_read(&mut self, completed: Completed, now: Instant) -> bool {
+    fn was_read(&mut self, completed: Completed, now: Instant) {
         let Completed { result, flags, .. } = completed;
         if let Some(number) = cqueue::buffer_select(flags) {
             let buffer = self.memory.packets.take(number);
             match usize::try_from(result) {
-                Ok(len) if len > 0 => self.packets.push_back(Received { buffer, len }),
+                Ok(len) if len > 0 => {
+                    self.memory.packets.note(len);
+                    self.packets.push_back(Received { buffer, len });
+                }
                 _ => self.memory.packets.give_back(buffer),
             }
         }
@@ -80,16 +94,16 @@ impl UringIo {
             self.read.succeed();
         }
         if cqueue::more(flags) {
-            return false;
+            return;
         }
         self.counters.rearms += 1;
         if result >= 0 || result == -libc::ENOBUFS {
             self.read.end();
-            return false;
+            return;
         }
         self.counters.receive_errors += 1;
         self.read.fail(now);
-        self.parts.tun.is_gone(&io::Error::from_raw_os_error(-result))
+        self.gone |= self.parts.tun.is_gone(&io::Error::from_raw_os_error(-result));
     }
 
     fn woke(&mut self, result: i32, now: Instant) {
@@ -102,52 +116,18 @@ impl UringIo {
         }
     }
 
-    fn sent(&mut self, slot: u16, result: i32) {
-        if result == -libc::EAGAIN {
-            self.returned.push(slot);
-            return;
-        }
-        self.memory.outbox.datagrams.complete(slot);
-        if result >= 0 {
-            self.counters.datagrams_sent += 1;
+    /// TUN did not take a packet of the outbox.
+    fn write_failed(&mut self, code: i32) {
+        self.counters.packets_written -= 1;
+        self.refused_by_tun(code, 1);
+    }
+
+    /// Counts packets that TUN did not take, and notes if it is no more.
+    pub(super) fn refused_by_tun(&mut self, code: i32, packets: u64) {
+        if self.parts.tun.is_gone(&io::Error::from_raw_os_error(code)) {
+            self.gone = true;
         } else {
-            self.counters.datagrams_refused += 1;
+            self.counters.packets_refused += packets;
         }
-    }
-
-    /// Puts datagrams that found no room back to the head of the queue, in order.
-    fn take_back_returned(&mut self) {
-        while let Some(slot) = self.returned.pop() {
-            self.memory.outbox.datagrams.take_back(slot);
-            if self.returned.is_empty() {
-                self.counters.send_stalls += 1;
-                self.stalled = true;
-                if let Some(to) = self.memory.outbox.datagrams.next_destination() {
-                    self.await_room(Family::of(&to));
-                }
-            }
-        }
-    }
-
-    /// One write from a buffer is done; after the last the buffer goes back to the kernel.
-    fn delivered(&mut self, number: u16) {
-        let entry = &mut self.memory.delivering[usize::from(number)];
-        let (buffer, left) = entry.take().expect("invariant: only buffers being delivered complete");
-        if left > 1 {
-            *entry = Some((buffer, left - 1));
-        } else {
-            self.memory.datagrams.give_back(buffer);
-        }
-    }
-
-    /// Counts a write to TUN; answers whether TUN is gone.
-    fn written(&mut self, result: i32) -> bool {
-        if result >= 0 {
-            self.counters.packets_written += 1;
-            return false;
-        }
-        let gone = self.parts.tun.is_gone(&io::Error::from_raw_os_error(-result));
-        self.counters.packets_refused += u64::from(!gone);
-        gone
     }
 }

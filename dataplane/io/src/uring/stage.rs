@@ -1,91 +1,106 @@
 //! What is handed to the kernel by the next `enter`.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use io_uring::opcode;
 use io_uring::squeue::{Entry, Flags};
 
+use super::buffers::BufferRing;
 use super::completion::Operation;
-use super::{Memory, PREFIX, TUN, Taken, UringIo, WAKER, socket};
+use super::{Memory, PREFIX, TUN, UringIo, WAKER, socket};
 use crate::MAX_SEGMENTS;
-use crate::address::RawAddress;
-use crate::outbox::Sending;
-use crate::tun::virtio;
+use crate::offload::Place;
 use crate::udp::Family;
+use crate::udp::messages::SENDS;
 
 impl UringIo {
-    /// Queues what the outbox holds and starts what is to last. Answers how many completions to wait for beyond those
-    /// of the sends and writes queued: one, unless these make room for something that is waiting for it.
+    /// Queues what is to be sent and written, and starts what is to last. Answers for how many completions to wait: one,
+    /// unless what is queued makes room for something that is waiting for it.
     pub(super) fn stage(&mut self) -> u32 {
-        let wants_room = !self.has_room() || !self.packets.is_empty();
+        let unshown = !self.datagrams.is_empty() || !self.packets.is_empty();
+        let full = self.memory.outbox.room() < MAX_SEGMENTS * MAX_SEGMENTS;
+        let delivering = !self.memory.delivering.is_empty();
+        self.stage_writes();
         self.stage_outbox();
+        self.memory.datagrams.lend();
+        self.memory.packets.lend();
         let starved = self.start_lasting();
-        u32::from(self.fresh == 0 || !(wants_room || starved))
+        let makes_room = self.fresh > 0 && (unshown || full || (starved && delivering));
+        // More is to be sent than there are messages for.
+        let unsent = !self.is_held_up() && self.memory.outbox.datagrams.is_waiting();
+        u32::from(!makes_room && !unsent && self.datagrams.is_empty())
+    }
+
+    /// Whether the network takes nothing at the moment.
+    fn is_held_up(&self) -> bool {
+        self.stalled || self.send_pause.until().is_some()
     }
 
     /// Queues what the outbox holds.
     pub(super) fn stage_outbox(&mut self) {
         while let Some(sending) = self.memory.outbox.packets.start() {
+            let entry = opcode::Write::new(TUN, sending.address, sending.len as u32)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build();
+            self.own.push(sending.slot);
+            self.counters.packets_written += 1;
             // SAFETY: a slot in flight keeps its content until it completes.
-            unsafe { self.stage_write(sending.address, sending.len, Operation::Write(sending.slot)) };
+            unsafe { self.hand_over_once(entry, Operation::Write) };
         }
-        while !self.stalled {
-            let Some(sending) = self.memory.outbox.datagrams.start() else { break };
-            if self.parts.udp.socket(Family::of(&sending.to)).is_none() {
-                self.memory.outbox.datagrams.complete(sending.slot);
-                self.counters.datagrams_refused += 1;
+        if self.send_pause.until().is_some_and(|until| Instant::now() >= until) {
+            self.send_pause.end();
+        }
+        while !self.is_held_up() && self.sends.len() < SENDS {
+            let segmentation = &self.segmentation;
+            let Some(piece) = self.memory.outbox.datagrams.start(|to| segmentation.most(to)) else { break };
+            let family = Family::of(&piece.to);
+            if self.parts.udp.socket(family).is_none() {
+                self.counters.datagrams_refused += piece.datagrams() as u64;
+                self.memory.outbox.datagrams.complete(&piece);
                 continue;
             }
-            self.stage_send(&sending);
+            let message = self.sends.len();
+            let address = self.memory.outbox.datagrams.address(&piece);
+            self.memory.messages.fill(message, &piece, address);
+            self.sends.push((piece, 0));
+            // Not to wait for room in the socket, where later datagrams would overtake this one.
+            let entry = opcode::SendMsg::new(socket(family), self.memory.messages.header(message))
+                .flags(libc::MSG_DONTWAIT as u32)
+                .build();
+            // SAFETY: the message and the piece are in use, and neither reused nor changed, until the kernel has taken it.
+            unsafe { self.hand_over_once(entry, Operation::Send(message as u16)) };
         }
     }
 
-    fn stage_send(&mut self, sending: &Sending) {
-        let header = &mut self.memory.headers[usize::from(sending.slot)];
-        header.name = RawAddress::emit(&sending.to);
-        header.vector = libc::iovec { iov_base: sending.address.cast_mut().cast(), iov_len: sending.len };
-        header.message.msg_name = (&raw mut header.name.bytes).cast();
-        header.message.msg_namelen = header.name.len;
-        header.message.msg_iov = &raw mut header.vector;
-        header.message.msg_iovlen = 1;
-        // Not to wait for room in the socket, where later datagrams would overtake this one.
-        let entry = opcode::SendMsg::new(socket(Family::of(&sending.to)), &raw const header.message)
-            .flags(libc::MSG_DONTWAIT as u32)
-            .build();
-        // SAFETY: the header belongs to the slot, which is in flight and neither reused nor changed until it completes.
-        unsafe { self.hand_over(entry, Operation::Send(sending.slot)) };
-        self.fresh += 1;
-    }
-
-    /// Queues the packets found in a buffer; the buffer goes back to the kernel when all are written.
-    pub(super) fn stage_delivery(
-        &mut self,
-        buffer: Taken,
-        ranges: &heapless::Vec<Range<usize>, MAX_SEGMENTS>,
-    ) {
-        let number = buffer.number();
-        for range in ranges {
-            let start = PREFIX + range.start - virtio::HEADER;
-            let header = self.memory.datagrams.bytes_mut(&buffer, start..start + virtio::HEADER);
-            header.copy_from_slice(&virtio::PLAIN);
-            let address = self.memory.datagrams.address(number, start).cast_const();
-            let len = virtio::HEADER + range.len();
-            // SAFETY: the buffer is kept in `delivering` until the last of its writes completed.
-            unsafe { self.stage_write(address, len, Operation::Deliver(number)) };
+    /// Queues the packets that were found in buffers; these go back to the kernel when all are written.
+    pub(super) fn stage_writes(&mut self) {
+        let Memory { writes, datagrams, .. } = &mut *self.memory;
+        if writes.is_empty() {
+            return;
         }
-        self.memory.delivering[usize::from(number)] = Some((buffer, ranges.len()));
+        let count = writes.gather(|place| address(datagrams, place));
+        self.stage_gathered(0..count);
     }
 
-    /// Queues a write to TUN.
-    ///
-    /// # Safety
-    ///
-    /// As for [`super::Ring::push`]: the bytes must stay until the operation completed.
-    unsafe fn stage_write(&mut self, address: *const u8, len: usize, operation: Operation) {
-        let entry = opcode::Write::new(TUN, address, len as u32).rw_flags(libc::RWF_NOWAIT).build();
-        // SAFETY: the caller keeps the bytes.
-        unsafe { self.hand_over(entry, operation) };
-        self.fresh += 1;
+    /// Queues the packets of a write that was refused, one by one.
+    pub(super) fn stage_again(&mut self, index: usize) {
+        let Memory { writes, datagrams, .. } = &mut *self.memory;
+        let again = writes.refuse(index, |place| address(datagrams, place));
+        self.stage_gathered(again);
+    }
+
+    fn stage_gathered(&mut self, range: Range<usize>) {
+        for index in range {
+            let write = self.memory.writes.get(index);
+            let entry = opcode::Writev::new(TUN, write.vectors, write.count as u32)
+                .rw_flags(libc::RWF_NOWAIT)
+                .build();
+            self.counters.packets_written += write.packets as u64;
+            self.counters.super_packets_written += u64::from(write.packets > 1);
+            // SAFETY: vectors, headers and buffers stay as they are until `conclude`, when the kernel has taken this.
+            unsafe { self.hand_over_once(entry, Operation::Deliver(index as u16)) };
+        }
     }
 
     /// Starts the lasting operations that are not with the kernel, unless they pause after an error. Answers whether
@@ -96,7 +111,7 @@ impl UringIo {
         if !idle {
             return false;
         }
-        let now = std::time::Instant::now();
+        let now = Instant::now();
         for family in Family::ALL {
             let arm = self.receive[family as usize];
             if self.parts.udp.socket(family).is_none() || !arm.is_due(now) {
@@ -150,10 +165,11 @@ impl UringIo {
     pub(super) fn await_room(&mut self, family: Family) {
         let entry = opcode::PollAdd::new(socket(family), libc::POLLOUT as u32).build();
         // SAFETY: points to nothing.
-        unsafe { self.hand_over(entry, Operation::Room(family)) };
+        unsafe { self.hand_over(entry, Operation::Room) };
+        self.awaiting_room = true;
     }
 
-    /// Queues an operation under its name.
+    /// Queues an operation that stays with the kernel, under its name.
     ///
     /// # Safety
     ///
@@ -163,4 +179,23 @@ impl UringIo {
         unsafe { self.ring.push(&entry.user_data(operation.emit())) };
         self.outstanding += 1;
     }
+
+    /// Queues an operation that is done when the kernel has taken it, and has a completion only if it failed.
+    ///
+    /// # Safety
+    ///
+    /// As for [`super::Ring::push`], until the kernel has taken it.
+    unsafe fn hand_over_once(&mut self, entry: Entry, operation: Operation) {
+        // Added, for an entry may say already that its file is a registered one.
+        let entry = entry.flags(Flags::SKIP_SUCCESS | Flags::FIXED_FILE).user_data(operation.emit());
+        // SAFETY: the caller's promise is the one asked for.
+        unsafe { self.ring.push(&entry) };
+        self.fresh += 1;
+    }
+}
+
+/// Where a place's bytes are: behind what the kernel wrote in front of a datagram.
+fn address(datagrams: &BufferRing, place: Place) -> *const u8 {
+    debug_assert!(place.start as usize >= PREFIX, "invariant: packets lie in datagrams");
+    datagrams.address(place.buffer, place.start as usize).cast_const()
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::namespace;
 use crate::world::{Family, KernelWorld, World};
-use ringmesh_io::{Choice, Delivery, Handler, Now, Outbox, PacketIo, SuperPacket, Train};
+use ringmesh_io::{Choice, Delivery, Handler, Head, Now, Outbox, PacketIo, SuperPacket, Train};
 
 thread_local! {
     /// Allocations of this thread, counted while a turn lasts.
@@ -38,16 +38,21 @@ struct Plain {
     peer: SocketAddr,
     packets: u64,
     datagrams: u64,
+    head: Head,
 }
 
 impl Handler for Plain {
-    fn packets(&mut self, mut packets: SuperPacket<'_>, outbox: &mut Outbox, _: Now) {
-        while let Some(packet) = packets.next_packet() {
-            let mut slot = outbox.datagram().expect("room");
-            slot[..16].fill(0);
-            slot[16..16 + packet.len()].copy_from_slice(packet);
-            slot.commit(16 + packet.len(), self.peer);
-            self.packets += 1;
+    fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, _: Now) {
+        for packet in packets {
+            for index in 0..packet.segments() {
+                let (head, rest) = packet.segment(index, &mut self.head);
+                let mut slot = outbox.datagram().expect("room");
+                slot[..16].fill(0);
+                slot[16..16 + head.len()].copy_from_slice(head);
+                slot[16 + head.len()..16 + head.len() + rest.len()].copy_from_slice(rest);
+                slot.commit(16 + packet.segment_len(index), self.peer);
+                self.packets += 1;
+            }
         }
     }
 
@@ -63,7 +68,7 @@ impl Handler for Plain {
 
 fn turns_allocate_nothing(choice: Choice) {
     let mut world = KernelWorld::new(choice);
-    let mut plain = Plain { peer: world.peer(Family::V4), packets: 0, datagrams: 0 };
+    let mut plain = Plain { peer: world.peer(Family::V4), packets: 0, datagrams: 0, head: Head::new() };
     let waker = world.io().waker();
     let mut allocations = 0;
     for _ in 0..200 {

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use ringmesh_io::{Choice, OUTBOX_DATAGRAMS, OUTBOX_PACKETS, PacketIo, TunError, Waker};
+use ringmesh_io::{Choice, OUTBOX_PACKETS, OUTBOX_TRAINS, Offloads, PacketIo, TunError, Waker};
 
 use crate::namespace;
 use crate::promises::{number_of, soon};
@@ -133,7 +133,7 @@ fn a_hundred_thousand_packets_leave_nothing_behind(world: &mut KernelWorld) {
     assert_eq!(after.datagrams_received - before.datagrams_received, total);
     assert_eq!(after.packets_written - before.packets_written, total);
     assert_eq!(after.packets_refused + after.datagrams_refused + after.receive_errors, 0, "{after:?}");
-    assert_eq!(world.io().outbox().datagram_room(), OUTBOX_DATAGRAMS);
+    assert_eq!(world.io().outbox().train_room(), OUTBOX_TRAINS);
     assert_eq!(world.io().outbox().packet_room(), OUTBOX_PACKETS);
     // Were a buffer lost now and then, none would be left.
     bursts_beyond_all_buffers_lose_only_what_the_kernels_queues_lose(world);
@@ -215,10 +215,10 @@ fn packets_longer_than_the_mtu_given_are_counted_and_not_shown(world: &mut Kerne
     assert_eq!(courier.packets, 3);
 }
 
-/// System calls, turns and packets (both ways) of a worker under load.
+/// System calls, turns and packets (both ways) of a worker under load, without offloads.
 fn cost(choice: Choice) -> (u64, u64, u64) {
     const BURST: u32 = 60;
-    let mut world = KernelWorld::new(choice);
+    let mut world = KernelWorld::with_offloads(choice, Offloads::NONE);
     let mut courier = Courier::new(world.peer(Family::V4));
     let mut before = world.io().counters();
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -234,7 +234,7 @@ fn cost(choice: Choice) -> (u64, u64, u64) {
         while back.len() < BURST as usize {
             in_time();
             world.io().turn(soon(), &mut courier).expect("a turn");
-            if world.io().outbox().datagram_room() < OUTBOX_DATAGRAMS {
+            if world.io().outbox().train_room() < OUTBOX_TRAINS {
                 world.io().flush().expect("a flush");
             }
             back.extend(std::iter::from_fn(|| world.net_recv(Family::V4)));

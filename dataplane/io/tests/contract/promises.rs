@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ringmesh_io::{
-    Delivery, Handler, Now, OUTBOX_DATAGRAMS, Outbox, PacketIo, SuperPacket, Train, datagram_capacity,
+    Delivery, Handler, Now, OUTBOX_TRAINS, Outbox, PacketIo, SuperPacket, Train, datagram_capacity,
 };
 
 use crate::world::{Courier, Family, MTU, World, reflect};
@@ -123,7 +123,7 @@ fn what_is_left_in_the_outbox_leaves_with_the_next_turn_or_a_flush(world: &mut i
             world.io().turn(Some(Instant::now()), &mut courier).expect("a turn");
         }
         assert_eq!(world.net_recv_soon(Family::V4), [byte]);
-        assert_eq!(world.io().outbox().datagram_room(), OUTBOX_DATAGRAMS);
+        assert_eq!(world.io().outbox().train_room(), OUTBOX_TRAINS);
     }
 }
 
@@ -153,9 +153,9 @@ impl Glutton {
 }
 
 impl Handler for Glutton {
-    fn packets(&mut self, _: SuperPacket<'_>, outbox: &mut Outbox, _: Now) {
-        assert!(outbox.datagram_room() > 0, "a packet is shown only when there is room for it");
-        self.packets += 1;
+    fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, _: Now) {
+        assert!(outbox.train_room() > 0, "a packet is shown only when there is room for it");
+        self.packets += packets.len() as u32;
     }
     fn datagrams(&mut self, _: Train<'_>, _: SocketAddr, _: &mut Delivery<'_>, _: Now) {}
     fn wake(&mut self, _: &mut Outbox, _: Now) {}
@@ -172,13 +172,13 @@ impl Handler for Glutton {
 fn a_full_outbox_is_seen_and_ends_the_next_wait(world: &mut impl World) {
     let mut glutton = Glutton::new(world.peer(Family::V4));
     world.io().turn(Some(Instant::now()), &mut glutton).expect("a turn");
-    assert_eq!((glutton.sent as usize, glutton.refused), (OUTBOX_DATAGRAMS, 1));
+    assert_eq!((glutton.sent as usize, glutton.refused), (OUTBOX_TRAINS, 1));
     let start = Instant::now();
     for turn in 2..=4 {
         // Nothing arrives, but there is room again: that is what the handler waits for.
         world.io().turn(soon(), &mut glutton).expect("a turn");
-        assert_eq!(glutton.sent as usize, turn * OUTBOX_DATAGRAMS);
-        for number in (turn - 2) * OUTBOX_DATAGRAMS..(turn - 1) * OUTBOX_DATAGRAMS {
+        assert_eq!(glutton.sent as usize, turn * OUTBOX_TRAINS);
+        for number in (turn - 2) * OUTBOX_TRAINS..(turn - 1) * OUTBOX_TRAINS {
             assert_eq!(world.net_recv_soon(Family::V4), (number as u32).to_be_bytes());
         }
     }

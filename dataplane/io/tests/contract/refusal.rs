@@ -3,7 +3,7 @@
 use std::io;
 
 use ringmesh_io::{
-    BackEnd, Choice, KernelIo, MemoryIo, PacketIo, Parts, SocketBuffers, Tun, Udp, Waker, probe,
+    BackEnd, Choice, KernelIo, MemoryIo, Offloads, PacketIo, Parts, SocketBuffers, Tun, Udp, Waker, probe,
 };
 
 use crate::namespace;
@@ -34,6 +34,7 @@ fn parts() -> Parts {
         udp: Udp::bind(0, SocketBuffers::default()).expect("a free port"),
         waker: Waker::new().expect("a waker"),
         mtu: 1408,
+        offloads: Offloads::ALL,
     }
 }
 
@@ -85,5 +86,5 @@ fn a_process_that_may_not_make_interfaces_is_told_the_cure() {
 
 #[test]
 fn the_twin_needs_no_permission() {
-    assert_eq!(MemoryIo::new(1408).expect("a waker").max_segments(), 1);
+    assert_eq!(MemoryIo::new(1408).expect("a waker").max_segments(), ringmesh_io::MAX_SEGMENTS);
 }

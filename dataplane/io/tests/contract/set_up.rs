@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringmesh_io::{
-    Choice, KernelIo, OUTBOX_DATAGRAMS, PacketIo, Parts, SocketBuffers, Tun, TunError, Udp, Waker,
+    Choice, KernelIo, OUTBOX_TRAINS, Offloads, PacketIo, Parts, SocketBuffers, Tun, TunError, Udp, Waker,
 };
 
 use crate::namespace;
@@ -58,7 +58,7 @@ fn a_family_without_a_socket_is_refused_and_counted(choice: Choice) {
     world.io().turn(Some(Instant::now()), &mut courier).expect("a turn");
     assert_eq!(world.net_recv_soon(Family::V4), [7]);
     assert_eq!(world.io().counters().datagrams_refused, 2);
-    assert_eq!(world.io().outbox().datagram_room(), OUTBOX_DATAGRAMS);
+    assert_eq!(world.io().outbox().train_room(), OUTBOX_TRAINS);
 }
 
 fn a_dropped_back_end_leaves_no_interface_behind(choice: Choice) {
@@ -66,7 +66,9 @@ fn a_dropped_back_end_leaves_no_interface_behind(choice: Choice) {
         let tun = Tun::create("mesh-again").expect("the name is free again");
         let udp = Udp::bind(0, SocketBuffers::default()).expect("a free port");
         let waker = Waker::new().expect("a waker");
-        let (mut io, _) = KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU }).expect("a back end");
+        let (mut io, _) =
+            KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads: Offloads::ALL })
+                .expect("a back end");
         io.turn(Some(Instant::now()), &mut Deaf).expect("a turn");
         drop(io);
         assert!(namespace::interface_index("mesh-again").is_err(), "it is gone when the back end is");
@@ -88,7 +90,7 @@ fn a_network_that_takes_nothing_stops_tun_and_keeps_the_order(choice: Choice) {
     }
     // Full, and no room was made: the last turns slept until their deadline.
     let before = world.io().counters();
-    assert!(before.send_stalls > 0 && world.io().outbox().datagram_room() == 0, "{before:?}");
+    assert!(before.send_stalls > 0 && world.io().outbox().train_room() == 0, "{before:?}");
     let seen = glutton.packets;
     let (start, mut turns) = (Instant::now(), 0);
     while start.elapsed() < 10 * nap {
@@ -103,7 +105,7 @@ fn a_network_that_takes_nothing_stops_tun_and_keeps_the_order(choice: Choice) {
     wire.introduce(STATION).expect("the station answers");
     let mut next = 0;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while next < 4 * OUTBOX_DATAGRAMS as u32 {
+    while next < 4 * OUTBOX_TRAINS as u32 {
         assert!(Instant::now() < deadline, "only {next} arrived: {:?}", world.io().counters());
         world.io().turn(Some(Instant::now() + Duration::from_millis(1)), &mut glutton).expect("a turn");
         while let Some(frame) = wire.receive() {
@@ -127,7 +129,9 @@ fn the_interface_and_port_of_a_killed_worker_can_be_had_again(choice: Choice) {
         let tun = Tun::create(NAME).expect("the name is free");
         let udp = Udp::bind(PORT, SocketBuffers::default()).expect("the port is free");
         let waker = Waker::new().expect("a waker");
-        KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU }).expect("a back end").0
+        KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads: Offloads::ALL })
+            .expect("a back end")
+            .0
     };
     if std::env::var_os(VICTIM).is_some() {
         let mut io = open();

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use ringmesh_io::{
-    BackEnd, Choice, Delivery, Handler, KernelIo, MemoryIo, Now, Outbox, PacketIo, Parts, SocketBuffers,
-    SuperPacket, Train, Tun, Udp, Waker,
+    BackEnd, Choice, Delivery, Handler, Head, KernelIo, MemoryIo, Now, Offloads, Outbox, PacketIo, Parts,
+    SocketBuffers, SuperPacket, Train, Tun, Udp, Waker,
 };
 
 use crate::namespace;
@@ -49,6 +49,7 @@ pub(crate) struct Courier {
     pub(crate) dropped: u64,
     pub(crate) wakes: u64,
     pub(crate) idles: u64,
+    head: Head,
 }
 
 impl Courier {
@@ -60,43 +61,53 @@ impl Courier {
     pub(crate) const NOT_A_PACKET: u8 = 0xfe;
 
     pub(crate) fn new(peer: SocketAddr) -> Self {
-        Self { peer, seen: VecDeque::new(), times: Vec::new(), packets: 0, dropped: 0, wakes: 0, idles: 0 }
+        Self {
+            peer,
+            seen: VecDeque::new(),
+            times: Vec::new(),
+            packets: 0,
+            dropped: 0,
+            wakes: 0,
+            idles: 0,
+            head: Head::new(),
+        }
     }
 }
 
 impl Handler for Courier {
-    fn packets(&mut self, mut packets: SuperPacket<'_>, outbox: &mut Outbox, now: Now) {
+    fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, now: Now) {
         self.times.push(now);
-        let first = packets.first().to_vec();
-        if !is_udp(&first) {
-            // The kernel's own: router solicitations, multicast reports.
-            return;
-        }
-        assert_eq!(packets.segments(), 1);
-        while let Some(packet) = packets.next_packet() {
-            assert_eq!(packet, first);
-            self.packets += 1;
-            let Some(mut slot) = outbox.datagram() else {
-                self.dropped += 1;
-                continue;
-            };
-            // What lies in front of a packet must not be taken for an offload header.
-            slot[..Self::HEADER].fill(0xff);
-            slot[0] = Self::PACKET;
-            slot[Self::HEADER..Self::HEADER + packet.len()].copy_from_slice(packet);
-            slot.commit(Self::HEADER + packet.len(), self.peer);
+        for packet in packets.iter().filter(|packet| is_udp(packet.whole())) {
+            for index in 0..packet.segments() {
+                self.packets += 1;
+                let Some(mut slot) = outbox.datagram() else {
+                    self.dropped += 1;
+                    continue;
+                };
+                // What lies in front of a packet must not be taken for an offload header.
+                slot[..Self::HEADER].fill(0xff);
+                slot[0] = Self::PACKET;
+                let mut at = Self::HEADER;
+                let (head, rest) = packet.segment(index, &mut self.head);
+                for part in [head, rest] {
+                    slot[at..at + part.len()].copy_from_slice(part);
+                    at += part.len();
+                }
+                slot.commit(at, self.peer);
+            }
         }
     }
 
     fn datagrams(&mut self, mut train: Train<'_>, from: SocketAddr, delivery: &mut Delivery<'_>, now: Now) {
         self.times.push(now);
-        assert_eq!(train.len(), 1);
-        let datagram = train.datagram(0).expect("a train has a datagram");
-        if datagram.first() == Some(&Self::PACKET) && datagram.len() > Self::HEADER {
-            let range = Self::HEADER..datagram.len();
-            delivery.packet(0, range).expect("a packet of the train");
-        } else {
-            self.seen.push_back((from, datagram.to_vec()));
+        for index in 0..train.len() {
+            let datagram = train.datagram(index).expect("a train has its datagrams");
+            if datagram.first() == Some(&Self::PACKET) && datagram.len() > Self::HEADER {
+                let range = Self::HEADER..datagram.len();
+                delivery.packet(index, range).expect("a packet of the train");
+            } else {
+                self.seen.push_back((from, datagram.to_vec()));
+            }
         }
     }
 
@@ -213,6 +224,15 @@ impl KernelWorld {
     }
 
     pub(crate) fn with_udp(choice: Choice, udp: Udp) -> Self {
+        Self::with(choice, udp, Offloads::ALL)
+    }
+
+    /// With these offloads only.
+    pub(crate) fn with_offloads(choice: Choice, offloads: Offloads) -> Self {
+        Self::with(choice, Udp::bind(0, SocketBuffers::default()).expect("a free port"), offloads)
+    }
+
+    fn with(choice: Choice, udp: Udp, offloads: Offloads) -> Self {
         let tun = Tun::create("mesh%d").expect("TUN is available: these tests need it");
         let (tun_name, port) = (tun.name().to_owned(), udp.port());
         namespace::set_mtu(&tun_name, i32::from(MTU)).expect("an MTU");
@@ -222,7 +242,7 @@ impl KernelWorld {
         namespace::add_ipv6(&tun_name, OURS_V6).expect("an IPv6 address");
         let waker = Waker::new().expect("a waker");
         let (mut io, chosen) =
-            KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU }).expect("a back end");
+            KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads }).expect("a back end");
         let expected = if choice == Choice::Poll { BackEnd::Poll } else { BackEnd::Uring };
         assert_eq!(chosen.back_end, expected, "{}", chosen.reason);
         let apps = [app((OURS_V4, THEIRS_V4)), app((OURS_V6, THEIRS_V6))];
@@ -260,6 +280,8 @@ fn app<A: Into<std::net::IpAddr>>((ours, theirs): (A, A)) -> UdpSocket {
 fn peer(at: &str) -> UdpSocket {
     let socket = UdpSocket::bind(at).expect("loopback");
     socket.set_nonblocking(true).expect("non-blocking");
+    // For as many datagrams as an outbox holds, whatever the system's default is.
+    socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("a buffer");
     socket
 }
 
@@ -373,7 +395,7 @@ impl World for MemoryWorld {
 pub(crate) struct Deaf;
 
 impl Handler for Deaf {
-    fn packets(&mut self, _: SuperPacket<'_>, _: &mut Outbox, _: Now) {}
+    fn packets(&mut self, _: &[SuperPacket<'_>], _: &mut Outbox, _: Now) {}
     fn datagrams(&mut self, _: Train<'_>, _: SocketAddr, _: &mut Delivery<'_>, _: Now) {}
     fn wake(&mut self, _: &mut Outbox, _: Now) {}
     fn idle(&mut self, _: &mut Outbox, _: Now) {}

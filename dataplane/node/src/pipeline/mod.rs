@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ringmesh_io::{Delivery, Handler, Outbox, SuperPacket, Train};
+use ringmesh_io::{Delivery, Handler, Head, Outbox, SuperPacket, Train};
 use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Link, Now, Outbound, Tunnel, filter::Direction};
 use tokio::sync::mpsc;
 
@@ -48,6 +48,8 @@ pub(crate) struct Pipeline {
     outbox_full: u64,
     events_lost: u64,
     stopping: bool,
+    head: Head,
+    whole: Vec<u8>,
 }
 
 /// A batch of a link, of which the first datagrams have been taken.
@@ -80,6 +82,8 @@ impl Pipeline {
             outbox_full: 0,
             events_lost: 0,
             stopping: false,
+            head: Head::new(),
+            whole: Vec::with_capacity(1 << 16),
         }
     }
 
@@ -270,26 +274,31 @@ fn both_clocks(now: ringmesh_io::Now) -> Now {
 }
 
 impl Handler for Pipeline {
-    fn packets(&mut self, mut packets: SuperPacket<'_>, outbox: &mut Outbox, now: ringmesh_io::Now) {
+    fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, now: ringmesh_io::Now) {
         let now = both_clocks(now);
-        while let Some(packet) = packets.next_packet() {
-            let Some(mut slot) = outbox.datagram() else {
-                self.outbox_full += 1;
-                continue;
-            };
-            let bytes = packet.len() as u64;
-            match self.tunnel.outbound(packet, &mut slot, now) {
-                Ok(Outbound::Send { len, to: Hop::Udp(to), .. }) => slot.commit(len, to),
-                Ok(Outbound::Send { len, to: Hop::Link(link), .. }) => {
-                    if !send_by_link(&mut self.links, &mut self.link_drops, link, &slot[..len]) {
-                        continue;
+        for packet in packets {
+            for index in 0..packet.segments() {
+                let (head, rest) = packet.segment(index, &mut self.head);
+                self.whole.clear();
+                self.whole.extend_from_slice(head);
+                self.whole.extend_from_slice(rest);
+                let Some(mut slot) = outbox.datagram() else {
+                    self.outbox_full += 1;
+                    continue;
+                };
+                match self.tunnel.outbound(&self.whole, &mut slot, now) {
+                    Ok(Outbound::Send { len, to: Hop::Udp(to), .. }) => slot.commit(len, to),
+                    Ok(Outbound::Send { len, to: Hop::Link(link), .. }) => {
+                        if !send_by_link(&mut self.links, &mut self.link_drops, link, &slot[..len]) {
+                            continue;
+                        }
                     }
+                    Ok(Outbound::Held) => {}
+                    Err(_) => continue,
                 }
-                Ok(Outbound::Held) => {}
-                Err(_) => continue,
+                self.traffic.sent_packets += 1;
+                self.traffic.sent_bytes += self.whole.len() as u64;
             }
-            self.traffic.sent_packets += 1;
-            self.traffic.sent_bytes += bytes;
         }
     }
 

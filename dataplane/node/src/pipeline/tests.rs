@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use futures_util::FutureExt as _;
-use ringmesh_io::{MemoryIo, OUTBOX_DATAGRAMS, OUTBOX_PACKETS, PacketIo as _};
+use ringmesh_io::{MemoryIo, OUTBOX_PACKETS, OUTBOX_TRAINS, PacketIo as _};
 use ringmesh_tunnel::{
     Carrier, Dial, Handshaker, Job, JobDone, Path, PeerConfig, Psk, Random,
     filter::Filter,
@@ -273,9 +273,9 @@ fn packets_beyond_the_outbox_and_beyond_the_mtu_are_counted() {
     one.turn();
     // As the segments of one large packet do: between packets, a back end reads TUN only while there is room.
     let now = one.io.now();
-    for _ in 0..OUTBOX_DATAGRAMS + 44 {
-        let mut segment = packet(1, 2, 100);
-        one.pipeline.packets(SuperPacket::new(&mut segment), one.io.outbox(), now);
+    for _ in 0..OUTBOX_TRAINS + 44 {
+        let segment = packet(1, 2, 100);
+        one.pipeline.packets(&[SuperPacket::single(&segment)], one.io.outbox(), now);
     }
     let drops = one.report().drops;
     assert_eq!(drops, BTreeMap::from([(DropReason::OutboxFull, 44), (DropReason::PacketUnfit, 1)]));

@@ -2,6 +2,8 @@
 
 mod checksum;
 mod merge;
+
+mod pace;
 pub(crate) mod packet;
 mod segment;
 mod traffic;

@@ -1,5 +1,9 @@
 //! The UDP sockets of a worker: one for IPv4 and one for IPv6, on the same port.
 
+pub(crate) mod control;
+pub(crate) mod messages;
+pub(crate) mod segmentation;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -148,6 +152,19 @@ impl Udp {
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.v6.is_some()
+    }
+
+    /// Has datagrams arrive in trains, or one by one; answers whether they do now, which needs every socket's consent.
+    pub(crate) fn merge(&self, on: bool) -> bool {
+        let sockets = || Family::ALL.into_iter().filter_map(|family| self.socket(family));
+        let done = sockets().all(|socket| sys::set_gro(socket, on).is_ok());
+        if on && !done {
+            for socket in sockets() {
+                // Refused by a kernel that does not know it.
+                let _ = sys::set_gro(socket, false);
+            }
+        }
+        on && done
     }
 
     /// The socket for `family`.
