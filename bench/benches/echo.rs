@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use ringmesh_io::{
-    Choice, Counters, Delivery, Handler, KernelIo, Now, Outbox, PacketIo, Parts, SocketBuffers, SuperPacket,
+    Choice, Counters, Delivery, Handler, KernelIo, Now, Offloads, Outbox, PacketIo, Parts, SocketBuffers, SuperPacket,
     Train, Tun, Udp, Waker,
 };
 use tokio::sync::oneshot;
@@ -91,7 +91,7 @@ impl Ours {
         let udp = Udp::bind(0, SocketBuffers::default()).unwrap();
         let port = udp.port();
         let tun = Tun::create("echo%d").unwrap();
-        let parts = Parts { tun, udp, waker: waker.clone(), mtu: MTU };
+        let parts = Parts { tun, udp, waker: waker.clone(), mtu: MTU, offloads: Offloads::ALL, spin: Duration::ZERO };
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -114,7 +114,7 @@ impl Ours {
 struct Echo;
 
 impl Handler for Echo {
-    fn packets(&mut self, _: SuperPacket<'_>, _: &mut Outbox, _: Now) {}
+    fn packets(&mut self, _: &[SuperPacket<'_>], _: &mut Outbox, _: Now) {}
 
     fn datagrams(&mut self, mut train: Train<'_>, from: SocketAddr, delivery: &mut Delivery<'_>, _: Now) {
         for index in 0..train.len() {

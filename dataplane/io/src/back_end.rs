@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::io;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -116,6 +116,9 @@ pub struct Parts {
     pub mtu: u16,
     /// The offloads to use, as far as the kernel has them.
     pub offloads: Offloads,
+    /// How long a turn looks for something to arrive before it sleeps. Waking a sleeping thread takes longer than all that is
+    /// done for a packet; looking takes a processor.
+    pub spin: Duration,
 }
 
 impl Parts {

@@ -352,7 +352,14 @@ impl DataPlane {
         let interface = tun.name().to_owned();
         let port = udp.port();
         let waker = Waker::new().map_err(|error| Failure::host("making an eventfd", &error))?;
-        let parts = Parts { tun, udp, waker: waker.clone(), mtu: config.mtu, offloads: Offloads::ALL };
+        let parts = Parts {
+            tun,
+            udp,
+            waker: waker.clone(),
+            mtu: config.mtu,
+            offloads: Offloads::ALL,
+            spin: Duration::ZERO,
+        };
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (events_out, events) = mpsc::channel(EVENTS);
         let (failed_out, failed) = watch::channel(None);

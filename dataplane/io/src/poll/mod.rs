@@ -6,7 +6,7 @@ mod batch;
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::offload::Place;
 use crate::outbox::{OUTBOX_BYTES, Piece, datagram_capacity};
@@ -259,6 +259,21 @@ impl PollIo {
                 } else {
                     polled.fd = NOBODY;
                 }
+            }
+        }
+        let spins_until = (!self.parts.spin.is_zero()).then(|| Instant::now() + self.parts.spin);
+        while let Some(end) = spins_until.filter(|_| timeout.is_none_or(|timeout| !timeout.is_zero())) {
+            self.counters.system_calls += 1;
+            match sys::poll(&mut set, Some(Duration::ZERO)) {
+                Ok(0) => {}
+                _ => timeout = Some(Duration::ZERO),
+            }
+            let now = Instant::now();
+            if let Some(until) = until.filter(|_| timeout != Some(Duration::ZERO)) {
+                timeout = Some(until.saturating_duration_since(now));
+            }
+            if now >= end {
+                break;
             }
         }
         self.counters.system_calls += 1;

@@ -227,12 +227,34 @@ impl UringIo {
     fn enter(&mut self, patience: u32, deadline: Option<Instant>) -> io::Result<Now> {
         let pauses = self.receive.iter().chain([&self.read, &self.wake]).filter_map(Arm::due_at);
         let until = pauses.chain(self.send_pause.until()).chain(deadline).min();
+        let patience = if patience > 0 && self.spin(until)? { 0 } else { patience };
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         self.submit(patience, timeout)?;
         let now = Now::read();
         self.settle(now.monotonic)?;
         self.conclude(now.monotonic)?;
         if self.gone { Err(self.parts.tun.gone()) } else { Ok(now) }
+    }
+
+    /// Looks for something to arrive for as long as was asked for, and not beyond `until`; tells whether it did.
+    fn spin(&mut self, until: Option<Instant>) -> io::Result<bool> {
+        if self.parts.spin.is_zero() {
+            return Ok(false);
+        }
+        if self.fresh > 0 {
+            self.submit(0, None)?;
+        }
+        let start = Instant::now();
+        let end = until.map_or(start + self.parts.spin, |until| until.min(start + self.parts.spin));
+        loop {
+            if self.ring.has_news() {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
+        }
     }
 
     fn submit(&mut self, patience: u32, timeout: Option<Duration>) -> io::Result<()> {

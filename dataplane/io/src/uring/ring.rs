@@ -57,6 +57,7 @@ impl Ring {
         let inner = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .setup_no_sqarray()
             .setup_cqsize(completions)
@@ -161,6 +162,11 @@ impl Ring {
     pub(super) fn is_settled(&mut self) -> bool {
         let queue = self.inner.submission();
         queue.is_empty() && !queue.cq_overflow()
+    }
+
+    /// Whether `enter` would find something: a completion, or work of the kernel's that leads to one. No system call.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.inner.submission().taskrun() || !self.inner.completion().is_empty()
     }
 
     /// How often more completions waited than their queue has room for, as seen when entering; the kernel keeps them until there

@@ -35,6 +35,7 @@ fn parts() -> Parts {
         waker: Waker::new().expect("a waker"),
         mtu: 1408,
         offloads: Offloads::ALL,
+        spin: std::time::Duration::ZERO,
     }
 }
 

@@ -66,9 +66,11 @@ fn a_dropped_back_end_leaves_no_interface_behind(choice: Choice) {
         let tun = Tun::create("mesh-again").expect("the name is free again");
         let udp = Udp::bind(0, SocketBuffers::default()).expect("a free port");
         let waker = Waker::new().expect("a waker");
-        let (mut io, _) =
-            KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads: Offloads::ALL })
-                .expect("a back end");
+        let (mut io, _) = KernelIo::open(
+            choice,
+            Parts { tun, udp, waker, mtu: MTU, offloads: Offloads::ALL, spin: Duration::ZERO },
+        )
+        .expect("a back end");
         io.turn(Some(Instant::now()), &mut Deaf).expect("a turn");
         drop(io);
         assert!(namespace::interface_index("mesh-again").is_err(), "it is gone when the back end is");
@@ -129,9 +131,12 @@ fn the_interface_and_port_of_a_killed_worker_can_be_had_again(choice: Choice) {
         let tun = Tun::create(NAME).expect("the name is free");
         let udp = Udp::bind(PORT, SocketBuffers::default()).expect("the port is free");
         let waker = Waker::new().expect("a waker");
-        KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads: Offloads::ALL })
-            .expect("a back end")
-            .0
+        KernelIo::open(
+            choice,
+            Parts { tun, udp, waker, mtu: MTU, offloads: Offloads::ALL, spin: Duration::ZERO },
+        )
+        .expect("a back end")
+        .0
     };
     if std::env::var_os(VICTIM).is_some() {
         let mut io = open();

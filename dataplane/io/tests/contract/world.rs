@@ -242,7 +242,8 @@ impl KernelWorld {
         namespace::add_ipv6(&tun_name, OURS_V6).expect("an IPv6 address");
         let waker = Waker::new().expect("a waker");
         let (mut io, chosen) =
-            KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads }).expect("a back end");
+            KernelIo::open(choice, Parts { tun, udp, waker, mtu: MTU, offloads, spin: Duration::ZERO })
+                .expect("a back end");
         let expected = if choice == Choice::Poll { BackEnd::Poll } else { BackEnd::Uring };
         assert_eq!(chosen.back_end, expected, "{}", chosen.reason);
         let apps = [app((OURS_V4, THEIRS_V4)), app((OURS_V6, THEIRS_V6))];

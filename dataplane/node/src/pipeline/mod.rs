@@ -6,15 +6,18 @@
 //! What came by links waits in their queue until there is room for its packets in the outbox: a turn takes what fits, and the
 //! next one, which then does not wait, goes on from there.
 
+mod runs;
+
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use ringmesh_io::{Delivery, Handler, Head, Outbox, SuperPacket, Train};
-use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Link, Now, Outbound, Tunnel, filter::Direction};
+use ringmesh_io::{Delivery, Handler, Outbox, SuperPacket, Train};
+use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Link, Now, Tunnel, filter::Direction};
 use tokio::sync::mpsc;
 
+use self::runs::{Heads, Ways};
 use crate::{
     clock,
     fallback::{Arrival, Batch, Links, SendError},
@@ -48,8 +51,7 @@ pub(crate) struct Pipeline {
     outbox_full: u64,
     events_lost: u64,
     stopping: bool,
-    head: Head,
-    whole: Vec<u8>,
+    heads: Heads,
 }
 
 /// A batch of a link, of which the first datagrams have been taken.
@@ -82,8 +84,7 @@ impl Pipeline {
             outbox_full: 0,
             events_lost: 0,
             stopping: false,
-            head: Head::new(),
-            whole: Vec::with_capacity(1 << 16),
+            heads: Heads::new(),
         }
     }
 
@@ -275,31 +276,16 @@ fn both_clocks(now: ringmesh_io::Now) -> Now {
 
 impl Handler for Pipeline {
     fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, now: ringmesh_io::Now) {
-        let now = both_clocks(now);
-        for packet in packets {
-            for index in 0..packet.segments() {
-                let (head, rest) = packet.segment(index, &mut self.head);
-                self.whole.clear();
-                self.whole.extend_from_slice(head);
-                self.whole.extend_from_slice(rest);
-                let Some(mut slot) = outbox.datagram() else {
-                    self.outbox_full += 1;
-                    continue;
-                };
-                match self.tunnel.outbound(&self.whole, &mut slot, now) {
-                    Ok(Outbound::Send { len, to: Hop::Udp(to), .. }) => slot.commit(len, to),
-                    Ok(Outbound::Send { len, to: Hop::Link(link), .. }) => {
-                        if !send_by_link(&mut self.links, &mut self.link_drops, link, &slot[..len]) {
-                            continue;
-                        }
-                    }
-                    Ok(Outbound::Held) => {}
-                    Err(_) => continue,
-                }
-                self.traffic.sent_packets += 1;
-                self.traffic.sent_bytes += self.whole.len() as u64;
-            }
-        }
+        let mut ways = Ways {
+            tunnel: &mut self.tunnel,
+            outbox,
+            links: &mut self.links,
+            link_drops: &mut self.link_drops,
+            traffic: &mut self.traffic,
+            outbox_full: &mut self.outbox_full,
+            now: both_clocks(now),
+        };
+        ways.send(packets, &mut self.heads);
     }
 
     fn datagrams(
@@ -309,25 +295,23 @@ impl Handler for Pipeline {
         delivery: &mut Delivery<'_>,
         now: ringmesh_io::Now,
     ) {
-        let now = both_clocks(now);
-        for index in 0..train.len() {
-            let Some(datagram) = train.datagram(index) else { break };
-            match self.tunnel.inbound(datagram, Hop::Udp(from), now) {
-                Ok(Inbound::Packet { range, .. }) => {
-                    let bytes = range.len() as u64;
-                    let delivered = delivery.packet(index, range);
-                    debug_assert!(
-                        delivered.is_ok(),
-                        "invariant: the tunnel gives ranges inside the datagram"
-                    );
-                    if delivered.is_ok() {
-                        self.traffic.received_packets += 1;
-                        self.traffic.received_bytes += bytes;
-                    }
+        let stride = train.stride();
+        let traffic = &mut self.traffic;
+        self.tunnel.inbound_run(
+            train.bytes(),
+            stride,
+            Hop::Udp(from),
+            both_clocks(now),
+            &mut |index, range| {
+                let bytes = range.len() as u64;
+                let delivered = delivery.packet(index, range);
+                debug_assert!(delivered.is_ok(), "invariant: the tunnel gives ranges inside the datagram");
+                if delivered.is_ok() {
+                    traffic.received_packets += 1;
+                    traffic.received_bytes += bytes;
                 }
-                Ok(Inbound::Consumed) | Err(_) => {}
-            }
-        }
+            },
+        );
     }
 
     fn wake(&mut self, _outbox: &mut Outbox, now: ringmesh_io::Now) {
