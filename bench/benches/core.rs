@@ -10,6 +10,7 @@
 )]
 
 mod mesh;
+mod star;
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -17,9 +18,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Bencher, Criterion, Throughput, criterion_group, criterion_main};
 use mesh::{DATAGRAM, End, Mesh, Road, Side};
+use ringmesh_aead::{Cipher, Key};
 use ringmesh_tunnel::allowed_ips::AllowedIps;
 use ringmesh_tunnel::ip::Prefix;
 use ringmesh_tunnel::{DropReason, Inbound, Now, Outbound};
+use star::{Null, Star};
 
 /// The smallest packet, an acknowledgement with timestamps, and a full one.
 const LENGTHS: [usize; 3] = [20, 52, 1408];
@@ -33,7 +36,7 @@ const ROADS: [(&str, Road); 4] = [
     ("through a relay", Road::Relay),
 ];
 
-criterion_group!(benches, packets, filters, paths, refusals, lookups, handshakes);
+criterion_group!(benches, packets, runs, spread, filters, paths, refusals, lookups, handshakes);
 criterion_main!(benches);
 
 fn packets(criterion: &mut Criterion) {
@@ -42,6 +45,49 @@ fn packets(criterion: &mut Criterion) {
         group.throughput(Throughput::Bytes(length as u64));
         group.bench_function(format!("seal {length}"), |bencher| seal(bencher, PLAIN, length));
         group.bench_function(format!("open {length}"), |bencher| open(bencher, PLAIN, length));
+    }
+    group.finish();
+}
+
+/// What a packet of a run costs, with the cipher and without: one packet, a turn's worth of them, a super-packet cut into as many.
+fn runs(criterion: &mut Criterion) {
+    runs_with::<Key>(criterion, "run");
+    runs_with::<Null>(criterion, "run without a cipher");
+}
+
+fn runs_with<C: Cipher>(criterion: &mut Criterion, name: &str) {
+    let mut group = criterion.benchmark_group(name);
+    let mut star = Star::<C>::new(1, 1);
+    for length in [64, 1408] {
+        for run in [1, 16, 45] {
+            group.throughput(Throughput::Elements(run as u64));
+            group.bench_function(format!("seal {run} x {length}"), |bencher| {
+                bencher.iter_custom(|runs| star.seal(run, length, runs));
+            });
+            group.bench_function(format!("open {run} x {length}"), |bencher| {
+                bencher.iter_custom(|runs| star.open(run, length, runs));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// What a small packet costs when each is to or from another peer than the one before.
+fn spread(criterion: &mut Criterion) {
+    spread_with::<Key>(criterion, "spread");
+    spread_with::<Null>(criterion, "spread without a cipher");
+}
+
+fn spread_with<C: Cipher>(criterion: &mut Criterion, name: &str) {
+    let mut group = criterion.benchmark_group(name);
+    for peers in [1, 1_000] {
+        let mut star = Star::<C>::new(peers, 1);
+        group.bench_function(format!("seal over {peers}"), |bencher| {
+            bencher.iter_custom(|runs| star.seal(1, 64, runs));
+        });
+        group.bench_function(format!("open over {peers}"), |bencher| {
+            bencher.iter_custom(|runs| star.open(1, 64, runs));
+        });
     }
     group.finish();
 }

@@ -1,26 +1,30 @@
-//! The comparison: all subjects stand side by side, and every measurement goes round them before the next begins, so
-//! that whatever changes on the box meanwhile hits them alike.
+//! The comparison: on each ground all subjects stand side by side, and every measurement goes round them before the next
+//! begins, so that whatever changes on the box meanwhile hits them alike.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fmt, fs, thread};
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use anyhow::{Context, Result, ensure};
 
 use crate::cpu::{Usage, cpus};
 use crate::gate::{Busy, FOREIGN_LIMIT, Gate};
-use crate::load::Timing;
-use crate::load::ping::INTERVAL;
-use crate::measure::{self, Effort, Reading, Step};
-use crate::report::{Machine, Report, Sample, Samples, Settings, progress, result};
+use crate::ground::Ground;
+use crate::measure::{self, Effort, Reading};
+use crate::options::{Options, Output};
+use crate::plot;
+use crate::quantity::Step;
+use crate::report::{Machine, Measured, Report, Sample, Samples, Settings, progress, result};
 use crate::subject::{Strayed, Subject, SubjectKind, Tools};
 
 /// Runs of one measurement that strangers may spoil before it is given up.
 const TRIES: usize = 8;
 /// Between two runs, for queues and timers of the one before to drain.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Failures of one kind of run of one subject after which it is left alone.
+const MOST_FAILURES: usize = 2;
 
 /// What a reader of figures about paths must know.
 const PATHS_REMARK: &str = "paths: the relay had no rate limits; daemon_cpu is of both nodes and the coordinator with its \
@@ -30,84 +34,13 @@ const PATHS_REMARK: &str = "paths: the relay had no rate limits; daemon_cpu is o
 const RULES_REMARK: &str = "rules: 1,000 rules, of which the last allows what was measured, and 10,000 answered UDP flows that both \
                             filters remembered before each run; uring: the policy that a network begins with";
 
-/// What to compare and how.
-#[derive(Args, Debug)]
-pub(crate) struct Options {
-    /// Subjects to measure, comma-separated [default: raw, uring, poll and wireguard-go, as far as they can be]
-    #[arg(long, value_delimiter = ',', value_enum)]
-    only: Vec<SubjectKind>,
-    /// Compare our own paths with each other: direct, relay, websocket and ssh
-    #[arg(long, conflicts_with = "only")]
-    paths: bool,
-    /// Compare what the packet filter costs: the policy that a network begins with, and 1,000 rules with 10,000 flows
-    #[arg(long, conflicts_with_all = ["only", "paths"])]
-    filter: bool,
-    /// Another build of meshctl, to stand beside this one as `earlier`: with --filter, or with --only
-    #[arg(long, value_name = "PATH")]
-    earlier: Option<PathBuf>,
-    /// Runs of each measurement of each subject
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
-    repetitions: u16,
-    /// Length of a measurement in seconds
-    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
-    seconds: f64,
-    /// A smoke run: everything once, for a third of a second; its figures mean little
-    #[arg(long, conflicts_with_all = ["repetitions", "seconds"])]
-    quick: bool,
-    /// Measure even while others use the box; such samples are marked in the result
-    #[arg(long)]
-    force: bool,
-    /// How long to wait for a quiet box before each run, in seconds
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
-    patience: u64,
-    /// The meshctl to measure [default: built now, in the profile of this program, or found beside it]
-    #[arg(long, value_name = "PATH")]
-    meshctl: Option<PathBuf>,
-    /// Write the result as JSON to a file as well
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// What to write to standard output
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Output,
-}
-
-impl Options {
-    fn kinds(&self) -> &[SubjectKind] {
-        match self.only.as_slice() {
-            _ if self.paths => &SubjectKind::PATHS,
-            _ if self.filter && self.earlier.is_some() => &SubjectKind::FILTER_AND_EARLIER,
-            _ if self.filter => &SubjectKind::FILTER,
-            [] => &SubjectKind::SYSTEMS,
-            only => only,
-        }
-    }
-
-    /// Whether a subject that cannot be had is a fault: it was asked for.
-    fn insists(&self) -> bool {
-        self.paths || self.filter || !self.only.is_empty()
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Table,
-    Json,
-}
-
-fn seconds(text: &str) -> std::result::Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.1..=600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("between 0.1 and 600 seconds".to_owned()),
-    }
-}
-
 /// Builds `meshctl` as this program was built, if cargo runs it, so that what is measured is what is in the tree.
 ///
 /// # Errors
 /// When it does not build.
 pub(crate) fn build_meshctl(options: &Options) -> Result<()> {
     let (None, Some(cargo)) = (&options.meshctl, std::env::var_os("CARGO")) else { return Ok(()) };
-    if !options.kinds().iter().any(|kind| kind.is_ours()) {
+    if !options.orders().iter().any(|order| order.kind.is_ours()) {
         return Ok(());
     }
     let own = std::env::current_exe().context("asking for this program's path")?;
@@ -130,24 +63,28 @@ pub(crate) fn build_meshctl(options: &Options) -> Result<()> {
 /// be written.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+    let tools = Tools::find(options.meshctl.as_deref(), options.earlier.as_deref(), &options.newer)?;
     let comparison = Comparison::new(options);
     comparison.gate.wait_for_quiet()?;
-    let (subjects, mut remarks) = set_up(options)?;
-    if subjects.iter().any(|subject| subject.kind().path().is_some()) {
-        remarks.push(PATHS_REMARK.to_owned());
+    let mut found = Found { machine: machine()?, ..Found::default() };
+    for ground in options.grounds() {
+        if let Some(reason) = ground.missing() {
+            ensure!(!options.insists_on_grounds(), "cannot lay {}: {reason}", ground.name());
+            found.leave_out(&ground.name(), reason);
+            continue;
+        }
+        comparison.measure_on(ground, options, &tools, &mut found)?;
     }
-    if subjects.iter().any(|subject| subject.kind() == SubjectKind::Rules) {
-        remarks.push(RULES_REMARK.to_owned());
-    }
-    let mut spoiled = Spoiled::default();
-    let samples = comparison.measure(&subjects, &mut spoiled)?;
-    remarks.extend(spoiled.remarks());
-
-    let measured = subjects.iter().map(Subject::describe).collect::<Result<Vec<_>>>()?;
+    found.remark_on_kinds();
+    found.remarks.extend(found.spoiled.remarks());
+    let Found { machine, measured, samples, remarks, spoiled } = found;
     let report =
-        Report::new(started, machine()?, comparison.settings(), options.force, &measured, &samples, remarks);
+        Report::new(started, machine, comparison.settings(), options.force, &measured, &samples, remarks);
     if let Some(path) = &options.json {
         fs::write(path, report.to_json()?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &options.svg {
+        fs::write(path, plot::draw(&report)).with_context(|| format!("writing {}", path.display()))?;
     }
     match options.output {
         Output::Table => result(&report.to_text()),
@@ -157,6 +94,36 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     Err(Incomplete { missing: spoiled.given_up.len(), busy: spoiled.by_others > 0 }.into())
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Found {
+    machine: Machine,
+    measured: Vec<Measured>,
+    samples: Samples,
+    remarks: Vec<String>,
+    spoiled: Spoiled,
+}
+
+impl Found {
+    fn leave_out(&mut self, name: &str, reason: &str) {
+        let remark = format!("{name} was left out: {reason}");
+        progress(&remark);
+        if !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
+    fn remark_on_kinds(&mut self) {
+        let any = |test: &dyn Fn(SubjectKind) -> bool| self.measured.iter().any(|it| test(it.order.kind));
+        let remarks = [
+            (any(&|kind| kind.path().is_some()), PATHS_REMARK),
+            (any(&|kind| kind == SubjectKind::Rules), RULES_REMARK),
+        ];
+        let true_ones = remarks.into_iter().filter(|(holds, _)| *holds);
+        self.remarks.extend(true_ones.map(|(_, remark)| remark.to_owned()));
+    }
 }
 
 /// Some measurements could not be had.
@@ -175,25 +142,30 @@ impl fmt::Display for Incomplete {
     }
 }
 
-/// Brings up every subject: those asked for must come up, of the others those that can.
-fn set_up(options: &Options) -> Result<(Vec<Subject>, Vec<String>)> {
-    let tools = Tools::find(options.meshctl.as_deref(), options.earlier.as_deref())?;
-    let (mut subjects, mut remarks) = (Vec::new(), Vec::new());
-    for &kind in options.kinds() {
-        if let Some(reason) = tools.missing_for(kind) {
-            if options.insists() {
-                bail!("cannot measure {}: {reason}", kind.name());
-            }
-            remarks.push(format!("{} was left out: {reason}", kind.name()));
-            progress(&format!("leaving out {}: {reason}", kind.name()));
+/// Brings up every subject on a ground: those asked for must come up, of the others those that can.
+fn set_up(options: &Options, ground: Ground, tools: &Tools, found: &mut Found) -> Result<Vec<Subject>> {
+    let mut subjects = Vec::new();
+    for order in options.orders() {
+        let name = order.name();
+        if let Some(reason) = tools.missing_for(&order, ground) {
+            ensure!(!options.insists(&order), "cannot measure {name}: {reason}");
+            found.leave_out(&name, reason);
             continue;
         }
-        progress(&format!("setting up {}", kind.name()));
-        let subject = Subject::set_up(kind, &tools).with_context(|| format!("setting up {}", kind.name()))?;
-        measure::wait_until_ready(&subject).with_context(|| format!("waiting for {}", kind.name()))?;
-        subjects.push(subject);
+        progress(&format!("setting up {name} ({})", ground.name()));
+        let up = Subject::set_up(&order, ground, tools).with_context(|| format!("setting up {name}"));
+        let ready = up.and_then(|subject| {
+            measure::wait_until_ready(&subject).with_context(|| format!("waiting for {name}"))?;
+            Ok(subject)
+        });
+        match ready {
+            Ok(subject) => subjects.push(subject),
+            Err(error) if options.insists(&order) || order.kind.is_ours() => return Err(error),
+            // Somebody else's program that does not work here shall not keep all others from being measured.
+            Err(error) => found.leave_out(&format!("{name} ({})", ground.name()), &format!("{error:#}")),
+        }
     }
-    Ok((subjects, remarks))
+    Ok(subjects)
 }
 
 /// Runs that do not count.
@@ -257,21 +229,18 @@ impl Spoiled {
 struct Comparison {
     gate: Gate,
     effort: Effort,
+    steps: Vec<Step>,
     repetitions: usize,
 }
 
 impl Comparison {
     fn new(options: &Options) -> Self {
-        let (repetitions, window, pings) = if options.quick {
-            (1, 0.3, 100)
-        } else {
-            let fitting = (options.seconds / INTERVAL.as_secs_f64()) as usize;
-            (usize::from(options.repetitions), options.seconds, fitting.max(1000))
-        };
-        let window = Duration::from_secs_f64(window);
-        let warm_up = (window / 3).min(Duration::from_secs(1));
-        let gate = Gate { patience: Duration::from_secs(options.patience), force: options.force };
-        Self { gate, effort: Effort { timing: Timing { warm_up, window }, pings }, repetitions }
+        Self {
+            gate: options.gate(),
+            effort: options.effort(),
+            steps: options.steps(),
+            repetitions: options.repetitions(),
+        }
     }
 
     fn settings(&self) -> Settings {
@@ -279,35 +248,68 @@ impl Comparison {
             repetitions: self.repetitions,
             seconds: self.effort.timing.window.as_secs_f64(),
             pings: self.effort.pings,
+            udp_share: self.effort.udp_share,
             foreign_limit: FOREIGN_LIMIT,
         }
     }
 
-    fn measure(&self, subjects: &[Subject], spoiled: &mut Spoiled) -> Result<Samples> {
-        let mut samples = Samples::default();
+    /// Measures everything on one ground, and takes it away again.
+    fn measure_on(&self, ground: Ground, options: &Options, tools: &Tools, found: &mut Found) -> Result<()> {
+        let subjects = set_up(options, ground, tools, found)?;
+        // Its place in the report tells a subject from all others.
+        let first = found.measured.len();
+        for subject in &subjects {
+            found.measured.push(subject.describe()?);
+        }
+        let places: Vec<_> = (first..).zip(&subjects).collect();
+        let mut failures = BTreeMap::new();
         for repetition in 0..self.repetitions {
-            for step in Step::ALL {
+            for step in self.steps.iter().flat_map(|step| std::iter::repeat_n(*step, step.runs())) {
                 // Another one begins each time, so that nobody always follows the same neighbour's leftovers.
-                let (head, tail) = subjects.split_at(repetition % subjects.len().max(1));
-                for subject in tail.iter().chain(head) {
-                    let run = format!("run {} of {}", repetition + 1, self.repetitions);
-                    let name = subject.kind().name();
-                    let reading = self
-                        .one(step, subject, spoiled)
-                        .with_context(|| format!("measuring {step:?} of {name} ({run})"))?;
-                    match reading {
-                        Some(reading) => self.record(&mut samples, subject.kind(), repetition, &reading),
-                        None => spoiled.given_up.push(format!("{step:?} of {name}, {run}")),
+                let (head, tail) = places.split_at(repetition % places.len().max(1));
+                for &(place, subject) in tail.iter().chain(head) {
+                    let failed: &mut usize = failures.entry((place, step)).or_default();
+                    if *failed < MOST_FAILURES && !self.one_of(step, repetition, place, subject, found)? {
+                        *failed += 1;
                     }
                 }
             }
         }
-        Ok(samples)
+        Ok(())
+    }
+
+    /// One run, whatever becomes of it; tells whether the subject carried it.
+    fn one_of(
+        &self,
+        step: Step,
+        repetition: usize,
+        place: usize,
+        subject: &Subject,
+        found: &mut Found,
+    ) -> Result<bool> {
+        let what =
+            || format!("{step:?} of {}, run {} of {}", subject.name(), repetition + 1, self.repetitions);
+        match self.one(step, subject, &mut found.spoiled) {
+            Ok(Some(reading)) => {
+                self.record(&mut found.samples, place, &subject.name(), repetition, &reading);
+                Ok(true)
+            }
+            Ok(None) => {
+                found.spoiled.given_up.push(what());
+                Ok(true)
+            }
+            Err(error) if error.is::<Busy>() => Err(error),
+            Err(error) => {
+                progress(&format!("{} failed: {error:#}", what()));
+                found.spoiled.given_up.push(format!("{} failed: {error:#}", what()));
+                Ok(false)
+            }
+        }
     }
 
     /// One run that counts, if it can be had.
     fn one(&self, step: Step, subject: &Subject, spoiled: &mut Spoiled) -> Result<Option<Reading>> {
-        let name = subject.kind().name();
+        let name = subject.name();
         for _ in 0..TRIES {
             thread::sleep(PAUSE);
             self.gate.wait_for_quiet()?;
@@ -327,16 +329,15 @@ impl Comparison {
         Ok(None)
     }
 
-    fn record(&self, samples: &mut Samples, kind: SubjectKind, repetition: usize, reading: &Reading) {
+    fn record(&self, samples: &mut Samples, place: usize, name: &str, repetition: usize, reading: &Reading) {
         let foreign_share = reading.usage.foreign_share();
         let disturbed = !Gate::is_quiet(&reading.usage);
         for &(quantity, value) in &reading.values {
-            samples.add(kind, quantity, Sample { value, foreign_share, disturbed });
+            samples.add(place, quantity, Sample { value, foreign_share, disturbed });
             progress(&format!(
-                "[{}/{}] {:<12} {:<20} {:>8}  (others {:.1} %)",
+                "[{}/{}] {name:<12} {:<20} {:>8}  (others {:.1} %)",
                 repetition + 1,
                 self.repetitions,
-                kind.name(),
                 quantity.heading(),
                 quantity.unit().show(value),
                 foreign_share * 100.0
@@ -353,7 +354,9 @@ fn machine() -> Result<Machine> {
     let cpu = model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned());
     let halt_poll = fs::read_to_string("/sys/module/haltpoll/parameters/guest_halt_poll_ns");
     let halt_poll_ns = halt_poll.ok().and_then(|nanos| nanos.trim().parse().ok());
-    Ok(Machine { kernel, cpu, cpus: cpus(), halt_poll_ns })
+    let load = read("/proc/loadavg")?;
+    let load_average = load.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or_default();
+    Ok(Machine { kernel, cpu, cpus: cpus(), halt_poll_ns, load_average })
 }
 
 #[cfg(test)]

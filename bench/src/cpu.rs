@@ -15,6 +15,8 @@ use anyhow::{Context, Result};
 const OUTSIDE_PROC: &str = "/run/outside/proc";
 /// The kernel's unit in `/proc`: fixed by its ABI at a hundredth of a second (`USER_HZ`).
 const TICK: f64 = 0.01;
+/// Strangers that are named.
+const STRANGERS: usize = 3;
 /// `PF_KTHREAD` of `include/linux/sched.h`: a kernel thread works for everybody.
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
@@ -56,11 +58,30 @@ pub(crate) struct Usage {
     pub(crate) daemons: f64,
     /// Of processes that are neither this one nor its descendants, and of the hypervisor's other guests.
     pub(crate) foreign: f64,
+    /// Of the hypervisor's other guests alone, which is no part of the busy time.
+    pub(crate) stolen: f64,
     /// The strangers that used most, with their CPU seconds, most first.
     pub(crate) strangers: Vec<(String, f64)>,
 }
 
 impl Usage {
+    /// Returns the busy time that was not strangers', in CPU seconds.
+    pub(crate) fn own(&self) -> f64 {
+        (self.busy - (self.foreign - self.stolen)).max(0.0)
+    }
+
+    /// Adds what happened in another span of time, which need not follow.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.elapsed += other.elapsed;
+        self.busy += other.busy;
+        self.daemons += other.daemons;
+        self.foreign += other.foreign;
+        self.stolen += other.stolen;
+        self.strangers.extend(other.strangers.iter().cloned());
+        self.strangers.sort_by(|left, right| right.1.total_cmp(&left.1));
+        self.strangers.truncate(STRANGERS);
+    }
+
     /// Returns the strangers' share of the whole box, from 0 to 1.
     pub(crate) fn foreign_share(&self) -> f64 {
         self.foreign / (self.elapsed.as_secs_f64() * cpus() as f64)
@@ -126,12 +147,13 @@ impl Snapshot {
         let counted = self.lifetime(&ours).saturating_sub(earlier.lifetime(&ours));
         let mut strangers = self.strangers_since(earlier, &ours);
         strangers.sort_by(|left, right| right.1.total_cmp(&left.1));
-        strangers.truncate(3);
+        strangers.truncate(STRANGERS);
         Usage {
             elapsed: self.at.duration_since(earlier.at),
             busy: ticks(busy),
             daemons: ticks(daemons.iter().map(own_of).sum()),
             foreign: ticks(remainder.max(counted) + stolen),
+            stolen: ticks(stolen),
             strangers,
         }
     }

@@ -5,14 +5,21 @@
 
 #![forbid(unsafe_code)]
 
+mod ablation;
 mod compare;
 mod cpu;
 mod gate;
+mod ground;
 mod load;
 mod measure;
+mod options;
+mod plot;
+mod quantity;
+mod queues;
 mod report;
 mod stats;
 mod subject;
+mod tuning;
 
 use std::process::ExitCode;
 
@@ -31,9 +38,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Compares a raw link, Ringmesh with each back end, and wireguard-go, between two network namespaces
+    /// Compares a raw link, Ringmesh with each back end, and others, between two network namespaces
     #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 75 the box is busy.")]
-    Compare(compare::Options),
+    Compare(options::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,7 +62,7 @@ fn main() -> ExitCode {
 }
 
 /// Goes on in a sandbox, whose end leaves nothing behind; what needs the world is done before.
-fn sandboxed(options: &compare::Options) -> anyhow::Result<()> {
+fn sandboxed(options: &options::Options) -> anyhow::Result<()> {
     if ringmesh_lab::outside_pid(std::process::id()).is_none() {
         compare::build_meshctl(options)?;
     }

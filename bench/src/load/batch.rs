@@ -12,28 +12,49 @@ pub(crate) const BATCH: usize = 64;
 /// The payload of a small packet, in bytes.
 pub(crate) const SIZE: usize = 64;
 
-/// Sends the same datagram many times.
+/// Begins every payload, so that a stray packet is not counted.
+const MARK: [u8; 8] = *b"ringmesh";
+/// Where the datagram's number stands in it.
+const NUMBER: std::ops::Range<usize> = MARK.len()..MARK.len() + 8;
+
+/// Returns the number of a datagram of ours; nothing for what is not, or damaged.
+pub(crate) fn number(datagram: &[u8]) -> Option<u64> {
+    let rest = datagram.get(NUMBER.end..)?;
+    let ours = datagram.len() == SIZE && datagram.starts_with(&MARK) && rest.iter().all(|byte| *byte == 0x5a);
+    let number = datagram.get(NUMBER)?.try_into().ok()?;
+    ours.then(|| u64::from_be_bytes(number))
+}
+
+/// Sends numbered datagrams.
 #[derive(Debug)]
 pub(crate) struct Sender {
     headers: MultiHeaders<()>,
-    payload: [u8; SIZE],
+    payloads: [[u8; SIZE]; BATCH],
+    next: u64,
 }
 
 impl Sender {
-    /// Prepares to send copies of `payload`.
-    pub(crate) fn new(payload: [u8; SIZE]) -> Self {
-        Self { headers: MultiHeaders::preallocate(BATCH, None), payload }
+    /// Prepares to send.
+    pub(crate) fn new() -> Self {
+        let mut payload = [0x5a; SIZE];
+        payload[..MARK.len()].copy_from_slice(&MARK);
+        Self { headers: MultiHeaders::preallocate(BATCH, None), payloads: [payload; BATCH], next: 0 }
     }
 
-    /// Sends up to [`BATCH`] copies to the socket's peer; returns how many the kernel took.
+    /// Sends up to [`BATCH`] datagrams to the socket's peer; returns how many the kernel took.
     ///
     /// # Errors
     /// Those of sendmmsg(2), when not even the first was taken.
     pub(crate) fn send(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        let parts = [[IoSlice::new(&self.payload)]; BATCH];
+        for (payload, number) in self.payloads.iter_mut().zip(self.next..) {
+            payload[NUMBER].copy_from_slice(&number.to_be_bytes());
+        }
+        let parts = self.payloads.each_ref().map(|payload| [IoSlice::new(payload)]);
         let to_peer = [None::<()>; BATCH];
         let sent = sendmmsg(socket.as_raw_fd(), &mut self.headers, &parts, to_peer, [], MsgFlags::empty())?;
-        Ok(sent.count())
+        let count = sent.count();
+        self.next += count as u64;
+        Ok(count)
     }
 }
 
@@ -79,8 +100,7 @@ mod tests {
         sink.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let source = UdpSocket::bind("127.0.0.1:0").unwrap();
         source.connect(sink.local_addr().unwrap()).unwrap();
-        let payload = std::array::from_fn(|index| index as u8);
-        let mut sender = Sender::new(payload);
+        let mut sender = Sender::new();
         assert_eq!(sender.send(&source).unwrap(), BATCH);
         assert_eq!(sender.send(&source).unwrap(), BATCH);
         source.send(b"short").unwrap();
@@ -90,7 +110,18 @@ mod tests {
             seen.extend(receiver.receive(&sink).unwrap().map(<[u8]>::to_vec));
         }
         assert_eq!(seen.pop().unwrap(), b"short");
-        assert!(seen.iter().all(|datagram| datagram == &payload));
+        let numbers: Vec<_> = seen.iter().filter_map(|datagram| number(datagram)).collect();
+        let all: Vec<_> = (0..2 * BATCH as u64).collect();
+        assert_eq!(numbers, all);
+    }
+
+    #[test]
+    fn a_damaged_datagram_has_no_number() {
+        let mut datagram = Sender::new().payloads[0];
+        assert_eq!(number(&datagram), Some(0));
+        datagram[SIZE - 1] ^= 1;
+        assert_eq!(number(&datagram), None);
+        assert_eq!(number(&datagram[..SIZE - 1]), None);
     }
 
     #[test]

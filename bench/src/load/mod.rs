@@ -2,6 +2,8 @@
 //! namespace it was opened in, whatever thread uses it.
 
 mod batch;
+pub(crate) mod calls;
+pub(crate) mod pace;
 pub(crate) mod ping;
 pub(crate) mod tcp;
 pub(crate) mod udp;

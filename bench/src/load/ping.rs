@@ -2,7 +2,7 @@
 //! what is measured is the path and the two daemons, not a third program's wake-up.
 
 use std::io::{ErrorKind, Read};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,16 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cpu::{Snapshot, Usage};
 
-/// Between two requests.
+/// Between two requests, unless it is about daemons that sleep in between.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(2);
+/// Between two requests, so that everything on the way sleeps in between.
+pub(crate) const LONG_INTERVAL: Duration = Duration::from_millis(20);
 /// How long one receive waits; set once, for a system call per request would be part of its time.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A reply later than this is lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);
-const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
+/// Most requests of a series on an idle path that may be lost, of a hundred.
+const LOSS_LIMIT: usize = 1;
 const HEADER: usize = 8;
 /// As ping(8) sends by default.
 const PAYLOAD: usize = 56;
@@ -37,7 +39,7 @@ pub(crate) struct Series {
 pub(crate) struct Pinger {
     socket: Socket,
     identity: u16,
-    to: Ipv4Addr,
+    to: IpAddr,
     sequence: u16,
 }
 
@@ -46,9 +48,13 @@ impl Pinger {
     ///
     /// # Errors
     /// Without `CAP_NET_RAW` there.
-    pub(crate) fn open(to: Ipv4Addr) -> Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).context("opening ICMP")?;
-        socket.connect(&SocketAddrV4::new(to, 0).into()).with_context(|| format!("no route to {to}"))?;
+    pub(crate) fn open(to: IpAddr) -> Result<Self> {
+        let (domain, protocol) = match to {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+        };
+        let socket = Socket::new(domain, Type::RAW, Some(protocol)).context("opening ICMP")?;
+        socket.connect(&SocketAddr::new(to, 0).into()).with_context(|| format!("no route to {to}"))?;
         socket.set_read_timeout(Some(LOOK_AGAIN)).context("bounding receives")?;
         Ok(Self { socket, identity: std::process::id() as u16, to, sequence: 0 })
     }
@@ -65,31 +71,48 @@ impl Pinger {
         Ok(())
     }
 
-    /// Sends `count` requests, one every [`INTERVAL`], each after the reply to the one before or its loss.
+    /// Sends `count` requests, one every `interval`, each after the reply to the one before or its loss.
     ///
     /// # Errors
     /// When the socket fails, or more than one request in a hundred is lost.
-    pub(crate) fn series(&mut self, count: usize, daemons: &[u32]) -> Result<Series> {
+    pub(crate) fn series(&mut self, count: usize, interval: Duration, daemons: &[u32]) -> Result<Series> {
         let before = Snapshot::take()?;
-        let (mut micros, mut lost) = (Vec::with_capacity(count), 0);
-        let mut next = Instant::now();
-        for _ in 0..count {
+        let mut micros = Vec::with_capacity(count);
+        let lost = self.requests(interval, &mut micros, |sent| sent < count)?;
+        ensure!(lost * 100 <= count * LOSS_LIMIT, "{lost} of {count} pings of {} were lost", self.to);
+        let usage = Snapshot::take()?.since(&before, daemons);
+        Ok(Series { micros, usage })
+    }
+
+    /// Sends requests while `go_on` says so of how many were sent; returns how many were lost, since a path that is full may
+    /// lose some.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub(crate) fn requests(
+        &mut self,
+        interval: Duration,
+        micros: &mut Vec<f64>,
+        go_on: impl Fn(usize) -> bool,
+    ) -> Result<usize> {
+        let (mut sent, mut lost, mut next) = (0, 0, Instant::now());
+        while go_on(sent) {
             thread::sleep(next.saturating_duration_since(Instant::now()));
+            sent += 1;
             match self.round_trip(LOST_AFTER)? {
                 Some(time) => micros.push(time.as_secs_f64() * 1e6),
                 None => lost += 1,
             }
             // A late reply delays the requests after it; it does not make them bunch up.
-            next = (next + INTERVAL).max(Instant::now());
+            next = (next + interval).max(Instant::now());
         }
-        ensure!(lost * 100 <= count, "{lost} of {count} pings of {} were lost", self.to);
-        let usage = Snapshot::take()?.since(&before, daemons);
-        Ok(Series { micros, usage })
+        Ok(lost)
     }
 
     fn round_trip(&mut self, limit: Duration) -> Result<Option<Duration>> {
         self.sequence = self.sequence.wrapping_add(1);
-        let request = echo_request(self.identity, self.sequence);
+        let kind = EchoKind::of(self.to);
+        let request = kind.request(self.identity, self.sequence);
         let begin = Instant::now();
         match self.socket.send(&request) {
             Ok(_) => {}
@@ -105,7 +128,7 @@ impl Pinger {
             match (&self.socket).read(&mut packet) {
                 Ok(length) => {
                     let time = begin.elapsed();
-                    if is_reply(&packet[..length], self.identity, self.sequence) {
+                    if kind.is_reply(&packet[..length], self.identity, self.sequence) {
                         return Ok(Some(time));
                     }
                 }
@@ -127,14 +150,42 @@ fn is_passing(error: &std::io::Error) -> bool {
         )
 }
 
-fn echo_request(identity: u16, sequence: u16) -> [u8; HEADER + PAYLOAD] {
-    let mut message = [0x5a; HEADER + PAYLOAD];
-    message[..4].copy_from_slice(&[ECHO_REQUEST, 0, 0, 0]);
-    message[4..6].copy_from_slice(&identity.to_be_bytes());
-    message[6..8].copy_from_slice(&sequence.to_be_bytes());
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    message
+/// What tells the two versions of ICMP apart here (RFC 792, RFC 4443).
+#[derive(Clone, Copy, Debug)]
+struct EchoKind {
+    request: u8,
+    reply: u8,
+    /// Raw sockets of IPv4 show the IP header, those of IPv6 do not.
+    with_header: bool,
+}
+
+impl EchoKind {
+    fn of(to: IpAddr) -> Self {
+        match to {
+            IpAddr::V4(_) => Self { request: 8, reply: 0, with_header: true },
+            IpAddr::V6(_) => Self { request: 128, reply: 129, with_header: false },
+        }
+    }
+
+    /// For IPv6 the kernel puts in the checksum, which covers addresses.
+    fn request(self, identity: u16, sequence: u16) -> [u8; HEADER + PAYLOAD] {
+        let mut message = [0x5a; HEADER + PAYLOAD];
+        message[..4].copy_from_slice(&[self.request, 0, 0, 0]);
+        message[4..6].copy_from_slice(&identity.to_be_bytes());
+        message[6..8].copy_from_slice(&sequence.to_be_bytes());
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        message
+    }
+
+    /// Raw sockets see every ICMP packet of their namespace.
+    fn is_reply(self, packet: &[u8], identity: u16, sequence: u16) -> bool {
+        let Some(first) = packet.first() else { return false };
+        let header_length = if self.with_header { usize::from(first & 0x0f) * 4 } else { 0 };
+        let Some(message) = packet.get(header_length..) else { return false };
+        let expected = [identity.to_be_bytes(), sequence.to_be_bytes()].concat();
+        message.first() == Some(&self.reply) && message.get(4..HEADER) == Some(expected.as_slice())
+    }
 }
 
 /// The internet checksum (RFC 1071) of an even number of bytes.
@@ -144,34 +195,36 @@ fn checksum(message: &[u8]) -> u16 {
     !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
-/// Raw sockets see every ICMP packet of their namespace, with its IP header.
-fn is_reply(packet: &[u8], identity: u16, sequence: u16) -> bool {
-    let Some(first) = packet.first() else { return false };
-    let header_length = usize::from(first & 0x0f) * 4;
-    let Some(message) = packet.get(header_length..) else { return false };
-    let expected = [identity.to_be_bytes(), sequence.to_be_bytes()].concat();
-    message.first() == Some(&ECHO_REPLY) && message.get(4..HEADER) == Some(expected.as_slice())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const V4: EchoKind = EchoKind { request: 8, reply: 0, with_header: true };
+    const V6: EchoKind = EchoKind { request: 128, reply: 129, with_header: false };
+
     #[test]
     fn a_request_sums_to_zero() {
-        assert_eq!(checksum(&echo_request(0x1234, 77)), 0);
+        assert_eq!(checksum(&V4.request(0x1234, 77)), 0);
     }
 
     #[test]
     fn only_the_reply_to_this_very_request_counts() {
         let mut packet = vec![0x45; 20];
-        packet.extend_from_slice(&echo_request(7, 9));
-        assert!(!is_reply(&packet, 7, 9), "a request is no reply");
-        packet[20] = ECHO_REPLY;
-        assert!(is_reply(&packet, 7, 9));
-        assert!(!is_reply(&packet, 7, 10));
-        assert!(!is_reply(&packet, 8, 9));
-        assert!(!is_reply(&packet[..22], 7, 9));
-        assert!(!is_reply(&[], 7, 9));
+        packet.extend_from_slice(&V4.request(7, 9));
+        assert!(!V4.is_reply(&packet, 7, 9), "a request is no reply");
+        packet[20] = V4.reply;
+        assert!(V4.is_reply(&packet, 7, 9));
+        assert!(!V4.is_reply(&packet, 7, 10));
+        assert!(!V4.is_reply(&packet, 8, 9));
+        assert!(!V4.is_reply(&packet[..22], 7, 9));
+        assert!(!V4.is_reply(&[], 7, 9));
+    }
+
+    #[test]
+    fn a_reply_by_ipv6_has_no_header_in_front() {
+        let mut packet = V6.request(7, 9).to_vec();
+        assert!(!V6.is_reply(&packet, 7, 9));
+        packet[0] = V6.reply;
+        assert!(V6.is_reply(&packet, 7, 9) && !V6.is_reply(&packet, 7, 8));
     }
 }

@@ -50,23 +50,42 @@ impl Streams {
     /// # Errors
     /// When a stream breaks or stalls, or nothing arrives.
     pub(crate) fn run(self, timing: Timing, daemons: &[u32]) -> Result<Windowed> {
+        self.run_beside(timing, daemons, || Ok(())).map(|(windowed, ())| windowed)
+    }
+
+    /// The same, with `beside` done on a thread of its own once the load is warm; it is to last no longer than the window.
+    ///
+    /// # Errors
+    /// The same, and those of `beside`.
+    pub(crate) fn run_beside<T: Send>(
+        self,
+        timing: Timing,
+        daemons: &[u32],
+        beside: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<(Windowed, T)> {
         let (stop, received) = (AtomicBool::new(false), AtomicU64::new(0));
-        let result = thread::scope(|scope| {
+        let panicked = |_| anyhow::anyhow!("a stream's thread panicked");
+        let (result, also) = thread::scope(|scope| {
             let stop_on_drop = StopOnDrop(&stop);
             let mut ends = Vec::new();
             for (sender, receiver) in &self.pairs {
                 ends.push(scope.spawn(|| send(sender, &stop)));
                 ends.push(scope.spawn(|| receive(receiver, &received)));
             }
+            let also = scope.spawn(move || {
+                thread::sleep(timing.warm_up);
+                beside()
+            });
             let windowed = observe(timing, daemons, || received.load(Ordering::Relaxed));
+            let also = also.join().map_err(panicked)?;
             drop(stop_on_drop);
             for end in ends {
-                end.join().map_err(|_| anyhow::anyhow!("a stream's thread panicked"))??;
+                end.join().map_err(panicked)??;
             }
-            windowed
+            Ok::<_, anyhow::Error>((windowed?, also?))
         })?;
         ensure!(result.count > 0, "nothing arrived during the window");
-        Ok(result)
+        Ok((result, also))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Our daemons: a coordinator, and a node on each of the two hosts, joined by token as anyone would.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -13,10 +13,12 @@ use serde_json::Value;
 
 use super::{Daemons, Up, output};
 use crate::cpu::cpus;
+use crate::tuning::Tuning;
 
 /// Where the daemons listen for clients; every host has its own `/run`.
 const COORDINATOR_SOCKET: &str = "/run/mesh-coordinator/coordinator.sock";
 const NODE_SOCKET: &str = "/run/mesh/meshd.sock";
+const INTERFACE: &str = "mesh0";
 const PORT: u16 = 443;
 /// Where a node takes SSH streams when it is asked to.
 const SSH_PORT: &str = "2222";
@@ -28,9 +30,10 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Plan<'a> {
     pub(super) meshctl: &'a Path,
     pub(super) back_end: &'a str,
+    pub(super) tuning: &'a Tuning,
     pub(super) coordinator: &'a Host,
     /// Where the nodes reach the coordinator, and its relay.
-    pub(super) coordinator_address: Ipv4Addr,
+    pub(super) coordinator_address: IpAddr,
     /// Whether the coordinator is part of what is measured, because packets may pass through it.
     pub(super) coordinator_relays: bool,
     pub(super) nodes: &'a [Host; 2],
@@ -53,7 +56,7 @@ impl Plan<'_> {
             let apply = ["policy", "apply", "-", "--wait", "10s", "--yes"];
             output(run(self.coordinator, self.meshctl, &apply)?, policy)?;
         }
-        let mut addresses = [Ipv4Addr::UNSPECIFIED; 2];
+        let mut addresses = [IpAddr::V4(Ipv4Addr::UNSPECIFIED); 2];
         for (host, address) in self.nodes.iter().zip(&mut addresses) {
             let status = json(run(host, self.meshctl, &["status", "-o", "json"])?)?;
             let used = text(&status, &["data_plane", "back_end"])?;
@@ -62,14 +65,14 @@ impl Plan<'_> {
             *address = text(&status, &["network", "self", "ipv4"])?.parse().context("the node's address")?;
         }
         let version = output(run(&self.nodes[0], self.meshctl, &["--version"])?, "")?;
-        Ok(Up { addresses, version: version.trim().to_owned() })
+        Ok(Up { addresses, version: version.trim().to_owned(), interface: Some(INTERFACE.to_owned()) })
     }
 
     fn start_coordinator(&self, daemons: &mut Daemons) -> Result<()> {
         let mut command = run(self.coordinator, self.meshctl, &["coordinator", "run"])?;
         // Without rate limits: what is measured is what it can do, not what it may.
         command.args(["--relay-client-rate", "0", "--relay-total-rate", "0"]);
-        command.args(["--advertise", &format!("{}:{PORT}", self.coordinator_address)]);
+        command.args(["--advertise", &SocketAddr::new(self.coordinator_address, PORT).to_string()]);
         command.env("MESH_LOG", log());
         if self.coordinator_relays {
             daemons.start_measured(command)?;
@@ -84,7 +87,7 @@ impl Plan<'_> {
         if self.ssh {
             node.args(["--ssh-port", SSH_PORT]);
         }
-        node.env("MESH_LOG", log());
+        node.env("MESH_LOG", log()).envs(self.tuning.variables());
         daemons.start_measured(node)?;
         wait_for_socket(host, NODE_SOCKET, daemons)?;
         let created = json(run(self.coordinator, self.meshctl, &["token", "create", "-o", "json"])?)?;
@@ -105,6 +108,13 @@ pub(super) fn path(host: &Host, meshctl: &Path) -> Result<String> {
 pub(super) fn flows(host: &Host, meshctl: &Path) -> Result<u64> {
     let answer = json(run(host, meshctl, &["filter", "list", "-o", "json"])?)?;
     answer.get("flows").and_then(Value::as_u64).context("meshctl's output has no flows")
+}
+
+/// Asks a node how many system calls its workers made on the packet path since their start.
+pub(super) fn system_calls(host: &Host, meshctl: &Path) -> Result<u64> {
+    let answer = json(run(host, meshctl, &["status", "-o", "json"])?)?;
+    let calls = answer.get("data_plane").and_then(|plane| plane.get("system_calls")).and_then(Value::as_u64);
+    calls.context("meshctl's output has no data_plane.system_calls")
 }
 
 /// What daemons log to standard error: warnings, unless the caller wants to know more.

@@ -12,6 +12,7 @@ use anyhow::Result;
 use ringmesh_lab::{Blocks, Host, Lab};
 
 use super::{Daemons, PathKind, Up, ours};
+use crate::tuning::Tuning;
 
 /// The hosts' own ends of their cables, each in a network of its own; the router has the address after.
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 1);
@@ -49,7 +50,8 @@ pub(super) fn set_up(
         meshctl,
         back_end: "uring",
         coordinator: &coordinator,
-        coordinator_address: COORDINATOR,
+        tuning: &Tuning::default(),
+        coordinator_address: COORDINATOR.into(),
         coordinator_relays: true,
         nodes: &nodes,
         ssh: path == PathKind::Ssh,
