@@ -203,6 +203,13 @@ impl KernelIo {
         };
         Ok((Self(kind), chosen))
     }
+
+    /// The offloads in use: those asked for that the kernel has. What it refuses later, for a destination, is in
+    /// [`Counters::offloads_refused`].
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        with!(&self.0, io => io.offloads())
+    }
 }
 
 impl PacketIo for KernelIo {

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ringmesh_aead::{Cipher, Key};
 use ringmesh_monitor::{Monitor, Subject};
 use ringmesh_proto::{control::Reason, local};
 use ringmesh_tunnel::{
@@ -36,6 +37,7 @@ use crate::{
     relaying::RelayPorts,
     state::{Identity, StateDir, StateFile},
     watched::Watched,
+    worker::{Work, Worker},
 };
 
 /// How long `join` waits for the first map once the node is enrolled.
@@ -55,6 +57,7 @@ pub struct Bound {
     socket: LocalSocket,
     ports: Option<Arc<RelayPorts>>,
     monitor: Option<Monitor>,
+    work: Work,
 }
 
 /// Takes what can be taken before a runtime and threads are there, and with rights that a process may give up afterwards: all a relay
@@ -73,7 +76,7 @@ pub fn bind(config: Config) -> Result<Bound, Failure> {
         None => None,
     };
     let monitor = bind_monitor(&config)?;
-    Ok(Bound { config, state, socket, ports, monitor })
+    Ok(Bound { config, state, socket, ports, monitor, work: Worker::run::<Key> })
 }
 
 /// Takes the address of the metrics, if there are to be any.
@@ -101,6 +104,13 @@ pub async fn run(
 }
 
 impl Bound {
+    /// Has packets sealed and opened by `C` instead: for a benchmark's limit, the same daemon with a cipher that does nothing. The
+    /// status names the kernel chosen all the same.
+    #[must_use]
+    pub fn with_cipher<C: Cipher>(self) -> Self {
+        Self { work: Worker::run::<C>, ..self }
+    }
+
     /// Runs the daemon until `shutdown` completes; then interface, routes and socket are gone.
     ///
     /// Once the local API answers and, if the node has joined and holds a map, packets flow, `ready` is sent what the daemon can be
@@ -113,10 +123,10 @@ impl Bound {
         shutdown: impl Future<Output = ()> + Send,
         ready: oneshot::Sender<Arc<dyn Subject>>,
     ) -> Result<(), Failure> {
-        let Self { config, state, socket, ports, monitor } = self;
+        let Self { config, state, socket, ports, monitor, work } = self;
         take_back_what_was_left(&state).await;
         let metrics = monitor.as_ref().and_then(|monitor| monitor.address().ok());
-        let daemon = Arc::new(Daemon::new(config, state, ports, metrics));
+        let daemon = Arc::new(Daemon::new(config, state, ports, metrics, work));
         let subject: Arc<dyn Subject> = Arc::new(Watched::new(Arc::clone(&daemon)));
         // Before anything is asked of a coordinator or the machine: that a start hangs is worth being seen.
         let monitoring = tokio::spawn(tell_metrics(monitor, Arc::clone(&subject)));
@@ -221,6 +231,8 @@ pub(crate) struct Daemon {
     changed: watch::Sender<()>,
     /// Where metrics are told.
     metrics: Option<SocketAddr>,
+    /// What a worker does.
+    work: Work,
     /// Held while joining or leaving: one at a time.
     change: tokio::sync::Mutex<()>,
     /// Becomes true when the daemon was told to end: a join does not keep it.
@@ -241,6 +253,7 @@ impl Daemon {
         state: Arc<StateDir>,
         ports: Option<Arc<RelayPorts>>,
         metrics: Option<SocketAddr>,
+        work: Work,
     ) -> Self {
         Self {
             config,
@@ -249,6 +262,7 @@ impl Daemon {
             mesh: RwLock::new(None),
             changed: watch::Sender::new(()),
             metrics,
+            work,
             change: tokio::sync::Mutex::new(()),
             closing: watch::Sender::new(false),
         }
@@ -273,7 +287,7 @@ impl Daemon {
         let Some(mesh) = Mesh::load(&self.config, &self.state)? else { return Ok(()) };
         // A crash came between the membership and this.
         self.state.remove(StateFile::Pending)?;
-        let mesh = Arc::new(mesh.on_ports(self.ports.clone()));
+        let mesh = Arc::new(mesh.with(self.work, self.ports.clone()));
         mesh.resume().await?;
         mesh.start().await;
         self.set_mesh(Some(mesh));
@@ -419,7 +433,7 @@ impl Daemon {
         let state = Arc::clone(&self.state);
         let mesh = Mesh::new(self.config.clone(), state, identity, membership, map, enrolled.secrets)?;
         mesh.use_prepared(prepared);
-        let mesh = Arc::new(mesh.on_ports(self.ports.clone()));
+        let mesh = Arc::new(mesh.with(self.work, self.ports.clone()));
         mesh.start().await;
         let joined = match self.unless_closing(first_map(&mesh)).await {
             Ok(()) => {

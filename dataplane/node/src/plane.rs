@@ -35,7 +35,7 @@ use crate::{
     fallback::{self, DialOpen, Hub},
     handshaker,
     relaying::{PreparedRelay, RelayPlane, RelayPorts},
-    worker,
+    worker::{Started, Work, Worker},
 };
 
 /// Commands that wait for the worker.
@@ -280,6 +280,8 @@ pub(crate) struct DataPlane {
     mtu: u16,
     port: u16,
     chosen: Chosen,
+    crypto: ringmesh_aead::Chosen,
+    offloads: Offloads,
     commands: mpsc::Sender<Command>,
     requests: crossbeam::channel::Sender<handshaker::Request>,
     waker: Waker,
@@ -338,7 +340,7 @@ impl Heard {
 }
 
 impl DataPlane {
-    /// Starts both threads and waits until packets can flow.
+    /// Starts both threads, the worker's with `work`, and waits until packets can flow.
     ///
     /// # Errors
     /// The back end asked for cannot be had, or the machine gives no thread.
@@ -347,6 +349,7 @@ impl DataPlane {
         config: &Config,
         key: &SecretKey,
         floors: Floors,
+        work: Work,
     ) -> Result<Self, Failure> {
         let PreparedPackets { tun, udp } = prepared;
         let interface = tun.name().to_owned();
@@ -357,8 +360,8 @@ impl DataPlane {
             udp,
             waker: waker.clone(),
             mtu: config.mtu,
-            offloads: Offloads::ALL,
-            spin: Duration::ZERO,
+            offloads: config.offloads,
+            spin: config.spin(),
         };
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (events_out, events) = mpsc::channel(EVENTS);
@@ -367,9 +370,11 @@ impl DataPlane {
         let (handshakes, requests, handshake_thread) = handshaker::start(key, floors, waker.clone())
             .map_err(|error| Failure::host("starting the handshake thread", &error))?;
         let (started_out, started) = oneshot::channel();
-        let worker = worker::Worker {
+        let crypto = ringmesh_aead::choose(config.crypto);
+        let worker = Worker {
             choice: config.io,
             cpu: config.cpu,
+            kernel: crypto.kernel,
             key: key.public_key(),
             parts,
             commands: commands_in,
@@ -380,15 +385,25 @@ impl DataPlane {
         let worker_thread = thread::Builder::new()
             .name("mesh-worker-0".to_owned())
             .spawn(move || {
-                if let Err(failure) = worker.run(started_out) {
+                if let Err(failure) = work(worker, started_out) {
                     failed_out.send_replace(Some(failure));
                 }
             })
             .map_err(|error| Failure::host("starting the worker thread", &error))?;
-        let chosen = started
+        let Started { chosen, offloads } = started
             .await
             .map_err(|_| Failure::new(Reason::Host, "the worker ended before it had begun"))??;
-        info!(event = "data_plane_started", interface, port, back_end = %chosen.back_end, reason = chosen.reason, "the data plane runs");
+        info!(
+            event = "data_plane_started",
+            interface,
+            port,
+            back_end = %chosen.back_end,
+            reason = chosen.reason,
+            crypto = %crypto.kernel,
+            crypto_reason = crypto.reason,
+            %offloads,
+            "the data plane runs"
+        );
         let heard = Arc::new(Heard::default());
         tokio::spawn(dispatch(events, Arc::clone(&heard)));
         let threads = Mutex::new(vec![worker_thread, handshake_thread]);
@@ -397,6 +412,8 @@ impl DataPlane {
             mtu: config.mtu,
             port,
             chosen,
+            crypto,
+            offloads,
             commands,
             requests,
             waker,
@@ -589,8 +606,19 @@ impl DataPlane {
         self.port
     }
 
+    /// The back end in use, and why.
     pub(crate) fn chosen(&self) -> &Chosen {
         &self.chosen
+    }
+
+    /// What seals and opens packets, and why.
+    pub(crate) fn crypto(&self) -> &ringmesh_aead::Chosen {
+        &self.crypto
+    }
+
+    /// The offloads in use.
+    pub(crate) fn offloads(&self) -> Offloads {
+        self.offloads
     }
 }
 

@@ -1,6 +1,7 @@
 //! The worker: one pinned thread around [`ringmesh_io::PacketIo::turn`], and the only one that moves packets.
 
-use ringmesh_io::{Choice, Chosen, KernelIo, PacketIo as _, Parts, affinity};
+use ringmesh_aead::{Cipher, Kernel};
+use ringmesh_io::{Choice, Chosen, KernelIo, Offloads, PacketIo as _, Parts, affinity};
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{Event, Random, Tunnel, key::PublicKey};
 use tokio::sync::{mpsc, oneshot};
@@ -8,11 +9,25 @@ use tracing::{debug, warn};
 
 use crate::{error::Failure, fallback::Links, handshaker::Handshakes, pipeline::Pipeline, plane::Command};
 
+/// [`Worker::run`] with a cipher: chosen where a daemon is put together, used where a worker is started, so that nothing in
+/// between has to know of it.
+pub(crate) type Work = fn(Worker, oneshot::Sender<Result<Started, Failure>>) -> Result<(), String>;
+
+/// What a worker found when it began.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) chosen: Chosen,
+    /// Those asked for that the kernel has.
+    pub(crate) offloads: Offloads,
+}
+
 /// Everything a worker thread begins with.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) choice: Choice,
     pub(crate) cpu: Option<usize>,
+    /// What its sessions seal and open with.
+    pub(crate) kernel: Kernel,
     pub(crate) key: PublicKey,
     pub(crate) parts: Parts,
     pub(crate) commands: mpsc::Receiver<Command>,
@@ -22,21 +37,23 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Runs until it is told to stop. `started` hears the back end in use, or why there is none.
+    /// Runs until it is told to stop. `started` hears what is in use, or why there is no back end.
     ///
     /// # Errors
     /// What ended the loop, as a sentence, if it was not asked to end.
-    pub(crate) fn run(self, started: oneshot::Sender<Result<Chosen, Failure>>) -> Result<(), String> {
+    pub(crate) fn run<C: Cipher>(
+        self,
+        started: oneshot::Sender<Result<Started, Failure>>,
+    ) -> Result<(), String> {
         pin(self.cpu);
         let mtu = self.parts.mtu;
-        let begun = Tunnel::new(0, self.key, Random::system()).map_err(|error| error.to_string()).and_then(
-            |tunnel| {
-                // Here and not before: a ring belongs to the thread that made it.
-                let (io, chosen) =
-                    KernelIo::open(self.choice, self.parts).map_err(|refused| refused.to_string())?;
-                Ok((tunnel, io, chosen))
-            },
-        );
+        let tunnel = Tunnel::<C>::with_cipher(0, self.key, Random::system(), self.kernel);
+        let begun = tunnel.map_err(|error| error.to_string()).and_then(|tunnel| {
+            // Here and not before: a ring belongs to the thread that made it.
+            let (io, chosen) =
+                KernelIo::open(self.choice, self.parts).map_err(|refused| refused.to_string())?;
+            Ok((tunnel, io, chosen))
+        });
         let (mut tunnel, mut io, chosen) = match begun {
             Ok(begun) => begun,
             Err(why) => {
@@ -45,7 +62,7 @@ impl Worker {
             }
         };
         tunnel.set_mtu(mtu);
-        let _ = started.send(Ok(chosen));
+        let _ = started.send(Ok(Started { chosen, offloads: io.offloads() }));
         let mut pipeline = Pipeline::new(tunnel, self.handshakes, self.links, self.commands, self.events);
         while !pipeline.is_stopping() {
             io.turn(pipeline.deadline(), &mut pipeline)

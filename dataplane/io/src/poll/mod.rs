@@ -92,6 +92,12 @@ impl PollIo {
         }
     }
 
+    /// The offloads in use: those asked for that the kernel has.
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        self.parts.offloads
+    }
+
     /// Sends what is ready; stops where a socket takes no more.
     fn send(&mut self) -> io::Result<()> {
         while let Some(sending) = self.outbox.packets.start() {

@@ -223,6 +223,12 @@ impl UringIo {
         }
     }
 
+    /// The offloads in use: those asked for that the kernel has.
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        self.parts.offloads
+    }
+
     /// Submits what is queued, waits for `patience` completions of lasting operations, and takes in what happened.
     fn enter(&mut self, patience: u32, deadline: Option<Instant>) -> io::Result<Now> {
         let pauses = self.receive.iter().chain([&self.read, &self.wake]).filter_map(Arm::due_at);

@@ -9,12 +9,16 @@ mod road;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
 };
 
+pub use ringmesh_aead::Choice as Crypto;
 use ringmesh_io::Choice;
+pub use ringmesh_io::Offloads;
 pub use ringmesh_monitor::Listen;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -47,12 +51,23 @@ pub const DEFAULT_INTERFACE: &str = "mesh0";
 /// The TUN device's MTU by default: a multiple of 16 that fits, sealed and relayed over IPv6, in 1500 bytes.
 pub const DEFAULT_MTU: u16 = 1408;
 
+/// How many packets the TUN device keeps for us by default (`txqueuelen`). A super-packet counts as one, so that a thousand
+/// hold what a connection sends ahead; a train of datagrams that the kernel cuts into single packets needs a place for each, and
+/// what finds none is lost. Longer queues make a ping wait longer behind a transfer.
+pub const DEFAULT_TUN_QUEUE: u32 = 1000;
+
 /// A configuration file of more bytes than this is not one.
 const MAX_FILE: u64 = 1 << 20;
 /// IPv6 needs this (RFC 8200 section 5).
 const MIN_MTU: u16 = 1280;
 /// The largest packet that, sealed and in IPv6, fits a 9000-byte link.
 const MAX_MTU: u16 = 8912;
+/// Fewer could not hold what one turn of a worker takes from TUN.
+const MIN_TUN_QUEUE: u32 = 16;
+/// The kernel has a place for each: more would be memory for nothing but delay.
+const MAX_TUN_QUEUE: u32 = 100_000;
+/// Whoever wants to poll for longer than a millisecond wants to poll for ever.
+const MAX_SPIN_US: u16 = 1000;
 /// Roads to one peer; the core takes no more links.
 const ROADS_TO_ONE_PEER: usize = 6;
 /// `IFNAMSIZ` without its terminating zero.
@@ -73,10 +88,20 @@ pub struct Config {
     /// The UDP port. If given, it must be free; if not, the next free one from 51820 is used.
     pub listen_port: Option<u16>,
     /// The packet back end: `auto`, `uring` or `poll`.
-    #[serde(deserialize_with = "choice")]
+    #[serde(deserialize_with = "word")]
     pub io: Choice,
+    /// What seals and opens packets: `auto` or `portable`.
+    #[serde(deserialize_with = "word")]
+    pub crypto: Crypto,
+    /// The kernel's offloads to use: `all`, `none`, or some of them with commas.
+    #[serde(deserialize_with = "word")]
+    pub offloads: Offloads,
     /// MTU of the TUN device, 1280 to 8912.
     pub mtu: u16,
+    /// How many packets the TUN device keeps for the worker (`txqueuelen`), 16 to 100000.
+    pub tun_queue: u32,
+    /// How many microseconds the worker looks for packets before it sleeps, 0 to 1000.
+    pub spin_us: u16,
     /// The CPU the worker is pinned to. Not given: one of those the process may use, chosen by its process id, so that
     /// several daemons of a machine spread over it.
     pub cpu: Option<usize>,
@@ -120,7 +145,11 @@ impl Default for Config {
             interface: DEFAULT_INTERFACE.to_owned(),
             listen_port: None,
             io: Choice::Auto,
+            crypto: Crypto::Auto,
+            offloads: Offloads::ALL,
             mtu: DEFAULT_MTU,
+            tun_queue: DEFAULT_TUN_QUEUE,
+            spin_us: 0,
             cpu: None,
             endpoints: Vec::new(),
             ssh_port: None,
@@ -208,6 +237,18 @@ impl Config {
                 self.mtu
             )));
         }
+        if !(MIN_TUN_QUEUE..=MAX_TUN_QUEUE).contains(&self.tun_queue) {
+            return Err(Failure::invalid(format!(
+                "tun_queue = {}: must be {MIN_TUN_QUEUE} to {MAX_TUN_QUEUE} packets; leave the key out for {DEFAULT_TUN_QUEUE}",
+                self.tun_queue
+            )));
+        }
+        if self.spin_us > MAX_SPIN_US {
+            return Err(Failure::invalid(format!(
+                "spin_us = {}: must be 0 to {MAX_SPIN_US} microseconds; leave the key out to sleep at once",
+                self.spin_us
+            )));
+        }
         let name = &self.interface;
         if !is_interface_name(name) {
             return Err(Failure::invalid(format!(
@@ -258,6 +299,11 @@ impl Config {
         Ok(())
     }
 
+    /// How long the worker looks for packets before it sleeps.
+    pub(crate) const fn spin(&self) -> Duration {
+        Duration::from_micros(self.spin_us as u64)
+    }
+
     /// Where metrics are told if nothing is said.
     pub(crate) const fn usual_metrics(&self) -> SocketAddr {
         if self.relay.is_some() { DEFAULT_RELAY_METRICS } else { DEFAULT_METRICS }
@@ -288,7 +334,12 @@ fn link_socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LinkSocket,
     }
 }
 
-fn choice<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Choice, D::Error> {
+/// Reads what has a word of its own.
+fn word<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
@@ -317,6 +368,8 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/var/lib/mesh"));
         assert_eq!(config.socket, Path::new("/run/mesh/meshd.sock"));
         assert_eq!((config.mtu, config.listen_port, config.io), (1408, None, Choice::Auto));
+        assert_eq!((config.crypto, config.offloads), (Crypto::Auto, Offloads::ALL));
+        assert_eq!((config.tun_queue, config.spin()), (1000, Duration::ZERO));
     }
 
     #[test]
@@ -338,6 +391,16 @@ mod tests {
             ("interface = \"a/b\"", "letters"),
             ("listen_port = 0", "next free"),
             ("io = \"epoll\"", "uring"),
+            ("crypto = \"avx512\"", "choose auto or portable"),
+            ("crypto = true", "line 1"),
+            ("offloads = \"tso,lro\"", "\"lro\" is no offload: write all, none, or"),
+            ("offloads = \"\"", "udp-gso"),
+            ("offloads = [\"tso\"]", "line 1"),
+            ("tun_queue = 15", "16 to 100000"),
+            ("tun_queue = 100001", "16 to 100000"),
+            ("tun_queue = -1", "line 1"),
+            ("spin_us = 1001", "0 to 1000 microseconds"),
+            ("spin_us = 65536", "line 1"),
             ("listen_port = 70000", "line 1"),
             ("state_dir = \"\"", "state_dir"),
             ("ssh_port = 0", "ssh_port"),
@@ -463,11 +526,22 @@ mod tests {
     fn every_key_can_be_set() {
         let text = "state_dir = \"/s\"\nsocket = \"/r/x.sock\"\nsocket_group = \"ops\"\ninterface = \"mesh7\"\n\
                     listen_port = 4000\nio = \"poll\"\nmtu = 1280\ncpu = 1\nendpoints = [\"203.0.113.7:51820\"]\n\
+                    crypto = \"portable\"\noffloads = \"tso, udp-gso\"\ntun_queue = 500\nspin_us = 50\n\
                     log = \"debug\"\n";
         let config = Config::parse(text, "node.toml").unwrap();
         assert_eq!(config.listen_port, Some(4000));
         assert_eq!(config.endpoints, vec!["203.0.113.7:51820".parse().unwrap()]);
         assert_eq!(config.cpu, Some(1));
+        assert_eq!(config.crypto, Crypto::Portable);
+        assert_eq!(config.offloads, Offloads { tso: true, udp_gso: true, ..Offloads::NONE });
+        assert_eq!((config.tun_queue, config.spin()), (500, Duration::from_micros(50)));
+    }
+
+    #[test]
+    fn the_least_and_the_most_of_what_has_bounds_can_be_used() {
+        for text in ["tun_queue = 16", "tun_queue = 100000", "spin_us = 0", "spin_us = 1000"] {
+            Config::parse(text, "node.toml").unwrap();
+        }
     }
 
     #[test]

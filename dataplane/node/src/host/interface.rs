@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) interface: String,
     /// Its MTU in bytes.
     pub(crate) mtu: u16,
+    /// How many packets it keeps for the worker.
+    pub(crate) queue: u32,
     /// The node's IPv4 address, if the network has one for it.
     pub(crate) ipv4: Option<Ipv4Addr>,
     /// The node's IPv6 address.
@@ -61,7 +63,7 @@ pub(crate) async fn preflight(netlink: &Netlink, plan: &Plan) -> Result<(), Fail
     collision::check(&plan.pools, &addresses, &routes, &interfaces)
 }
 
-/// Gives the device, which must exist, its MTU, addresses and routes. They go when the device goes.
+/// Gives the device, which must exist, its MTU, queue, addresses and routes. They go when the device goes.
 ///
 /// # Errors
 /// The kernel refuses a step; the caller drops the device, and with it what was done so far.
@@ -70,7 +72,7 @@ pub(crate) async fn bring_up(netlink: &Netlink, plan: &Plan) -> Result<(), Failu
         Failure::new(Reason::Host, format!("the interface {} vanished while it was set up", plan.interface))
     })?;
     quiet_link_local(&plan.interface);
-    netlink.raise(index, plan.mtu).await?;
+    netlink.raise(index, plan.mtu, plan.queue).await?;
     if let Some(address) = plan.ipv4 {
         netlink.add_address(index, address.into()).await?;
         for pool in plan.pools.iter().filter(|pool| pool.is_ipv4()) {

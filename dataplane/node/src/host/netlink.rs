@@ -165,16 +165,16 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Sets the MTU and brings an interface up.
-    pub(crate) async fn raise(&self, index: u32, mtu: u16) -> Result<(), Failure> {
+    /// Sets the MTU and how many packets wait in an interface, and brings it up.
+    pub(crate) async fn raise(&self, index: u32, mtu: u16, queue: u32) -> Result<(), Failure> {
         let message: LinkMessageBuilder<LinkUnspec> =
-            LinkUnspec::new_with_index(index).mtu(u32::from(mtu)).up();
-        self.handle
-            .link()
-            .set(message.build())
-            .execute()
-            .await
-            .map_err(|error| failed(format!("setting MTU {mtu} and bringing the interface up"), &error))
+            LinkUnspec::new_with_index(index).mtu(u32::from(mtu)).txqueuelen(queue).up();
+        self.handle.link().set(message.build()).execute().await.map_err(|error| {
+            failed(
+                format!("setting MTU {mtu}, a queue of {queue} packets, and bringing the interface up"),
+                &error,
+            )
+        })
     }
 
     /// Gives an interface a host address.

@@ -18,6 +18,7 @@ use std::{
     time::Instant,
 };
 
+use ringmesh_aead::Key;
 use ringmesh_proto::control::Reason;
 use ringmesh_tunnel::{
     filter::Filter,
@@ -59,6 +60,7 @@ use crate::{
     relaying::{RelayPlane, RelayPorts},
     roads::Roads,
     state::{Identity, Membership, Secrets, Standing, StateDir, StateFile, Timestamps},
+    worker::{Work, Worker},
 };
 
 /// Which map is held, and what became of it.
@@ -128,6 +130,8 @@ pub(crate) struct Mesh {
     prepared: Mutex<Option<Prepared>>,
     /// A relay's.
     ports: Option<Arc<RelayPorts>>,
+    /// What a worker does.
+    work: Work,
     /// The map on disk lacks what is not durable.
     unsaved: AtomicBool,
     /// The same, for the task that waits for it.
@@ -187,6 +191,7 @@ impl Mesh {
             installed: Notify::new(),
             prepared: Mutex::new(None),
             ports: None,
+            work: Worker::run::<Key>,
             unsaved: AtomicBool::new(false),
             put_off: Notify::new(),
             saving: tokio::sync::Mutex::new(()),
@@ -215,9 +220,9 @@ impl Mesh {
         Self::new(config.clone(), Arc::clone(state), identity, membership, map, secrets).map(Some)
     }
 
-    /// Of a relay, on whose ports it is to be.
-    pub(crate) fn on_ports(mut self, ports: Option<Arc<RelayPorts>>) -> Self {
-        self.ports = ports;
+    /// Says what a worker does, and of a relay on whose ports it is to be.
+    pub(crate) fn with(mut self, work: Work, ports: Option<Arc<RelayPorts>>) -> Self {
+        (self.work, self.ports) = (work, ports);
         self
     }
 
@@ -390,7 +395,7 @@ impl Mesh {
             Prepared::Packets(prepared) => {
                 host::bring_up(&self.netlink, plan).await?;
                 let key = self.identity.noise_secret();
-                let plane = DataPlane::start(prepared, &self.config, &key, floors).await?;
+                let plane = DataPlane::start(prepared, &self.config, &key, floors, self.work).await?;
                 plane.set_pools(plan.pools.clone()).await?;
                 Ok(Plane::Packets(plane))
             }
@@ -473,6 +478,7 @@ impl Mesh {
         Ok(Plan {
             interface: self.config.interface.clone(),
             mtu: self.config.mtu,
+            queue: self.config.tun_queue,
             ipv4: me.ipv4,
             ipv6: me.ipv6,
             pools,

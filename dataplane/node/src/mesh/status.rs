@@ -305,6 +305,9 @@ fn data_plane_status(plane: &DataPlane, report: Option<&WorkerReport>) -> local:
         received_packets: traffic.received_packets,
         received_bytes: traffic.received_bytes,
         system_calls: report.map_or(0, |report| report.io.system_calls),
+        crypto: plane.crypto().kernel.to_string(),
+        crypto_reason: plane.crypto().reason.clone(),
+        offloads: plane.offloads().to_string(),
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ringmesh_aead::{Cipher, Key};
 use ringmesh_io::{Delivery, Handler, Outbox, SuperPacket, Train};
 use ringmesh_tunnel::{DropReason, Event, Hop, Inbound, Link, Now, Tunnel, filter::Direction};
 use tokio::sync::mpsc;
@@ -34,8 +35,8 @@ const DATA: u8 = 4;
 
 /// A protocol state, its queues, and its counters.
 #[derive(Debug)]
-pub(crate) struct Pipeline {
-    tunnel: Tunnel,
+pub(crate) struct Pipeline<C: Cipher = Key> {
+    tunnel: Tunnel<C>,
     handshakes: Handshakes,
     links: Links,
     /// What a link brought and the outbox had no room for yet.
@@ -62,9 +63,9 @@ struct Unfinished {
     taken: usize,
 }
 
-impl Pipeline {
+impl<C: Cipher> Pipeline<C> {
     pub(crate) fn new(
-        tunnel: Tunnel,
+        tunnel: Tunnel<C>,
         handshakes: Handshakes,
         links: Links,
         commands: mpsc::Receiver<Command>,
@@ -274,7 +275,7 @@ fn both_clocks(now: ringmesh_io::Now) -> Now {
     Now::new(now.monotonic, clock::from_system(now.wall))
 }
 
-impl Handler for Pipeline {
+impl<C: Cipher> Handler for Pipeline<C> {
     fn packets(&mut self, packets: &[SuperPacket<'_>], outbox: &mut Outbox, now: ringmesh_io::Now) {
         let mut ways = Ways {
             tunnel: &mut self.tunnel,

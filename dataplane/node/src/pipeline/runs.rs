@@ -4,6 +4,7 @@
 //! last is shorter, are sealed as one run and leave as one train, whichever flow they belong to: their order within a
 //! peer stays, between peers it may change within a turn.
 
+use ringmesh_aead::Cipher;
 use ringmesh_io::{Head, MAX_PACKETS, Outbox, SuperPacket};
 use ringmesh_tunnel::{Hop, MAX_RUN, Now, Outbound, Packet, Route, Tunnel};
 
@@ -24,8 +25,8 @@ impl Heads {
 }
 
 /// Where what was sealed goes, and what counts it.
-pub(super) struct Ways<'a> {
-    pub(super) tunnel: &'a mut Tunnel,
+pub(super) struct Ways<'a, C: Cipher> {
+    pub(super) tunnel: &'a mut Tunnel<C>,
     pub(super) outbox: &'a mut Outbox,
     pub(super) links: &'a mut Links,
     pub(super) link_drops: &'a mut LinkDrops,
@@ -45,7 +46,7 @@ struct Run {
     closed: bool,
 }
 
-impl Ways<'_> {
+impl<C: Cipher> Ways<'_, C> {
     /// Decides about each packet, and seals those that may go.
     pub(super) fn send(&mut self, packets: &[SuperPacket<'_>], heads: &mut Heads) {
         let mut routes = heapless::Vec::<Option<Route>, MAX_PACKETS>::new();
