@@ -58,8 +58,12 @@ pub(crate) struct Effort {
 /// # Errors
 /// When it does not within [`READY_WITHIN`].
 pub(crate) fn wait_until_ready(subject: &Subject) -> Result<()> {
-    let to = subject.second().address();
-    subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)?;
+    let give_up = Instant::now() + READY_WITHIN;
+    // Some make their device only when they like.
+    while let Err(error) = ping_once(subject) {
+        ensure!(Instant::now() < give_up, error);
+        thread::sleep(LOOK_AGAIN);
+    }
     let strayed = settle(subject)?;
     ensure!(
         strayed.is_none(),
@@ -69,6 +73,11 @@ pub(crate) fn wait_until_ready(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
+fn ping_once(subject: &Subject) -> Result<()> {
+    let to = subject.second().address();
+    subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)
+}
+
 /// Waits until the packets of both ends take the path that is to be measured, or tells which other one was there last.
 ///
 /// # Errors
@@ -76,14 +85,13 @@ pub(crate) fn wait_until_ready(subject: &Subject) -> Result<()> {
 pub(crate) fn settle(subject: &Subject) -> Result<Option<Strayed>> {
     subject.refresh_flows()?;
     let give_up = Instant::now() + PATH_WITHIN;
-    let to = subject.second().address();
     loop {
         let strayed = subject.strayed()?;
         if strayed.is_none() || Instant::now() >= give_up {
             return Ok(strayed);
         }
         // Paths are looked after only while packets pass.
-        subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)?;
+        ping_once(subject)?;
         thread::sleep(LOOK_AGAIN);
     }
 }

@@ -36,7 +36,12 @@ pub(crate) fn count(processes: &[u32], time: Duration) -> Result<f64> {
 fn parse(line: &str) -> Option<u64> {
     let mut fields = line.split(',');
     let (count, event) = (fields.next()?, fields.nth(1)?);
-    if event == EVENT { count.parse().ok() } else { None }
+    match count {
+        _ if event != EVENT => None,
+        // Not once did any of them run.
+        "<not counted>" => Some(0),
+        count => count.parse().ok(),
+    }
 }
 
 #[cfg(test)]
@@ -44,10 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_whole_count_is_taken() {
+    fn only_a_count_of_all_calls_is_taken() {
         assert_eq!(parse("3,,raw_syscalls:sys_enter,49895,100.00,,"), Some(3));
         assert_eq!(parse("0,,raw_syscalls:sys_enteru,38267,100.00,,"), None);
-        assert_eq!(parse("<not counted>,,raw_syscalls:sys_enter,0,100.00,,"), None);
+        assert_eq!(parse("<not counted>,,raw_syscalls:sys_enter,0,100.00,,"), Some(0));
+        assert_eq!(parse("<not supported>,,raw_syscalls:sys_enter,0,100.00,,"), None);
         assert_eq!(parse("sleep: invalid time"), None);
     }
 }

@@ -284,9 +284,9 @@ fn inner_addresses() -> [IpAddr; 2] {
     INNER.map(IpAddr::V4)
 }
 
-/// The first word of a program's answer that begins with a digit, possibly after a `v`.
+/// The first word of a program's answer that begins with a digit, possibly after a `v` or `v.`.
 fn version_in(text: &str) -> Option<&str> {
-    let words = text.split_whitespace().map(|word| word.trim_start_matches('v').trim_end_matches(','));
+    let words = text.split_whitespace().map(|word| word.trim_start_matches(['v', '.']).trim_end_matches(','));
     let mut numbers = words.filter(|word| word.starts_with(|first: char| first.is_ascii_digit()));
     numbers.next()
 }

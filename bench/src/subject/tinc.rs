@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use ringmesh_lab::Host;
@@ -39,6 +39,8 @@ pub(super) fn set_up(laid: &Laid, program: &Path, daemons: &mut Daemons) -> Resu
         let executable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
         host.enter(|| fs::set_permissions(&script, executable))?.context("marking tinc-up executable")?;
         let mut daemon = host.command(program)?;
+        // It tells its name and the like.
+        daemon.stderr(Stdio::null());
         daemon.args(["--no-detach", "--config", FOLDER, "--pidfile", "/run/tinc.pid"]);
         daemons.start_measured(daemon)?;
     }
