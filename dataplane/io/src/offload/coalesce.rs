@@ -135,16 +135,6 @@ impl Coalescer {
         self.flows.clear();
     }
 
-    /// Whether packets of a class are merged.
-    pub(crate) fn merges(&self, class: Class) -> bool {
-        self.classes.has(class)
-    }
-
-    /// How many packets are collected.
-    pub(crate) fn len(&self) -> usize {
-        usize::from(self.packets_len)
-    }
-
     /// Takes the next packet: its bytes, to look at, and where they will be at the time of writing.
     ///
     /// # Errors
@@ -384,12 +374,6 @@ impl<'a> Group<'a> {
     /// How many packets this is.
     pub(crate) fn packets_len(&self) -> usize {
         usize::from(self.slot.count)
-    }
-
-    /// How many bytes are written, with the offload header.
-    pub(crate) fn bytes(&self) -> usize {
-        let pieces = self.pieces().map(|piece| usize::from(piece.len));
-        pieces.fold(self.header().len(), usize::wrapping_add)
     }
 
     /// What is written first: the offload header, and of merged packets their common headers. It stays where it is

@@ -87,7 +87,7 @@ impl Flows {
 
 fn home(key: &Key) -> usize {
     // The upper bits depend on all others.
-    (key.hash() >> (u64::BITS - FLOWS.ilog2())) as usize
+    (key.hash() >> u64::BITS.wrapping_sub(FLOWS.ilog2())) as usize
 }
 
 fn probes(key: &Key) -> impl Iterator<Item = usize> + use<> {

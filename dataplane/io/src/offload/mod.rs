@@ -14,8 +14,7 @@ mod super_packet;
 pub(crate) mod virtio;
 
 pub(crate) use candidate::Class;
-pub(crate) use coalesce::{CAPACITY, Coalescer, Full, Group, Groups, Place};
-pub(crate) use super_packet::Unfit;
+pub(crate) use coalesce::{CAPACITY, Coalescer, Full, Place};
 pub use super_packet::{Head, SuperPacket};
 
 #[cfg(test)]

@@ -220,7 +220,7 @@ impl Packet {
             Transport::Tcp { sequence, acknowledgement, flags, window, urgent, options } => {
                 bytes.extend(sequence.to_be_bytes());
                 bytes.extend(acknowledgement.to_be_bytes());
-                bytes.extend((((20 + options.len()) / 4 << 12) as u16 | flags).to_be_bytes());
+                bytes.extend(((((20 + options.len()) / 4) << 12) as u16 | flags).to_be_bytes());
                 bytes.extend(window.to_be_bytes());
                 bytes.extend([0, 0]);
                 bytes.extend(urgent.to_be_bytes());

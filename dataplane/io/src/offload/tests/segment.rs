@@ -159,12 +159,12 @@ fn a_single_packet_has_its_checksum_finished() {
 
 #[test]
 fn a_complete_packet_is_left_as_it_is() {
-    let mut bytes = noise(1, 100);
+    let bytes = noise(1, 100);
     for flags in [0, 2, 4] {
         let header = [flags, 0, 1, 2, 3, 4, 5, 6, 7, 8];
         assert_eq!(segments(&header, &mut bytes.clone()), Ok(vec![bytes.clone()]));
     }
-    let packet = SuperPacket::single(&mut bytes);
+    let packet = SuperPacket::single(&bytes);
     assert_eq!((packet.segments(), packet.segment_len(0), packet.wire_bound(32)), (1, 100, 144));
     assert_eq!(segments(&[0; 10], &mut []), Ok(vec![vec![]]));
 }
