@@ -97,14 +97,13 @@ impl<C: Cipher> Star<C> {
     pub(crate) fn seal(&mut self, run: usize, length: usize, runs: u64) -> Duration {
         let texts: Vec<Vec<u8>> =
             (1..=self.spokes.len()).map(|peer| packet(0, peer as u16, length)).collect();
+        let all: Vec<Vec<Packet<'_>>> = texts.iter().map(|text| vec![Packet::whole(text); run]).collect();
         let mut datagrams = vec![0; run * (length + MAX_OVERHEAD)];
         let start = Instant::now();
         for _ in 0..runs {
             self.next = (self.next + 1) % self.spokes.len();
-            let text = texts[self.next].as_slice();
-            let packets = [Packet::whole(text); 64];
-            let route = self.hub.route(text, run, self.now).expect("it passes");
-            let sealed = self.hub.seal_run(route, &packets[..run], &mut datagrams, self.now);
+            let route = self.hub.route(&texts[self.next], run, self.now).expect("it passes");
+            let sealed = self.hub.seal_run(route, &all[self.next], &mut datagrams, self.now);
             assert!(matches!(sealed, Ok(Outbound::Send { .. })));
         }
         start.elapsed()

@@ -173,48 +173,52 @@ pub(crate) struct QueuedNotice {
 }
 
 /// All that one worker knows of a peer.
+///
+/// What packets touch comes first and lies together: with traffic spread over many peers, each cache line costs more than what is
+/// done with it.
+#[repr(C, align(64))]
 pub(crate) struct Peer<C> {
+    pub(crate) sessions: Sessions<C>,
     pub(crate) id: NodeId,
-    pub(crate) key: PublicKey,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_bytes: u64,
+    /// When a packet last went or came: it matters how the peer is reached.
+    pub(crate) active: Option<Instant>,
+    /// When the schedule wakes the peer; none if it does not.
+    pub(crate) wakes_at: Option<Instant>,
+    pub(crate) last_received: Option<Instant>,
+    /// When a datagram was last opened: unlike a handshake message, it shows that the peer has the session.
+    pub(crate) last_opened: Option<Instant>,
     pub(crate) mesh: bool,
     pub(crate) relay: bool,
+    /// An empty packet is to be sent as soon as there is a session.
+    pub(crate) owes_keepalive: bool,
+    /// Whether the peer is in the list of those with something to send.
+    pub(crate) listed: bool,
+    pub(crate) timers: Timers,
+    /// Where sealed packets go, and might go.
+    pub(crate) paths: Paths,
+    /// Whose packets pass.
+    pub(crate) flows: Flows,
+    pub(crate) key: PublicKey,
     pub(crate) stamp: Box<Stamp>,
     candidates: Vec<SocketAddr>,
     /// Where the next fan-out goes on in the list of candidates.
     next_candidate: usize,
-    /// Where sealed packets go, and might go.
-    pub(crate) paths: Paths,
-    /// When a packet last went or came: it matters how the peer is reached.
-    pub(crate) active: Option<Instant>,
     /// Our IPv4 and IPv6 address as the peer last saw them.
     pub(crate) seen_as: [Option<SocketAddr>; 2],
     /// Where the last initiation came from. It may have been an old one, repeated from elsewhere, so it moves no endpoint;
     /// but a peer without any other address may be waiting there.
     pub(crate) heard_at: Option<Path>,
-    pub(crate) sessions: Sessions<C>,
-    /// Whose packets pass.
-    pub(crate) flows: Flows,
     pub(crate) handshake: Option<PendingHandshake>,
     /// Proves to a peer under load that we receive where we send from.
     cookie: Option<(Tag, Instant)>,
     /// The first MAC of the last handshake message sent: what a cookie reply must answer.
     pub(crate) last_mac1: Option<Tag>,
-    pub(crate) timers: Timers,
-    /// When the schedule wakes the peer; none if it does not.
-    pub(crate) wakes_at: Option<Instant>,
     pub(crate) held: VecDeque<Vec<u8>>,
     pub(crate) notices: VecDeque<QueuedNotice>,
     pub(crate) pings: VecDeque<Ping>,
-    /// An empty packet is to be sent as soon as there is a session.
-    pub(crate) owes_keepalive: bool,
-    /// Whether the peer is in the list of those with something to send.
-    pub(crate) listed: bool,
     pub(crate) last_handshake: Option<UnixTime>,
-    pub(crate) last_received: Option<Instant>,
-    /// When a datagram was last opened: unlike a handshake message, it shows that the peer has the session.
-    pub(crate) last_opened: Option<Instant>,
-    pub(crate) sent_bytes: u64,
-    pub(crate) received_bytes: u64,
     pub(crate) rtt: Option<Duration>,
 }
 

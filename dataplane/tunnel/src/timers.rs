@@ -49,22 +49,27 @@ pub(crate) enum Due {
 
 /// The timers of one peer.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Timers {
-    /// The next initiation, while a handshake of ours is unanswered.
-    retry: Option<Instant>,
+    // What packets touch comes first.
     /// The keepalive owed for data received.
     keepalive: Option<Instant>,
     /// When silence means that the peer is gone.
     silence: Option<Instant>,
-    /// When an answered handshake counts as failed.
-    unconfirmed: Option<Instant>,
     persistent: Option<Instant>,
     persistent_interval: Option<Duration>,
+    /// The next initiation, while a handshake of ours is unanswered.
+    retry: Option<Instant>,
+    /// When an answered handshake counts as failed.
+    unconfirmed: Option<Instant>,
     erase: Option<Instant>,
-    /// Initiations sent in this attempt.
-    tries: u32,
+    /// What is added to the silence at random, the same for as long as a session is in use: that timer is set anew by nearly every
+    /// packet that answers one, and a draw asks the system.
+    silence_jitter: Option<Duration>,
     /// When the last initiation or response was sent.
     last_handshake_sent: Option<Instant>,
+    /// Initiations sent in this attempt.
+    tries: u32,
     /// Whether receiving has begun the next handshake of this session already.
     rekeyed_on_receive: bool,
 }
@@ -94,6 +99,7 @@ impl Timers {
             return Some(Due::ResponseUnconfirmed);
         }
         if take_due(&mut self.silence, now) {
+            self.silence_jitter = None;
             return Some(Due::PeerSilent);
         }
         if take_due(&mut self.keepalive, now) {
@@ -108,7 +114,8 @@ impl Timers {
     /// Data, or a notice that asks for an answer, was sent (W6).
     pub(crate) fn data_sent(&mut self, now: Instant, random: &mut Random) {
         if self.silence.is_none() {
-            self.silence = Some(now + DEAD_PEER_TIMEOUT + jitter(random));
+            let jitter = *self.silence_jitter.get_or_insert_with(|| jitter(random));
+            self.silence = Some(now + DEAD_PEER_TIMEOUT + jitter);
         }
     }
 
@@ -183,6 +190,7 @@ impl Timers {
     pub(crate) fn completed(&mut self) {
         self.retry = None;
         self.unconfirmed = None;
+        self.silence_jitter = None;
         self.tries = 0;
         self.rekeyed_on_receive = false;
     }
@@ -256,6 +264,24 @@ mod tests {
         timers.responded(start, true, &mut random);
         timers.responded(start + Duration::from_secs(4), true, &mut random);
         assert_eq!(timers.due(start + Duration::from_millis(5334)), Some(Due::ResponseUnconfirmed));
+    }
+
+    #[test]
+    fn answered_packets_do_not_ask_for_random_bytes_again_until_there_is_another_session() {
+        let (start, mut random) = (test_epoch(), Random::seeded(1));
+        let mut timers = Timers::default();
+        let mut silent_at = |timers: &mut Timers| {
+            timers.authenticated_received(start);
+            timers.data_sent(start, &mut random);
+            timers.next().unwrap() - start
+        };
+        let first = silent_at(&mut timers);
+        assert!((0..100).all(|_| silent_at(&mut timers) == first));
+        let others = (0..100).map(|_| {
+            timers.completed();
+            silent_at(&mut timers)
+        });
+        assert!(others.filter(|&other| other != first).count() > 90, "each session has its own");
     }
 
     #[test]

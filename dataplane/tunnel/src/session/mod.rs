@@ -27,13 +27,14 @@ pub(crate) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 pub(crate) type Opened = heapless::Vec<Result<(), DropReason>, MAX_RUN>;
 
 /// One session: keys for both directions, their counters and the replay window.
+#[repr(C)]
 pub(crate) struct Session<C> {
     local_index: u32,
     remote_index: u32,
-    initiator: bool,
     created: Instant,
     /// The counter of the next datagram sealed: never used twice, so no nonce is.
     counter: u64,
+    initiator: bool,
     sealing: C,
     opening: C,
     replay: ReplayWindow,

@@ -155,6 +155,7 @@ impl Queue {
 
 /// The table.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Flows {
     /// The first flow of each chain; two chains for each flow there is room for.
     heads: Vec<Place>,

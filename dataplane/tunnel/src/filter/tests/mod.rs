@@ -6,6 +6,7 @@ mod floods;
 mod fragments;
 mod icmp;
 mod model;
+mod neighbours;
 mod reports;
 mod states;
 

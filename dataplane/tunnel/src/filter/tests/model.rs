@@ -10,7 +10,7 @@ use crate::packet::tests::almost_a_packet;
 
 /// What a packet says, before it is bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Body {
+pub(super) enum Body {
     Tcp { ports: (u16, u16), flags: u8 },
     Udp { ports: (u16, u16) },
     Ask { id: u16, time: bool },
@@ -22,8 +22,8 @@ enum Body {
 
 /// A packet: its way, its addresses (source first) and perhaps its place in a datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sent {
-    addresses: [IpAddr; 2],
+pub(super) struct Sent {
+    pub(super) addresses: [IpAddr; 2],
     body: Body,
     /// A number, and where it begins: all first fragments have 24 bytes.
     place: Option<(u16, u16)>,
@@ -60,7 +60,7 @@ impl Sent {
         }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let [source, destination] = self.addresses;
         match self.place {
             None => build::with(source, destination, self.protocol(), &self.payload()),
@@ -396,14 +396,14 @@ impl Model {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Packet(Direction, Sent),
     /// Eighths of a second.
     Wait(u64),
     Apply(usize),
 }
 
-fn filters() -> Vec<Filter> {
+pub(super) fn filters() -> Vec<Filter> {
     let everything = [rule(Out, Protocol::Any, None), rule(In, Protocol::Any, None)];
     let usual = [
         rule(Out, Protocol::Any, None),
@@ -470,7 +470,7 @@ fn sent(quoted: Option<BoxedStrategy<Sent>>, v4: bool) -> BoxedStrategy<(Directi
         .boxed()
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let packet = any::<bool>().prop_flat_map(|v4| {
         let quoted = sent(Some(sent(None, v4).prop_map(|(_, sent)| sent).boxed()), v4);
         sent(Some(quoted.prop_map(|(_, sent)| sent).boxed()), v4)

@@ -29,32 +29,34 @@ const LINK_MTU: u16 = 9000;
 
 /// What is known of one candidate.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(super) struct Entry {
+    // What datagrams touch comes first.
     pub(super) candidate: Candidate,
-    pub(super) origin: Origin,
-    pub(super) state: PathState,
-    pub(super) link: Option<Link>,
-    pub(super) channel: Option<u32>,
-    pub(super) probes: Probes,
-    /// It lost some probes before it became suspect, too.
-    pub(super) often_loses: bool,
     /// Something authentic came by it.
     pub(super) heard: Option<Instant>,
+    pub(super) state: PathState,
     /// Something authentic came by it at any time since the process began. Its source may have been forged.
     pub(super) verified: bool,
     /// Something came back by it that only the receiver could answer.
     pub(super) proven: bool,
+    /// It lost some probes before it became suspect, too.
+    pub(super) often_loses: bool,
+    /// A relay is to be asked (again) for a channel.
+    pub(super) must_bind: bool,
+    /// The peer reaches the relay over a stream.
+    pub(super) peer_streams: bool,
+    pub(super) origin: Origin,
+    pub(super) channel: Option<u32>,
+    pub(super) link: Option<Link>,
     pub(super) failure: Option<PathFailure>,
+    pub(super) probes: Probes,
     /// When it wants attention next.
     pub(super) next: Option<Instant>,
     /// Tries in a row that came to nothing.
     pub(super) failed_tries: usize,
     /// Probes of the present try that were sent already: a try is a burst of them.
     pub(super) sent_in_try: usize,
-    /// A relay is to be asked (again) for a channel.
-    pub(super) must_bind: bool,
-    /// The peer reaches the relay over a stream.
-    pub(super) peer_streams: bool,
     /// Since when a stream of ours is not needed.
     pub(super) idle_since: Option<Instant>,
 }

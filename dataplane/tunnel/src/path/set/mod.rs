@@ -69,12 +69,16 @@ struct Lead {
 
 /// All paths to a peer. Who sets and clears each field is told in the module's documentation.
 #[derive(Clone, Debug, Default)]
+#[repr(C)]
 pub(crate) struct Paths {
-    entries: Vec<Entry>,
+    // What packets touch comes first.
     /// Sealed packets go by it.
     selected: Option<Path>,
     /// While the selected path is in doubt: they go by this one as well.
     twin: Option<Path>,
+    /// When anything here wants attention.
+    next: Option<Instant>,
+    entries: Vec<Entry>,
     /// Where in the list the last datagram came in: usually so does the next.
     last_heard: usize,
     /// Since when the peer is wanted and nothing works.
@@ -87,8 +91,6 @@ pub(crate) struct Paths {
     offered_at: Option<Instant>,
     /// When the last try was begun because the peer asked for it.
     prompted_at: Option<Instant>,
-    /// When anything here wants attention.
-    next: Option<Instant>,
     /// Whoever asks what is due was told that no path works any more.
     told_lost: bool,
     /// Where the peer's packets come from, as long as it has not shown that it receives there as well.
