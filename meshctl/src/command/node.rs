@@ -7,7 +7,7 @@ use std::{
 
 use ringmesh_node::{
     Config,
-    config::{DnsMode, LinkSocket, Listen},
+    config::{self, DnsMode, LinkSocket, Listen, Offloads},
 };
 use tokio::sync::oneshot;
 
@@ -61,9 +61,21 @@ pub(crate) struct Options {
     /// How packets enter and leave the kernel [default: auto]
     #[arg(long, env = "MESH_IO", value_enum, value_name = "BACK_END")]
     io: Option<BackEnd>,
+    /// What encrypts packets [default: auto]
+    #[arg(long, env = "MESH_CRYPTO", value_enum, value_name = "KERNEL")]
+    crypto: Option<Crypto>,
+    /// The kernel's offloads to use: all, none, or some of tso, uso, tun-gro, udp-gso and udp-gro, with commas [default: all]
+    #[arg(long, env = "MESH_OFFLOADS", value_name = "LIST")]
+    offloads: Option<Offloads>,
     /// The MTU of the network device, 1280 to 8912 [default: 1408]
     #[arg(long, env = "MESH_MTU", value_name = "BYTES")]
     mtu: Option<u16>,
+    /// How many packets the network device keeps for the daemon, 16 to 100000 [default: 1000]
+    #[arg(long, env = "MESH_TUN_QUEUE", value_name = "PACKETS")]
+    tun_queue: Option<u32>,
+    /// How long to look for packets before sleeping, 0 to 1000 microseconds: each wait costs a processor [default: 0]
+    #[arg(long, env = "MESH_SPIN_US", value_name = "MICROSECONDS")]
+    spin_us: Option<u16>,
     /// The CPU for its packets [default: one of those that it may use, by its process id]
     #[arg(long, env = "MESH_CPU", value_name = "NUMBER")]
     cpu: Option<usize>,
@@ -179,6 +191,24 @@ impl BackEnd {
     }
 }
 
+/// What encrypts packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Crypto {
+    /// Sixteen packets side by side where the CPU has AVX-512, else the library
+    Auto,
+    /// The library, whatever the CPU has
+    Portable,
+}
+
+impl Crypto {
+    const fn choice(self) -> config::Crypto {
+        match self {
+            Self::Auto => config::Crypto::Auto,
+            Self::Portable => config::Crypto::Portable,
+        }
+    }
+}
+
 impl Common {
     /// The file, with flags and variables laid over it; not checked as a whole, since more may be laid over it.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
@@ -233,7 +263,11 @@ impl Options {
                 .parse()
                 .map_err(|_| Failure::new(Exit::Usage, "this build has no such back end"))?;
         }
+        config.crypto = over.crypto.map_or(config.crypto, Crypto::choice);
+        config.offloads = over.offloads.unwrap_or(config.offloads);
         config.mtu = over.mtu.unwrap_or(config.mtu);
+        config.tun_queue = over.tun_queue.unwrap_or(config.tun_queue);
+        config.spin_us = over.spin_us.unwrap_or(config.spin_us);
         config.cpu = over.cpu.or(config.cpu);
         config.ssh_port = over.ssh_port.or(config.ssh_port);
         config.link_socket = over.link_socket.unwrap_or(config.link_socket);
@@ -253,7 +287,11 @@ impl Options {
         Ok(flags
             .value("--interface", self.interface.as_ref())
             .value("--io", self.io.map(BackEnd::word))
+            .value("--crypto", self.crypto.map(Crypto::choice))
+            .value("--offloads", self.offloads)
             .value("--mtu", self.mtu)
+            .value("--tun-queue", self.tun_queue)
+            .value("--spin-us", self.spin_us)
             .value("--cpu", self.cpu)
             .value("--ssh-port", self.ssh_port)
             .value("--dns", self.dns.map(Names::word)))
@@ -277,7 +315,11 @@ impl Options {
             ("--interface", self.interface.is_some()),
             ("--listen-port", self.common.listen_port.is_some()),
             ("--io", self.io.is_some()),
+            ("--crypto", self.crypto.is_some()),
+            ("--offloads", self.offloads.is_some()),
             ("--mtu", self.mtu.is_some()),
+            ("--tun-queue", self.tun_queue.is_some()),
+            ("--spin-us", self.spin_us.is_some()),
             ("--cpu", self.cpu.is_some()),
             ("--endpoint", !self.common.endpoints.is_empty()),
             ("--metrics", self.common.metrics.is_some()),
@@ -384,7 +426,8 @@ mod tests {
                 "up --config /etc/hosts --state-dir /s --socket /r/m.sock --socket-group ops --listen-port 4000 \
                  --endpoint 203.0.113.7:51820 --endpoint [2001:db8::7]:51820 --metrics {metrics} --metrics-per-peer \
                  --link-socket {socket} --interface mesh7 \
-                 --io poll --mtu 1400 --cpu 1 --ssh-port 2222 --dns hosts"
+                 --io poll --crypto portable --offloads tso,udp-gso --mtu 1400 --tun-queue 500 --spin-us 50 \
+                 --cpu 1 --ssh-port 2222 --dns hosts"
             );
             let words: Vec<&str> = words.split_whitespace().collect();
             let Command::Up { options, .. } = parsed(&words) else { panic!("not up") };
@@ -407,6 +450,27 @@ mod tests {
         assert!(
             Cli::grammar().try_get_matches_from(["meshctl", "node", "run", "--metrics", "9000"]).is_err()
         );
+    }
+
+    #[test]
+    fn how_packets_are_moved_can_be_said_by_flag_as_in_the_file() {
+        let flags =
+            ["run", "--crypto", "portable", "--offloads", "none", "--tun-queue", "500", "--spin-us", "50"];
+        let Command::Run { options, .. } = parsed(&flags) else { panic!("not run") };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "crypto = \"portable\"\noffloads = \"none\"\ntun_queue = 500\nspin_us = 50\n";
+        std::fs::write(file.path(), text).unwrap();
+        let said = Config::load(file.path()).unwrap();
+        assert_eq!(options.config().unwrap(), said);
+        // And they go before it.
+        let flags =
+            ["run", "--crypto", "auto", "--offloads", "tso,uso", "--tun-queue", "16", "--spin-us", "0"];
+        let both = [&flags[..], &["--config", file.path().to_str().unwrap()]].concat();
+        let Command::Run { options, .. } = parsed(&both) else { panic!("not run") };
+        let config = options.config().unwrap();
+        assert_eq!((config.crypto, config.tun_queue, config.spin_us), (config::Crypto::Auto, 16, 0));
+        assert_eq!(config.offloads, Offloads { tso: true, uso: true, ..Offloads::NONE });
+        assert_eq!(options.only_at_start(), ["--crypto", "--offloads", "--tun-queue", "--spin-us"]);
     }
 
     #[test]

@@ -73,7 +73,9 @@ impl Document for Joined {
         facts.row(["ping".to_owned(), self.ping_line()]);
         if let Some(plane) = &self.status.data_plane {
             facts.row(["device".to_owned(), format!("{}, udp port {}", plane.interface, plane.listen_port)]);
-            facts.row(["io".to_owned(), format!("{} ({})", plane.back_end, plane.back_end_reason)]);
+            facts.row(["io".to_owned(), plane.io_line()]);
+            facts.row(["offloads".to_owned(), plane.offloads.clone()]);
+            facts.row(["crypto".to_owned(), plane.crypto_line()]);
             facts.row(["mtu".to_owned(), plane.mtu.to_string()]);
         }
         facts.text()

@@ -71,6 +71,9 @@ pub(crate) struct DataPlane {
     pub(crate) listen_port: u32,
     pub(crate) back_end: String,
     pub(crate) back_end_reason: String,
+    pub(crate) crypto: String,
+    pub(crate) crypto_reason: String,
+    pub(crate) offloads: String,
     pub(crate) workers: u32,
     pub(crate) sent_packets: u64,
     pub(crate) sent_bytes: u64,
@@ -144,6 +147,9 @@ impl From<local::DataPlane> for DataPlane {
             listen_port: plane.listen_port,
             back_end: plane.back_end,
             back_end_reason: plane.back_end_reason,
+            crypto: plane.crypto,
+            crypto_reason: plane.crypto_reason,
+            offloads: plane.offloads,
             workers: plane.workers,
             sent_packets: plane.sent_packets,
             sent_bytes: plane.sent_bytes,
@@ -248,16 +254,25 @@ impl Coordinator {
 }
 
 impl DataPlane {
+    /// The back end, and why.
+    pub(crate) fn io_line(&self) -> String {
+        format!("{} ({})", self.back_end, self.back_end_reason)
+    }
+
+    /// What encrypts packets, and why.
+    pub(crate) fn crypto_line(&self) -> String {
+        format!("{} ({})", self.crypto, self.crypto_reason)
+    }
+
     fn rows(&self, facts: &mut Columns) {
         facts.row([
             "device".to_owned(),
             format!("{}, mtu {}, udp port {}", self.interface, self.mtu, self.listen_port),
         ]);
         let workers = if self.workers == 1 { "worker" } else { "workers" };
-        facts.row([
-            "io".to_owned(),
-            format!("{} ({}), {} {workers}", self.back_end, self.back_end_reason, self.workers),
-        ]);
+        facts.row(["io".to_owned(), format!("{}, {} {workers}", self.io_line(), self.workers)]);
+        facts.row(["offloads".to_owned(), self.offloads.clone()]);
+        facts.row(["crypto".to_owned(), self.crypto_line()]);
         facts.row([
             "traffic".to_owned(),
             format!(
@@ -357,6 +372,9 @@ pub(crate) mod tests {
                 received_packets: 30_000,
                 received_bytes: 38_759_812,
                 system_calls: 1_234,
+                crypto: "avx512".to_owned(),
+                crypto_reason: "this CPU has AVX-512".to_owned(),
+                offloads: "tso,tun-gro,udp-gso,udp-gro".to_owned(),
             }),
             // Out of order on purpose: the table sorts by name.
             peers: vec![

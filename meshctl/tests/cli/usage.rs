@@ -217,6 +217,19 @@ fn an_unknown_key_in_a_configuration_file_is_named_with_its_line() {
 fn a_value_out_of_range_is_a_usage_error() {
     let message = meshctl(&["node", "run", "--check", "--mtu", "100"]).failed(2);
     assert!(message.contains("1280"), "{message}");
+    for (flag, value, word) in [
+        ("--crypto", "avx512", "auto, portable"),
+        ("--offloads", "tso,lro", "write all, none, or"),
+        ("--tun-queue", "15", "must be 16 to 100000 packets"),
+        ("--tun-queue", "100001", "must be 16 to 100000 packets"),
+        ("--tun-queue", "long", "--tun-queue"),
+        ("--spin-us", "1001", "must be 0 to 1000 microseconds"),
+    ] {
+        let message = meshctl(&["node", "run", "--check", flag, value]).failed(2);
+        assert!(message.contains(word), "{flag}: {message}");
+    }
+    let good = ["--crypto", "portable", "--offloads", "tso,udp-gso", "--tun-queue", "500", "--spin-us", "50"];
+    meshctl(&[&["node", "run", "--check"][..], &good].concat()).ok();
     let message = meshctl(&["node", "run", "--check", "--ssh-port", "0"]).failed(2);
     assert!(message.contains("no SSH endpoint"), "{message}");
     for (flag, value, word) in [
@@ -244,6 +257,10 @@ fn a_relay_is_refused_what_only_a_node_can_have() {
         ("--interface", "mesh1"),
         ("--mtu", "1400"),
         ("--io", "poll"),
+        ("--crypto", "portable"),
+        ("--offloads", "none"),
+        ("--tun-queue", "500"),
+        ("--spin-us", "50"),
         ("--cpu", "0"),
         ("--ssh-port", "22"),
         ("--link-socket", "/run/link.sock"),

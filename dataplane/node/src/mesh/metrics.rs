@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use ringmesh_io::Counters;
+use ringmesh_io::{BackEnd, Counters};
 use ringmesh_monitor::{Check, Registry, Series, Unit, relay};
 use ringmesh_tunnel::{
     DropReason, HandshakeCounts, PathKind, PeerState, PeerStatus, Volume,
@@ -29,8 +29,6 @@ use crate::{
 const STALE_AFTER: Duration = Duration::from_secs(60 * 60);
 /// Quantiles shown of what the selected paths have.
 const QUANTILES: [(&str, f64); 4] = [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("1", 1.0)];
-/// The back end that counts submissions.
-const URING: &str = "uring";
 
 impl Mesh {
     /// Puts everything there is to count into `registry`.
@@ -125,7 +123,13 @@ impl Mesh {
         measure_handshakes(registry, &report.handshakes);
         measure_paths(registry, members().filter_map(|(_, peer)| peer));
         measure_filter(registry, report);
-        measure_io(registry, &report.io, &plane.chosen().back_end.to_string());
+        measure_io(registry, &report.io, plane.chosen().back_end);
+        let (crypto, offloads) = (plane.crypto().kernel.as_str(), plane.offloads().to_string());
+        registry.register(
+            "data_plane",
+            "What encrypts packets, and the kernel's offloads in use",
+            Series::info().count([("crypto", crypto), ("offloads", &offloads)], 1),
+        );
         let waiting: usize = report.peers.iter().map(|peer| peer.held_packets).sum();
         registry.register(
             "held_packets",
@@ -322,7 +326,7 @@ fn measure_filter(registry: &mut Registry, report: &WorkerReport) {
     );
 }
 
-fn measure_io(registry: &mut Registry, io: &Counters, back_end: &str) {
+fn measure_io(registry: &mut Registry, io: &Counters, back_end: BackEnd) {
     let counter = |value: u64| Series::counter().count([], value);
     let both = |received, sent| {
         Series::counter().count([("direction", "in")], received).count([("direction", "out")], sent)
@@ -337,6 +341,21 @@ fn measure_io(registry: &mut Registry, io: &Counters, back_end: &str) {
         "Packets read from TUN (out) and written to it (in)",
         both(io.packets_written, io.packets_read),
     );
+    registry.register(
+        "io_super_packets",
+        "Reads from TUN (out) and writes to it (in) that were several packets",
+        both(io.super_packets_written, io.super_packets_read),
+    );
+    registry.register(
+        "io_trains",
+        "Receives from the network and sends to it that were several datagrams",
+        both(io.trains_received, io.trains_sent),
+    );
+    registry.register(
+        "io_offloads_refused",
+        "Sends and writes of several that the kernel refused, and that were done again one by one",
+        counter(io.offloads_refused),
+    );
     registry.register("io_system_calls", "System calls on the packet path", counter(io.system_calls));
     registry.register(
         "io_send_stalls",
@@ -348,7 +367,7 @@ fn measure_io(registry: &mut Registry, io: &Counters, back_end: &str) {
         "Errors of receiving that were not about a datagram of ours",
         counter(io.receive_errors),
     );
-    if back_end == URING {
+    if back_end == BackEnd::Uring {
         registry.register("uring_sqe", "Operations that io_uring took", counter(io.submissions));
         registry.register(
             "uring_cqe_overflow",
