@@ -23,6 +23,7 @@ mod hostile_roads;
 mod joining;
 mod lost;
 mod metrics;
+mod moving;
 mod names;
 mod nat;
 mod oracle;

@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     roads::{Behind, first_answer, until_path},
     support::{block_on, daemon::Place},
-    world::{Machine, Member, World},
+    world::{Machine, Member, World, transfer},
 };
 
 /// Within this a number that was moved is seen to have moved.
@@ -243,6 +243,21 @@ fn each_number_of_a_node_moves_with_its_cause_and_the_manual_lists_them_all() {
             assert!(page.get("node_map_age_seconds") < 30.0);
             assert!(page.get("key_expiry_seconds{of=\"membership\"}") > 86400.0);
             assert!(page.get("key_expiry_seconds{of=\"policy\"}") > 86400.0);
+
+            // A transfer goes as super-packets through the device, and as trains over the network.
+            let before = Page::of(&mut alice.machine, NODE).await;
+            let before_there = Page::of(&mut bob.machine, NODE).await;
+            transfer(&mut alice.machine, &mut bob.machine, bob.ipv4, 5_000_000).await;
+            let after = Page::of(&mut alice.machine, NODE).await;
+            let after_there = Page::of(&mut bob.machine, NODE).await;
+            for name in ["io_super_packets_total", "io_trains_total"] {
+                let (out, into) =
+                    (format!("{name}{{direction=\"out\"}}"), format!("{name}{{direction=\"in\"}}"));
+                assert!(after.get(&out) > before.get(&out) + 10.0, "{name}: {}", after.get(&out));
+                assert!(after_there.get(&into) > before_there.get(&into) + 10.0, "{name}");
+            }
+            let best = ringmesh_aead::choose(ringmesh_aead::Choice::Auto).kernel;
+            assert_eq!(after.get(&format!("data_plane_info{{crypto=\"{best}\",offloads=\"all\"}}")), 1.0);
 
             // A packet that the owner of the other side denies.
             let denial =

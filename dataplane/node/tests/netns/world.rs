@@ -9,6 +9,7 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
+use ringmesh_aead::{Cipher, Key};
 use ringmesh_io::Choice;
 use ringmesh_lab::{Host, Lab, Switch};
 use ringmesh_proto::admin::{
@@ -273,12 +274,22 @@ impl World {
     }
 
     /// A daemon on `machine`, in this process, that has joined.
-    pub async fn member(&self, mut machine: Machine, place: Place, name: &str) -> Member {
+    pub async fn member(&self, machine: Machine, place: Place, name: &str) -> Member {
+        self.member_with_cipher::<Key>(machine, place, name).await
+    }
+
+    /// The same, whose packets are sealed by a cipher of ours.
+    pub async fn member_with_cipher<C: Cipher>(
+        &self,
+        mut machine: Machine,
+        place: Place,
+        name: &str,
+    ) -> Member {
         let place = Arc::new(place);
         let (token, wish, start) = (self.token().await, name.to_owned(), Arc::clone(&place));
         let (node, status) = machine
             .run(async move {
-                let mut node = start.start().await.unwrap();
+                let mut node = start.start_with_cipher::<C>().await.unwrap();
                 let status = node.join(&token, &wish).await.unwrap();
                 (node, status)
             })

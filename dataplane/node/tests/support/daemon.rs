@@ -3,7 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use ringmesh_node::{Config, Failure};
+use ringmesh_aead::Cipher;
+use ringmesh_node::{Bound, Config, Failure};
 use ringmesh_proto::local::{
     AddDenialRequest, Denial, FilterRequest, FilterResponse, JoinRequest, LeaveRequest, PingRequest,
     PingResponse, RemoveDenialRequest, StatusRequest, StatusResponse, TraceRequest, TraceResponse,
@@ -39,12 +40,21 @@ impl Place {
 
     /// Starts a daemon and waits until it is ready.
     pub async fn start(&self) -> Result<Node, Failure> {
+        self.start_bound(ringmesh_node::bind(self.config.clone())).await
+    }
+
+    /// The same, with a cipher that the program brings.
+    pub async fn start_with_cipher<C: Cipher>(&self) -> Result<Node, Failure> {
+        self.start_bound(ringmesh_node::bind(self.config.clone()).map(Bound::with_cipher::<C>)).await
+    }
+
+    async fn start_bound(&self, bound: Result<Bound, Failure>) -> Result<Node, Failure> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, is_ready) = oneshot::channel();
         let shutdown = async move {
             let _ = stopped.await;
         };
-        let daemon = tokio::spawn(ringmesh_node::run(self.config.clone(), shutdown, ready));
+        let daemon = tokio::spawn(bound?.run(shutdown, ready));
         if is_ready.await.is_err() {
             return Err(daemon.await.unwrap().unwrap_err());
         }
