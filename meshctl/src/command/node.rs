@@ -73,7 +73,7 @@ pub(crate) struct Options {
     /// How many packets the network device keeps for the daemon, 16 to 100000 [default: 1000]
     #[arg(long, env = "MESH_TUN_QUEUE", value_name = "PACKETS")]
     tun_queue: Option<u32>,
-    /// How long to look for packets before sleeping, 0 to 1000 microseconds: each wait costs a processor [default: 0]
+    /// How many microseconds to look for packets before sleeping, 0 to 1000; looking takes a processor [default: 0]
     #[arg(long, env = "MESH_SPIN_US", value_name = "MICROSECONDS")]
     spin_us: Option<u16>,
     /// The CPU for its packets [default: one of those that it may use, by its process id]
