@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use ringmesh_io::{
-    Choice, Counters, Delivery, Handler, KernelIo, Now, Offloads, Outbox, PacketIo, Parts, SocketBuffers, SuperPacket,
-    Train, Tun, Udp, Waker,
+    Choice, Counters, Delivery, Handler, KernelIo, Now, Offloads, Outbox, PacketIo, Parts, SocketBuffers,
+    SuperPacket, Train, Tun, Udp, Waker,
 };
 use tokio::sync::oneshot;
 use tokio_uring::buf::BoundedBuf;
@@ -91,7 +91,8 @@ impl Ours {
         let udp = Udp::bind(0, SocketBuffers::default()).unwrap();
         let port = udp.port();
         let tun = Tun::create("echo%d").unwrap();
-        let parts = Parts { tun, udp, waker: waker.clone(), mtu: MTU, offloads: Offloads::ALL, spin: Duration::ZERO };
+        let parts =
+            Parts { tun, udp, waker: waker.clone(), mtu: MTU, offloads: Offloads::ALL, spin: Duration::ZERO };
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, ensure};
 use crate::cpu::{Usage, cpus};
 use crate::gate::{Busy, FOREIGN_LIMIT, Gate};
 use crate::ground::Ground;
+use crate::limits;
 use crate::measure::{self, Effort, Reading};
-use crate::options::{Options, Output};
+use crate::options::{Mode, Options, Output};
 use crate::plot;
 use crate::quantity::Step;
 use crate::report::{Machine, Measured, Report, Sample, Samples, Settings, progress, result};
@@ -40,7 +41,7 @@ const RULES_REMARK: &str = "rules: 1,000 rules, of which the last allows what wa
 /// When it does not build.
 pub(crate) fn build_meshctl(options: &Options) -> Result<()> {
     let (None, Some(cargo)) = (&options.meshctl, std::env::var_os("CARGO")) else { return Ok(()) };
-    if !options.orders().iter().any(|order| order.kind.is_ours()) {
+    if options.mode() == Mode::Compare && !options.orders().iter().any(|order| order.kind.is_ours()) {
         return Ok(());
     }
     let own = std::env::current_exe().context("asking for this program's path")?;
@@ -67,6 +68,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let comparison = Comparison::new(options);
     comparison.gate.wait_for_quiet()?;
     let mut found = Found { machine: machine()?, ..Found::default() };
+    progress("measuring what bounds everybody here");
+    let limits = limits::measure()?;
     for ground in options.grounds() {
         if let Some(reason) = ground.missing() {
             ensure!(!options.insists_on_grounds(), "cannot lay {}: {reason}", ground.name());
@@ -78,8 +81,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     found.remark_on_kinds();
     found.remarks.extend(found.spoiled.remarks());
     let Found { machine, measured, samples, remarks, spoiled } = found;
-    let report =
-        Report::new(started, machine, comparison.settings(), options.force, &measured, &samples, remarks);
+    let settings = comparison.settings();
+    let report = Report::new(started, machine, settings, options.force, &measured, &samples, limits, remarks);
     if let Some(path) = &options.json {
         fs::write(path, report.to_json()?).with_context(|| format!("writing {}", path.display()))?;
     }
@@ -346,7 +349,11 @@ impl Comparison {
     }
 }
 
-fn machine() -> Result<Machine> {
+/// Describes this machine as it is now.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub(crate) fn machine() -> Result<Machine> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
     let kernel = format!("Linux {}", read("/proc/sys/kernel/osrelease")?.trim());
     let info = read("/proc/cpuinfo")?;

@@ -119,6 +119,11 @@ impl Ground {
         Ok(Laid { hosts, underlay, router: Some(router) })
     }
 
+    /// The router's address on the first host's side, if there is a router.
+    pub(crate) fn gateway(self) -> IpAddr {
+        self.address(1, 2)
+    }
+
     /// An address on one of the networks that a ground is made of.
     fn address(self, network: u8, host: u8) -> IpAddr {
         match self.underlay {

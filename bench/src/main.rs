@@ -8,10 +8,16 @@
 mod ablation;
 mod compare;
 mod cpu;
+mod crowd;
+mod findings;
 mod gate;
 mod ground;
+mod integrity;
+mod limits;
 mod load;
 mod measure;
+mod null_cipher;
+mod null_node;
 mod options;
 mod plot;
 mod quantity;
@@ -40,12 +46,18 @@ struct Cli {
 enum Command {
     /// Compares a raw link, Ringmesh with each back end, and others, between two network namespaces
     #[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 75 the box is busy.")]
-    Compare(options::Options),
+    Compare(Box<options::Options>),
+    /// Is a node that encrypts nothing, as a limit to compare with
+    #[command(hide = true)]
+    NullNode(null_node::Options),
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Compare(options) } = Cli::parse();
-    match sandboxed(&options) {
+    let done = match Cli::parse().command {
+        Command::Compare(options) => sandboxed(&options),
+        Command::NullNode(options) => null_node::run(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             report::progress(&format!("error: {error:#}"));
@@ -67,5 +79,9 @@ fn sandboxed(options: &options::Options) -> anyhow::Result<()> {
         compare::build_meshctl(options)?;
     }
     ringmesh_lab::enter()?;
-    compare::run(options)
+    match options.mode() {
+        options::Mode::Compare => compare::run(options),
+        options::Mode::Peers => crowd::run(options),
+        options::Mode::Integrity => integrity::run(options),
+    }
 }

@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 
+use crate::findings::Findings;
 use crate::gate::Gate;
 use crate::ground::{Family, Ground, Topology};
 use crate::load::Timing;
 use crate::load::ping::INTERVAL;
 use crate::measure::Effort;
 use crate::quantity::Step;
+use crate::report::result;
 use crate::subject::{Newer, Order, SubjectKind};
+use crate::tuning::Tuning;
 use crate::{ablation, queues};
 
 /// What to compare and how.
@@ -36,6 +40,30 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_name = "PACKETS", num_args = 0..,
           default_missing_value = "100,250,500,1000,2000", conflicts_with_all = ["only", "paths", "filter", "ablate"])]
     queues: Vec<u32>,
+    /// Compare one peer's packet rate with that of many, and tell what many cost that send nothing
+    #[arg(long, conflicts_with_all = ["only", "paths", "filter", "ablate", "queues"])]
+    peers: bool,
+    /// Peers with sessions, with --peers
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) live_peers: u16,
+    /// Peers that send nothing, with --peers; 0: that is not measured
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(0..=20_000))]
+    pub(crate) idle_peers: u16,
+    /// For how long those are watched, in seconds
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub(crate) idle_seconds: u64,
+    /// Send random data both ways at once through both back ends, and compare checksums
+    #[arg(long, conflicts_with_all = ["only", "paths", "filter", "ablate", "queues", "peers"])]
+    integrity: bool,
+    /// How much each way, with --integrity: a number of bytes, or with K, M or G behind it
+    #[arg(long, default_value = "1G", value_parser = bytes)]
+    pub(crate) bytes: u64,
+    /// The share of datagrams that are lost on the way, with --integrity; only on the routed ground
+    #[arg(long, default_value_t = 0.0, value_parser = fraction, value_name = "SHARE")]
+    pub(crate) loss: f64,
+    /// The share of datagrams that are overtaken by others, with --integrity; only on the routed ground
+    #[arg(long, default_value_t = 0.0, value_parser = fraction, value_name = "SHARE")]
+    pub(crate) reorder: f64,
     /// What lies between the hosts
     #[arg(long, value_delimiter = ',', value_enum, default_value = "plain")]
     topology: Vec<Topologies>,
@@ -114,7 +142,27 @@ enum Families {
     All,
 }
 
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Subjects side by side.
+    Compare,
+    /// Many peers.
+    Peers,
+    /// Checksums.
+    Integrity,
+}
+
 impl Options {
+    /// Returns what is run.
+    pub(crate) fn mode(&self) -> Mode {
+        match () {
+            () if self.peers => Mode::Peers,
+            () if self.integrity => Mode::Integrity,
+            () => Mode::Compare,
+        }
+    }
+
     /// Returns the subjects to stand on each ground.
     pub(crate) fn orders(&self) -> Vec<Order> {
         if self.ablate {
@@ -177,6 +225,27 @@ impl Options {
         Step::ALL.into_iter().filter(|step| asked.contains(step)).collect()
     }
 
+    /// Returns the settings of the first variant, for what has one kind of subject.
+    pub(crate) fn tuning(&self) -> Tuning {
+        self.variant.first().map(|order| order.tuning.clone()).unwrap_or_default()
+    }
+
+    /// Writes findings where they are wanted.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn put_out(&self, findings: &Findings) -> anyhow::Result<()> {
+        if let Some(path) = &self.json {
+            std::fs::write(path, findings.to_json()?)
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        match self.output {
+            Output::Table => result(&findings.to_text()),
+            Output::Json => result(&findings.to_json()?),
+        }
+        Ok(())
+    }
+
     /// Returns how often each is run.
     pub(crate) fn repetitions(&self) -> usize {
         if self.quick { 1 } else { usize::from(self.repetitions) }
@@ -212,5 +281,45 @@ fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(share) if (0.05..=1.0).contains(&share) => Ok(share),
         _ => Err("between 0.05 and 1".to_owned()),
+    }
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=0.5).contains(&share) => Ok(share),
+        _ => Err("between 0 and 0.5".to_owned()),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(number) => (number, text.chars().last()),
+        None => (text, None),
+    };
+    let unit = match unit {
+        Some('K') => 1_000,
+        Some('M') => 1_000_000,
+        Some('G') => 1_000_000_000,
+        _ => 1,
+    };
+    let number: u64 = number.parse().map_err(|_| "it is a number, and K, M or G behind it if need be")?;
+    match number.checked_mul(unit) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("that is none, or too many".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_with_and_without_a_unit() {
+        assert_eq!(bytes("16G"), Ok(16_000_000_000));
+        assert_eq!(bytes("500M"), Ok(500_000_000));
+        assert_eq!(bytes("12"), Ok(12));
+        for nonsense in ["", "G", "0", "-1", "1T", "99999999999G"] {
+            bytes(nonsense).unwrap_err();
+        }
     }
 }

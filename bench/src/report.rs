@@ -8,6 +8,7 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::ground::Ground;
+use crate::limits::Limit;
 use crate::quantity::{Quantity, Unit};
 use crate::stats::Summary;
 use crate::subject::{Order, SubjectKind};
@@ -62,6 +63,8 @@ pub(crate) struct Report {
     pub(crate) ratios: Vec<Ratio>,
     /// By how much round trips are longer than on the raw link of the same ground.
     added: Vec<Added>,
+    /// What bounds everybody here.
+    limits: Vec<Limit>,
     /// Left out or failed, with the reason.
     remarks: Vec<String>,
 }
@@ -80,6 +83,16 @@ pub(crate) struct Machine {
     pub(crate) halt_poll_ns: Option<u64>,
     /// Processes that wanted a CPU when it began, averaged over a minute.
     pub(crate) load_average: f64,
+}
+
+impl Machine {
+    /// Tells it in a line.
+    pub(crate) fn to_text(&self) -> String {
+        let Self { kernel, cpu, cpus, halt_poll_ns, load_average } = self;
+        let halt_poll =
+            halt_poll_ns.map_or_else(String::new, |nanos| format!(", guest_halt_poll_ns {nanos}"));
+        format!("{cpu}, {cpus} CPUs, {kernel}, load {load_average:.2}{halt_poll}")
+    }
 }
 
 /// How it was measured.
@@ -157,6 +170,7 @@ pub(crate) struct Measured {
 
 impl Report {
     /// Puts everything together.
+    #[allow(clippy::too_many_arguments, reason = "they are the parts that it is made of")]
     pub(crate) fn new(
         started: u64,
         machine: Machine,
@@ -164,13 +178,26 @@ impl Report {
         forced: bool,
         measured: &[Measured],
         samples: &Samples,
+        limits: Vec<Limit>,
         remarks: Vec<String>,
     ) -> Self {
         let subjects = measured.iter().enumerate();
         let subjects = subjects.map(|(place, subject)| SubjectReport::new(place, subject, samples)).collect();
         let (ratios, added) = (ratios(measured, samples), added(measured, samples));
         let kind = "compare";
-        Self { v: VERSION, kind, started, machine, settings, forced, subjects, ratios, added, remarks }
+        Self {
+            v: VERSION,
+            kind,
+            started,
+            machine,
+            settings,
+            forced,
+            subjects,
+            ratios,
+            added,
+            limits,
+            remarks,
+        }
     }
 
     /// Writes the JSON form.
@@ -183,12 +210,8 @@ impl Report {
 
     /// Writes the tables.
     pub(crate) fn to_text(&self) -> String {
-        let Machine { kernel, cpu, cpus, halt_poll_ns, load_average } = &self.machine;
         let Settings { repetitions, seconds, pings, udp_share, foreign_limit } = &self.settings;
-        let mut text = format!("{cpu}, {cpus} CPUs, {kernel}, load {load_average:.2}");
-        if let Some(nanos) = halt_poll_ns {
-            text += &format!(", guest_halt_poll_ns {nanos}");
-        }
+        let mut text = self.machine.to_text();
         text += &format!(
             "\nmedian (smallest to largest) of {repetitions} runs of {seconds} s, {pings} pings; both ends, their \
              daemons and the load share these CPUs; strangers at most {:.0} % of the box; the generator of udp64 has \
@@ -209,6 +232,10 @@ impl Report {
         }
         for subject in &self.subjects {
             text += &format!("\n{} ({}): {}", subject.name, subject.ground.name(), subject.version);
+        }
+        text.push('\n');
+        for limit in &self.limits {
+            text += &format!("\n{}", limit.to_text());
         }
         for remark in &self.remarks {
             text += &format!("\n{remark}");
@@ -438,7 +465,16 @@ mod tests {
         };
         let settings =
             Settings { repetitions: 3, seconds: 1.0, pings: 1000, udp_share: 0.5, foreign_limit: 0.06 };
-        Report::new(0, machine, settings, forced, &subjects, &samples, vec!["a remark".to_owned()])
+        Report::new(
+            0,
+            machine,
+            settings,
+            forced,
+            &subjects,
+            &samples,
+            Vec::new(),
+            vec!["a remark".to_owned()],
+        )
     }
 
     #[test]

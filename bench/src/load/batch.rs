@@ -2,10 +2,10 @@
 //! be what is measured.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmmsg};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg};
 
 /// Most datagrams that one call moves.
 pub(crate) const BATCH: usize = 64;
@@ -56,6 +56,46 @@ impl Sender {
         self.next += count as u64;
         Ok(count)
     }
+}
+
+/// Sends one datagram after the other to many addresses in turn, always the same.
+#[derive(Debug)]
+pub(crate) struct Spreader {
+    headers: MultiHeaders<SockaddrIn>,
+    to: Vec<Option<SockaddrIn>>,
+    next: usize,
+}
+
+impl Spreader {
+    /// Prepares to send to these, at a port that nobody has to listen at (RFC 863).
+    pub(crate) fn new(to: &[Ipv4Addr]) -> Self {
+        let at = |address: &Ipv4Addr| Some(SockaddrIn::from(SocketAddrV4::new(*address, 9)));
+        // A batch never wraps: the list is repeated until it is a whole number of them.
+        let times = (BATCH / gcd(BATCH, to.len().max(1))).max(1);
+        let list: Vec<_> = to.iter().map(at).collect();
+        let to = list.repeat(times);
+        Self { headers: MultiHeaders::preallocate(BATCH, None), to, next: 0 }
+    }
+
+    /// Sends up to [`BATCH`] datagrams; returns how many the kernel took.
+    ///
+    /// # Errors
+    /// Those of sendmmsg(2), when not even the first was taken.
+    pub(crate) fn send(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        let payload = [0x5a; SIZE];
+        let parts = [[IoSlice::new(&payload)]; BATCH];
+        let end = (self.next + BATCH).min(self.to.len());
+        let Some(to) = self.to.get(self.next..end) else { return Ok(0) };
+        let parts = &parts[..to.len()];
+        let sent = sendmmsg(socket.as_raw_fd(), &mut self.headers, parts, to, [], MsgFlags::empty())?;
+        let count = sent.count();
+        self.next = (self.next + count) % self.to.len().max(1);
+        Ok(count)
+    }
+}
+
+fn gcd(one: usize, other: usize) -> usize {
+    if other == 0 { one } else { gcd(other, one % other) }
 }
 
 /// Receives datagrams into buffers of its own.
@@ -122,6 +162,18 @@ mod tests {
         datagram[SIZE - 1] ^= 1;
         assert_eq!(number(&datagram), None);
         assert_eq!(number(&datagram[..SIZE - 1]), None);
+    }
+
+    #[test]
+    fn a_spreader_goes_round_all_addresses() {
+        let list: Vec<_> = (1..=3).map(|number| Ipv4Addr::new(127, 0, 0, number)).collect();
+        let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut spreader = Spreader::new(&list);
+        assert_eq!(spreader.to.len(), 3 * BATCH);
+        for batch in 1..=3 {
+            assert_eq!(spreader.send(&sink).unwrap(), BATCH);
+            assert_eq!(spreader.next, batch % 3 * BATCH);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The loads, all made by threads of this process on sockets that belong to the two namespaces: a socket stays in the
 //! namespace it was opened in, whatever thread uses it.
 
-mod batch;
+pub(crate) mod batch;
 pub(crate) mod calls;
 pub(crate) mod pace;
 pub(crate) mod ping;
@@ -44,7 +44,10 @@ impl Windowed {
 }
 
 /// Reads `counter` at both ends of the window while a load runs, with the CPU's counters around it.
-fn observe(timing: Timing, daemons: &[u32], counter: impl Fn() -> u64) -> Result<Windowed> {
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(crate) fn observe(timing: Timing, daemons: &[u32], counter: impl Fn() -> u64) -> Result<Windowed> {
     thread::sleep(timing.warm_up);
     let before = Snapshot::take()?;
     let (begin, first) = (Instant::now(), counter());
@@ -56,7 +59,7 @@ fn observe(timing: Timing, daemons: &[u32], counter: impl Fn() -> u64) -> Result
 
 /// Tells the load's threads to stop when it goes out of scope, whatever way its owner ends: a scope that waited for
 /// threads nobody stops would wait for ever.
-struct StopOnDrop<'a>(&'a AtomicBool);
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {

@@ -13,6 +13,8 @@ pub(crate) enum SubjectKind {
     Uring,
     /// Our daemons on the portable back end.
     Poll,
+    /// Our daemons on io_uring with a cipher that encrypts nothing: a limit, and of no other use.
+    Null,
     /// The `wireguard-go` found in PATH.
     WireguardGo,
     /// Another `wireguard-go`, named by `--newer`.
@@ -94,10 +96,11 @@ impl fmt::Display for Strayed {
 
 impl SubjectKind {
     /// What is compared unless something else is asked for: the cable, ourselves, and all others that are there.
-    pub(crate) const SYSTEMS: [Self; 12] = [
+    pub(crate) const SYSTEMS: [Self; 13] = [
         Self::Raw,
         Self::Uring,
         Self::Poll,
+        Self::Null,
         Self::WireguardGo,
         Self::WireguardGoNewer,
         Self::Boringtun,
@@ -133,6 +136,7 @@ impl SubjectKind {
             Self::Raw => "raw",
             Self::Uring => "uring",
             Self::Poll => "poll",
+            Self::Null => "null",
             Self::WireguardGo => "wireguard-go",
             Self::WireguardGoNewer => "wireguard-go-newer",
             Self::Boringtun => "boringtun",
@@ -152,7 +156,8 @@ impl SubjectKind {
 
     /// Says whether our daemons are measured.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Uring | Self::Poll | Self::Rules | Self::Earlier) || self.path().is_some()
+        matches!(self, Self::Uring | Self::Poll | Self::Null | Self::Rules | Self::Earlier)
+            || self.path().is_some()
     }
 
     /// Returns the back end that our daemons use.
@@ -182,8 +187,9 @@ impl SubjectKind {
     )]
     pub(crate) fn references(self) -> Vec<Self> {
         match self {
-            Self::Uring => [&Self::OTHERS[..], &[Self::Raw, Self::Earlier]].concat(),
+            Self::Uring => [&Self::OTHERS[..], &[Self::Raw, Self::Null, Self::Earlier]].concat(),
             Self::Poll => [&[Self::Uring][..], &Self::OTHERS, &[Self::Raw]].concat(),
+            Self::Null => vec![Self::Raw],
             Self::Rules => vec![Self::Uring, Self::Earlier],
             Self::Relay | Self::Websocket | Self::Ssh => vec![Self::Direct],
             other if Self::OTHERS.contains(&other) => vec![Self::Raw],

@@ -4,6 +4,7 @@
 //! Each subject has its file here; who there is says `kind`, and what they are made of, `tools`.
 
 mod boringtun;
+pub(crate) mod crowd;
 mod daemons;
 mod flows;
 mod gotatun;
@@ -17,20 +18,21 @@ mod tools;
 mod wireguard;
 mod wireguard_go;
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use nix::sys::socket::{getsockopt, sockopt::IpMtu};
-use ringmesh_lab::{Host, Lab};
+use ringmesh_lab::impair::{Road, Roads};
+use ringmesh_lab::{Host, Impair, Lab};
 
 use self::daemons::{Daemons, output};
 use self::flows::Flows;
 pub(crate) use self::kind::{PathKind, Strayed, SubjectKind};
 pub(crate) use self::tools::{Newer, Tools};
-use crate::ground::{Ground, Laid};
+use crate::ground::{Family, Ground, Laid, Topology};
 use crate::report::Measured;
 use crate::tuning::Tuning;
 
@@ -105,6 +107,8 @@ pub(crate) struct Subject {
     meshctl: Option<PathBuf>,
     /// What the filters are to remember while it is measured.
     flows: Option<Flows>,
+    /// What loses and overtakes datagrams between the two.
+    _road: Option<Impair>,
     _router: Option<Host>,
     // Last, so that everything in it has ended before it is taken down.
     _lab: Lab,
@@ -128,6 +132,7 @@ impl Subject {
             let up = if kind.is_ours() {
                 let plan = ours::Plan {
                     meshctl: ours()?,
+                    null: (kind == SubjectKind::Null).then(|| tools.own()),
                     back_end: kind.back_end(),
                     tuning: &order.tuning,
                     coordinator: &laid.hosts[0],
@@ -152,7 +157,64 @@ impl Subject {
         let flows = if kind == SubjectKind::Rules { Some(Flows::open(&ends)?) } else { None };
         let meshctl = tools.ours(kind).filter(|_| kind.is_ours()).map(Path::to_owned);
         let (order, version) = (order.clone(), up.version);
-        Ok(Self { order, ground, version, ends, daemons, meshctl, flows, _router: router, _lab: lab })
+        let (_router, _lab, _road) = (router, lab, None);
+        Ok(Self { order, ground, version, ends, daemons, meshctl, flows, _road, _router, _lab })
+    }
+
+    /// Our daemons at both ends of a road that loses and overtakes datagrams in both directions: a proxy on the router, which
+    /// forwards nothing, so that there is no other way. The coordinator is on the router.
+    ///
+    /// # Errors
+    /// With what could not be set up; `nft` is needed.
+    pub(crate) fn set_up_impaired(
+        order: &Order,
+        underlay: Family,
+        tools: &Tools,
+        road: Road,
+    ) -> Result<Self> {
+        let lab = Lab::new()?;
+        let mut daemons = Daemons::default();
+        let ground = Ground { topology: Topology::Routed, underlay };
+        let Laid { hosts, underlay: [_, far], router } = ground.lay(&lab)?;
+        let router = router.context("invariant: this ground has a router")?;
+        router.sysctl("net/ipv4/ip_forward", "0")?;
+        router.sysctl("net/ipv6/conf/all/forwarding", "0")?;
+        let target = SocketAddr::new(far, ours::NODE_PORT);
+        let any: IpAddr =
+            if far.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let proxy = Impair::start(&router, SocketAddr::new(any, 0), target, Roads::both(road), SEED)?;
+        router.divert_udp(target, proxy.address().port())?;
+        let plan = ours::Plan {
+            meshctl: tools.meshctl()?,
+            null: None,
+            back_end: order.kind.back_end(),
+            tuning: &order.tuning,
+            coordinator: &router,
+            coordinator_address: ground.gateway(),
+            coordinator_relays: false,
+            nodes: &hosts,
+            ssh: false,
+            policy: None,
+        };
+        let Up { addresses: [near, far], version, .. } = plan.carry_out(&mut daemons)?;
+        let [first, second] = hosts;
+        let ends = [End { host: first, address: near }, End { host: second, address: far }];
+        let meshctl = Some(tools.meshctl()?.to_owned());
+        let (order, _road, _router, _lab) = (order.clone(), Some(proxy), Some(router), lab);
+        Ok(Self { order, ground, version, ends, daemons, meshctl, flows: None, _road, _router, _lab })
+    }
+
+    /// Fails unless both ends reach each other straight, over UDP.
+    ///
+    /// # Errors
+    /// With the end that does not, or when a daemon does not say.
+    pub(crate) fn ensure_direct(&self) -> Result<()> {
+        let Some(meshctl) = self.meshctl.as_deref() else { return Ok(()) };
+        for End { host, .. } in &self.ends {
+            let found = ours::path(host, meshctl)?;
+            ensure!(found == "direct", "{}", Strayed::new(host.name(), &found, PathKind::Direct));
+        }
+        Ok(())
     }
 
     /// Makes sure that the filters of both ends remember all flows that they are to remember.
@@ -275,6 +337,8 @@ struct Up {
     interface: Option<String>,
 }
 
+/// Of the chance by which an impaired road loses datagrams: the same in every run.
+const SEED: u64 = 6;
 /// By which the ends of others' tunnels are reached.
 const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 98, 0, 1), Ipv4Addr::new(10, 98, 0, 2)];
 const INNER_PREFIX: u8 = 24;

@@ -1,13 +1,13 @@
 //! Our daemons: a coordinator, and a node on each of the two hosts, joined by token as anyone would.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use ringmesh_lab::Host;
 use serde_json::Value;
 
@@ -16,8 +16,10 @@ use crate::cpu::cpus;
 use crate::tuning::Tuning;
 
 /// Where the daemons listen for clients; every host has its own `/run`.
-const COORDINATOR_SOCKET: &str = "/run/mesh-coordinator/coordinator.sock";
+pub(super) const COORDINATOR_SOCKET: &str = "/run/mesh-coordinator/coordinator.sock";
 const NODE_SOCKET: &str = "/run/mesh/meshd.sock";
+/// Where a node listens for datagrams when that port is free.
+pub(super) const NODE_PORT: u16 = 51820;
 const INTERFACE: &str = "mesh0";
 const PORT: u16 = 443;
 /// Where a node takes SSH streams when it is asked to.
@@ -29,6 +31,8 @@ const APPEARS_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     pub(super) meshctl: &'a Path,
+    /// The program whose nodes encrypt nothing, if those are to be measured.
+    pub(super) null: Option<&'a Path>,
     pub(super) back_end: &'a str,
     pub(super) tuning: &'a Tuning,
     pub(super) coordinator: &'a Host,
@@ -36,7 +40,7 @@ pub(super) struct Plan<'a> {
     pub(super) coordinator_address: IpAddr,
     /// Whether the coordinator is part of what is measured, because packets may pass through it.
     pub(super) coordinator_relays: bool,
-    pub(super) nodes: &'a [Host; 2],
+    pub(super) nodes: &'a [Host],
     /// Whether nodes take SSH streams from each other.
     pub(super) ssh: bool,
     /// What to put in force when all have joined; none: what a network begins with.
@@ -44,8 +48,19 @@ pub(super) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Starts everything; fails unless the nodes use the back end that was asked for.
+    /// Starts everything with two nodes; fails unless they use the back end that was asked for.
     pub(super) fn carry_out(&self, daemons: &mut Daemons) -> Result<Up> {
+        let addresses = self.start(daemons)?;
+        let addresses = addresses.try_into().map_err(|_| anyhow!("there are not two nodes"))?;
+        let mut version = output(run(self.coordinator, self.meshctl, &["--version"])?, "")?.trim().to_owned();
+        if self.null.is_some() {
+            version.push_str(", null cipher");
+        }
+        Ok(Up { addresses, version, interface: Some(INTERFACE.to_owned()) })
+    }
+
+    /// Starts everything; returns the nodes' addresses.
+    pub(super) fn start(&self, daemons: &mut Daemons) -> Result<Vec<IpAddr>> {
         self.start_coordinator(daemons)?;
         for (index, host) in self.nodes.iter().enumerate() {
             // By default both would pin their worker to the same CPU, as they may on two machines.
@@ -56,16 +71,16 @@ impl Plan<'_> {
             let apply = ["policy", "apply", "-", "--wait", "10s", "--yes"];
             output(run(self.coordinator, self.meshctl, &apply)?, policy)?;
         }
-        let mut addresses = [IpAddr::V4(Ipv4Addr::UNSPECIFIED); 2];
-        for (host, address) in self.nodes.iter().zip(&mut addresses) {
-            let status = json(run(host, self.meshctl, &["status", "-o", "json"])?)?;
+        let mut addresses = Vec::new();
+        for host in self.nodes {
+            let status = status(host, self.meshctl)?;
             let used = text(&status, &["data_plane", "back_end"])?;
             let asked = self.back_end;
             ensure!(used == asked, "the node uses {used} and not {asked}, which was asked for");
-            *address = text(&status, &["network", "self", "ipv4"])?.parse().context("the node's address")?;
+            addresses
+                .push(text(&status, &["network", "self", "ipv4"])?.parse().context("the node's address")?);
         }
-        let version = output(run(&self.nodes[0], self.meshctl, &["--version"])?, "")?;
-        Ok(Up { addresses, version: version.trim().to_owned(), interface: Some(INTERFACE.to_owned()) })
+        Ok(addresses)
     }
 
     fn start_coordinator(&self, daemons: &mut Daemons) -> Result<()> {
@@ -83,7 +98,15 @@ impl Plan<'_> {
     }
 
     fn start_node(&self, host: &Host, cpu: &str, daemons: &mut Daemons) -> Result<()> {
-        let mut node = run(host, self.meshctl, &["node", "run", "--io", self.back_end, "--cpu", cpu])?;
+        let mut node = match self.null {
+            Some(bench) => run(host, bench, &["null-node"])?,
+            None => run(host, self.meshctl, &["node", "run"])?,
+        };
+        node.args(["--io", self.back_end]);
+        // Where several workers are asked for, the daemon places them.
+        if self.tuning.workers.is_none() {
+            node.args(["--cpu", cpu]);
+        }
         if self.ssh {
             node.args(["--ssh-port", SSH_PORT]);
         }
@@ -94,6 +117,11 @@ impl Plan<'_> {
         let join = run(host, self.meshctl, &["join", "--token", "-", "--name", host.name()])?;
         output(join, text(&created, &["secret"])?).map(drop)
     }
+}
+
+/// What a node says of itself.
+pub(super) fn status(host: &Host, meshctl: &Path) -> Result<Value> {
+    json(run(host, meshctl, &["status", "-o", "json"])?)
 }
 
 /// Asks a node how it reaches its one peer: `direct`, `relay`, `websocket`, `ssh`, or nothing if it does not know.
@@ -112,8 +140,8 @@ pub(super) fn flows(host: &Host, meshctl: &Path) -> Result<u64> {
 
 /// Asks a node how many system calls its workers made on the packet path since their start.
 pub(super) fn system_calls(host: &Host, meshctl: &Path) -> Result<u64> {
-    let answer = json(run(host, meshctl, &["status", "-o", "json"])?)?;
-    let calls = answer.get("data_plane").and_then(|plane| plane.get("system_calls")).and_then(Value::as_u64);
+    let calls = status(host, meshctl)?;
+    let calls = calls.get("data_plane").and_then(|plane| plane.get("system_calls")).and_then(Value::as_u64);
     calls.context("meshctl's output has no data_plane.system_calls")
 }
 
@@ -143,7 +171,7 @@ fn json(command: Command) -> Result<Value> {
     serde_json::from_str(&text).context("meshctl's output is not JSON")
 }
 
-fn text<'a>(value: &'a Value, path: &[&str]) -> Result<&'a str> {
+pub(super) fn text<'a>(value: &'a Value, path: &[&str]) -> Result<&'a str> {
     let found = path.iter().try_fold(value, |value, name| value.get(name));
     found.and_then(Value::as_str).with_context(|| format!("meshctl's output has no {}", path.join(".")))
 }

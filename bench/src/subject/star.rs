@@ -48,6 +48,7 @@ pub(super) fn set_up(
     router.block(&blocks(path))?;
     let plan = ours::Plan {
         meshctl,
+        null: None,
         back_end: "uring",
         coordinator: &coordinator,
         tuning: &Tuning::default(),

@@ -32,6 +32,8 @@ impl FromStr for Newer {
 /// The programs.
 #[derive(Debug)]
 pub(crate) struct Tools {
+    /// This program.
+    own: PathBuf,
     meshctl: Option<PathBuf>,
     /// Another build.
     earlier: Option<PathBuf>,
@@ -50,9 +52,22 @@ impl Tools {
         };
         let earlier = earlier.map(named).transpose()?;
         let own = std::env::current_exe().context("asking for this program's path")?;
-        let beside = || Some(own.with_file_name("meshctl")).filter(|path| path.is_file());
-        let meshctl = meshctl.map(named).transpose()?.or_else(beside);
-        Ok(Self { meshctl, earlier, newer: newer.to_vec() })
+        let beside = Some(own.with_file_name("meshctl")).filter(|path| path.is_file());
+        let meshctl = meshctl.map(named).transpose()?.or(beside);
+        Ok(Self { own, meshctl, earlier, newer: newer.to_vec() })
+    }
+
+    /// This program, which can be a node without a cipher.
+    pub(super) fn own(&self) -> &Path {
+        &self.own
+    }
+
+    /// The `meshctl` to measure.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn meshctl(&self) -> Result<&Path> {
+        self.meshctl.as_deref().context("there is no meshctl to measure; name one with --meshctl")
     }
 
     /// The program of ours that a subject is made of.
