@@ -179,6 +179,12 @@ impl<C> Session<C> {
         self.counter = counter;
     }
 
+    /// What was sealed and opened so far.
+    #[cfg(test)]
+    fn progress(&self) -> String {
+        format!("{} sealed, {:?}", self.counter, self.replay)
+    }
+
     /// The counter of the next datagram.
     #[cfg(test)]
     pub(crate) fn counter(&self) -> u64 {

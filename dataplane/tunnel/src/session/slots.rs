@@ -84,6 +84,13 @@ impl<C> Sessions<C> {
         [std::mem::replace(&mut self.previous, current), None, None]
     }
 
+    /// What each of the three has sealed and opened.
+    #[cfg(test)]
+    pub(crate) fn progress(&self) -> Vec<String> {
+        let all = [&self.previous, &self.current, &self.next];
+        all.into_iter().flatten().map(|session| session.progress()).collect()
+    }
+
     /// Ends all three.
     pub(crate) fn clear(&mut self) -> Ended<C> {
         [self.previous.take(), self.current.take(), self.next.take()]

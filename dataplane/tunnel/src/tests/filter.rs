@@ -29,13 +29,13 @@ fn member(number: u8, routes: Vec<Prefix>) -> Member {
 }
 
 /// That node `source` may open flows to node `destination`.
-fn rule(source: u8, destination: u8, protocol: Protocol, port: Option<u16>) -> Rule {
+pub(super) fn rule(source: u8, destination: u8, protocol: Protocol, port: Option<u16>) -> Rule {
     let node = |number| vec![Selector::Node(NodeId::from_bytes([number; 8]))];
     let ports = port.into_iter().map(PortRange::from).collect();
     Rule { sources: node(source), destinations: node(destination), protocol, ports }
 }
 
-fn filter_of(number: u8, rules: &[Rule], denials: &[Denial]) -> Arc<Filter> {
+pub(super) fn filter_of(number: u8, rules: &[Rule], denials: &[Denial]) -> Arc<Filter> {
     let members: Vec<Member> = (1..=3).map(|number| member(number, Vec::new())).collect();
     let me = &members[usize::from(number) - 1];
     Arc::new(Filter::of(me, &members, (0..).zip(rules), denials))

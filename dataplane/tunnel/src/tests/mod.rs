@@ -6,6 +6,7 @@ mod filter;
 mod handshakes;
 mod notices;
 mod routing;
+mod runs;
 mod streams;
 mod timers;
 mod vectors;
@@ -30,7 +31,7 @@ use crate::time::{Now, UnixTime, test_epoch};
 use crate::tunnel::{Event, Tunnel};
 
 /// A datagram under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Datagram {
     from: Path,
     to: Path,
