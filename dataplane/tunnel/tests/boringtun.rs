@@ -13,7 +13,8 @@ use ringmesh_tunnel::handshake::UNDER_LOAD_FROM;
 use ringmesh_tunnel::key::{NodeId, PresharedKey, SecretKey};
 use ringmesh_tunnel::message::MAX_OVERHEAD;
 use ringmesh_tunnel::{
-    DropReason, Event, Handshaker, Hop, Inbound, Now, Outbound, PeerConfig, Psk, Random, Tunnel, UnixTime,
+    DropReason, Event, Handshaker, Hop, Inbound, Now, Outbound, Packet, PeerConfig, Psk, Random, Tunnel,
+    UnixTime,
 };
 
 const OURS: [u8; 32] = [11; 32];
@@ -90,6 +91,40 @@ impl Interop {
         if let Outbound::Send { len, .. } = self.tunnel.outbound(packet, &mut buffer, self.now).unwrap() {
             self.they_get(&buffer[..len]);
         }
+        self.work();
+    }
+
+    /// Sends packets of one length as a run.
+    fn we_send_run(&mut self, packets: &[Vec<u8>]) {
+        let route = self.tunnel.route(&packets[0], packets.len(), self.now).unwrap();
+        let runs: Vec<Packet<'_>> = packets.iter().map(|packet| Packet::whole(packet)).collect();
+        let mut buffer = vec![0; packets.len() * (1408 + MAX_OVERHEAD)];
+        let sealed = self.tunnel.seal_run(route, &runs, &mut buffer, self.now);
+        let Ok(Outbound::Send { len, stride, .. }) = sealed else { panic!("{sealed:?}") };
+        buffer[..len].chunks(stride).for_each(|datagram| self.they_get(datagram));
+        self.work();
+    }
+
+    /// Gets packets of theirs as a train, in which one datagram comes twice and one is damaged.
+    fn they_send_train(&mut self, packets: &[Vec<u8>], twice: usize, damaged: usize) {
+        let mut datagrams: Vec<Vec<u8>> = Vec::new();
+        for packet in packets {
+            let mut buffer = [0; 2000];
+            let TunnResult::WriteToNetwork(datagram) = self.theirs.encapsulate(packet, &mut buffer) else {
+                panic!("they have a session")
+            };
+            datagrams.push(datagram.to_vec());
+        }
+        let stride = datagrams[0].len();
+        datagrams[damaged][stride / 2] ^= 1;
+        datagrams.insert(twice + 1, datagrams[twice].clone());
+        let mut train = datagrams.concat();
+        let mut got = Vec::new();
+        let deliver = &mut |index: usize, range: std::ops::Range<usize>| got.push((index, range));
+        self.tunnel.inbound_run(&mut train, stride, Hop::Udp(theirs_at()), self.now, deliver);
+        let packet =
+            |(index, range): (usize, std::ops::Range<usize>)| train[index * stride..][range].to_vec();
+        self.our_packets.extend(got.into_iter().map(packet));
         self.work();
     }
 
@@ -205,6 +240,32 @@ fn we_initiate_and_traffic_passes_both_ways() {
         assert_eq!(interop.our_messages[0], 1);
         assert_eq!(interop.our_messages.iter().filter(|&&kind| kind == 1).count(), 1);
         assert_eq!(interop.tunnel.drops().total(), 0);
+    }
+}
+
+#[test]
+fn they_open_our_runs_and_we_open_their_trains() {
+    let mut interop = Interop::new([3; 32], Some([3; 32]));
+    interop.assert_traffic();
+    for (count, len) in [(1, 0), (16, 100), (45, 1380), (128, 1)] {
+        interop.our_packets.clear();
+        interop.their_packets.clear();
+        let mut ours: Vec<Vec<u8>> = vec![packet([10, 0, 0, 1], [10, 0, 0, 2], len); count];
+        *ours.last_mut().unwrap() = packet([10, 0, 0, 1], [10, 0, 0, 2], len / 2);
+        interop.we_send_run(&ours);
+        assert_eq!(interop.their_packets, ours);
+    }
+    for (count, len) in [(3, 0), (16, 100), (45, 1380), (200, 9)] {
+        interop.our_packets.clear();
+        let before = interop.tunnel.drops().clone();
+        let mut theirs: Vec<Vec<u8>> =
+            (0..count).map(|_| packet([10, 0, 0, 2], [10, 0, 0, 1], len)).collect();
+        interop.they_send_train(&theirs, 1, 2);
+        theirs.remove(2);
+        assert_eq!(interop.our_packets, theirs);
+        for reason in [DropReason::Replayed, DropReason::BadSeal] {
+            assert_eq!(interop.tunnel.drops().get(reason), before.get(reason) + 1, "{reason}");
+        }
     }
 }
 

@@ -4,49 +4,67 @@
 //! source must name the peer that sent it; being inside *some* prefix of that peer is not enough, since another peer may
 //! own a part of it.
 
+mod hosts;
+
 use std::net::IpAddr;
 
+use self::hosts::Hosts;
 use crate::ip::Prefix;
 
-/// A map from prefixes to values with longest-match lookup: one path-compressed binary trie for each address family.
+/// A map from prefixes to values with longest-match lookup. For each address family: a table of single addresses, which are the
+/// longest prefixes there are, and a path-compressed binary trie of all others.
 #[derive(Debug)]
 pub struct AllowedIps<T> {
+    v4_hosts: Hosts<u32, T>,
+    v6_hosts: Hosts<u128, T>,
     v4: Trie<T>,
     v6: Trie<T>,
 }
 
 impl<T: Copy> Default for AllowedIps<T> {
     fn default() -> Self {
-        Self { v4: Trie::default(), v6: Trie::default() }
+        Self {
+            v4_hosts: Hosts::default(),
+            v6_hosts: Hosts::default(),
+            v4: Trie::default(),
+            v6: Trie::default(),
+        }
     }
 }
 
 impl<T: Copy> AllowedIps<T> {
     /// Gives `prefix` to `value`; returns whose it was.
     pub fn insert(&mut self, prefix: Prefix, value: T) -> Option<T> {
-        let key = Key::of_prefix(prefix);
-        self.trie_mut(prefix.address()).insert(key, value)
+        match (prefix.address(), prefix.len()) {
+            (IpAddr::V4(v4), 32) => self.v4_hosts.insert(v4.to_bits(), value),
+            (IpAddr::V6(v6), 128) => self.v6_hosts.insert(v6.to_bits(), value),
+            (IpAddr::V4(_), _) => self.v4.insert(Key::of_prefix(prefix), value),
+            (IpAddr::V6(_), _) => self.v6.insert(Key::of_prefix(prefix), value),
+        }
     }
 
     /// Takes `prefix` away; returns whose it was. Longer and shorter prefixes stay.
     pub fn remove(&mut self, prefix: Prefix) -> Option<T> {
-        let key = Key::of_prefix(prefix);
-        self.trie_mut(prefix.address()).remove(key)
+        match (prefix.address(), prefix.len()) {
+            (IpAddr::V4(v4), 32) => self.v4_hosts.remove(v4.to_bits()),
+            (IpAddr::V6(v6), 128) => self.v6_hosts.remove(v6.to_bits()),
+            (IpAddr::V4(_), _) => self.v4.remove(Key::of_prefix(prefix)),
+            (IpAddr::V6(_), _) => self.v6.remove(Key::of_prefix(prefix)),
+        }
     }
 
     /// Whose the longest prefix is that holds `address`.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<T> {
         match address {
-            IpAddr::V4(v4) => self.v4.lookup(u128::from(v4.to_bits()) << 96),
-            IpAddr::V6(v6) => self.v6.lookup(v6.to_bits()),
-        }
-    }
-
-    fn trie_mut(&mut self, address: IpAddr) -> &mut Trie<T> {
-        match address {
-            IpAddr::V4(_) => &mut self.v4,
-            IpAddr::V6(_) => &mut self.v6,
+            IpAddr::V4(v4) => {
+                let bits = v4.to_bits();
+                self.v4_hosts.get(bits).or_else(|| self.v4.lookup(u128::from(bits) << 96))
+            }
+            IpAddr::V6(v6) => {
+                let bits = v6.to_bits();
+                self.v6_hosts.get(bits).or_else(|| self.v6.lookup(bits))
+            }
         }
     }
 }
@@ -276,7 +294,7 @@ mod tests {
     fn an_emptied_trie_holds_no_nodes() {
         let mut ips = AllowedIps::default();
         let prefixes: Vec<Prefix> =
-            (0..=255u8).map(|i| Prefix::host(IpAddr::V4(Ipv4Addr::new(10, i, i ^ 0x55, 1)))).collect();
+            (0..=255u8).map(|i| Prefix::new(Ipv4Addr::new(10, i, i ^ 0x55, 0).into(), 31).unwrap()).collect();
         for _ in 0..10 {
             prefixes.iter().for_each(|&p| assert_eq!(ips.insert(p, ()), None));
             prefixes.iter().for_each(|&p| assert_eq!(ips.remove(p), Some(())));
