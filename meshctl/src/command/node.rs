@@ -443,7 +443,7 @@ mod tests {
             let Command::Run { options, .. } = parsed(words) else { panic!("not run") };
             options.config().unwrap().metrics
         };
-        assert_eq!(config(&["run"]), ringmesh_node::config::Metrics::default());
+        assert_eq!(config(&["run"]), config::Metrics::default());
         let asked = config(&["run", "--metrics", "0.0.0.0:9000", "--metrics-per-peer"]);
         assert_eq!((asked.listen, asked.per_peer), (Listen::At("0.0.0.0:9000".parse().unwrap()), true));
         assert_eq!(config(&["run", "--metrics", "false"]).listen, Listen::Off);
