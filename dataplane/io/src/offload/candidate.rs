@@ -44,7 +44,7 @@ impl Classes {
 }
 
 /// Which flow: versions, protocols, addresses and ports in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Key {
     /// Source, then destination; IPv4's fill the first.
     addresses: [u64; 4],
@@ -54,6 +54,14 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// Whether both are the same. In numbers, since vectors would wait for what has just been written by number.
+    #[inline(always)]
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.addresses, other.addresses);
+        let ports = u64::from(self.ports ^ other.ports) | u64::from(self.kind ^ other.kind);
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) | ports == 0
+    }
+
     fn v4(addresses: [u8; 8], ports: [u8; 4], protocol: Protocol) -> Self {
         Self {
             addresses: [u64::from_ne_bytes(addresses), 0, 0, 0],
@@ -135,6 +143,7 @@ pub(super) enum Look {
 }
 
 /// Looks at a packet; `classes` are worth a closer look.
+#[inline(always)]
 pub(super) fn look(packet: &[u8], classes: Classes) -> Look {
     match packet.first() {
         Some(0x45) => look_v4(packet, classes),
@@ -143,6 +152,7 @@ pub(super) fn look(packet: &[u8], classes: Classes) -> Look {
     }
 }
 
+#[inline(always)]
 fn look_v4(packet: &[u8], classes: Classes) -> Look {
     let Some((header, _)) = packet.split_first_chunk::<IPV4>() else { return Look::Unknown };
     #[rustfmt::skip]
@@ -176,6 +186,7 @@ fn look_v4(packet: &[u8], classes: Classes) -> Look {
     Look::Candidate(part.candidate(key, class, Ip::V4, ip, id))
 }
 
+#[inline(always)]
 fn look_v6(packet: &[u8], classes: Classes) -> Look {
     let Some((header, _)) = packet.split_first_chunk::<IPV6>() else { return Look::Unknown };
     let &[v0, v1, v2, v3, len0, len1, next, hops, ref addresses @ ..] = header;
@@ -210,6 +221,7 @@ fn protocol_of(number: u8, tcp: Class) -> Option<(Protocol, Class)> {
 }
 
 /// Whether the checksum over `summed`, which begins with the addresses, is right.
+#[inline(always)]
 fn checks(summed: &[u8], protocol: Protocol, len: usize) -> bool {
     // A packet is not longer than 65,575 bytes, so its transport part's length has 16 bits.
     let pseudo = Sum::of_word(u16::from(protocol.number())).plus(Sum::of_word(len as u16));
@@ -232,6 +244,7 @@ struct Part {
 }
 
 impl Part {
+    #[inline(always)]
     fn parse(bytes: &[u8], protocol: Protocol) -> Option<Self> {
         match protocol {
             Protocol::Tcp => Self::parse_tcp(bytes),
@@ -239,6 +252,7 @@ impl Part {
         }
     }
 
+    #[inline(always)]
     fn parse_tcp(bytes: &[u8]) -> Option<Self> {
         #[rustfmt::skip]
         let &[p0, p1, p2, p3, s0, s1, s2, s3, a0, a1, a2, a3, f0, f1, w0, w1, _, _, u0, u1] = bytes.first_chunk::<TCP>()?;
@@ -268,6 +282,7 @@ impl Part {
         })
     }
 
+    #[inline(always)]
     fn parse_udp(bytes: &[u8]) -> Option<Self> {
         let &[p0, p1, p2, p3, l0, l1, c0, c1] = bytes.first_chunk::<UDP>()?;
         let payload = bytes.len().checked_sub(UDP)?;
@@ -286,6 +301,7 @@ impl Part {
         })
     }
 
+    #[inline(always)]
     fn candidate(self, key: Key, class: Class, ip: Ip, alike: u64, id: Option<u16>) -> Candidate {
         let transport = match ip {
             Ip::V4 => IPV4,

@@ -162,8 +162,8 @@ impl Coalescer {
     }
 
     fn push_candidate(&mut self, index: u16, candidate: &Candidate, packet: &[u8]) {
-        let flow = self.flows.of(&candidate.key);
-        if let Some(slot) = flow.and_then(|slot| self.slots.get_mut(usize::from(slot)))
+        let flow = self.flows.place(&candidate.key);
+        if let Some(slot) = self.flows.group(flow).and_then(|slot| self.slots.get_mut(usize::from(slot)))
             && slot.takes(candidate, packet)
         {
             if let Some(last) = self.packets.get_mut(usize::from(slot.last)) {
@@ -172,29 +172,23 @@ impl Coalescer {
             slot.add(index, candidate);
             return;
         }
-        let (number, slot) = self.open_slot(index);
         // Nothing is added behind PSH, so nothing needs to be remembered.
-        if candidate.push {
-            self.flows.seal(&candidate.key);
-        } else if let Some(slot) = slot {
+        self.flows.set_group(flow, (!candidate.push).then_some(self.slots_len));
+        if let Some(slot) = self.open_slot(index).filter(|_| !candidate.push) {
             slot.seed(candidate, packet);
-            self.flows.set(&candidate.key, number);
         }
     }
 
     /// Begins a group, of one packet and closed. There are as many slots as packets.
-    fn open_slot(&mut self, index: u16) -> (u16, Option<&mut Slot>) {
-        let number = self.slots_len;
-        let mut slot = self.slots.get_mut(usize::from(number));
-        self.slots_len = number.wrapping_add(1);
-        if let Some(slot) = &mut slot {
-            slot.first = index;
-            slot.last = index;
-            slot.count = 1;
-            slot.seed = None;
-            slot.open = false;
-        }
-        (number, slot)
+    fn open_slot(&mut self, index: u16) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(usize::from(self.slots_len))?;
+        self.slots_len = self.slots_len.wrapping_add(1);
+        slot.first = index;
+        slot.last = index;
+        slot.count = 1;
+        slot.seed = None;
+        slot.open = false;
+        Some(slot)
     }
 
     /// Finishes the headers of what was merged, and shows what is to be written, in order.

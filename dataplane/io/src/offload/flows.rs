@@ -10,9 +10,6 @@ pub(super) const FLOWS: usize = 64;
 /// Places looked at for a flow, from the one its hash names.
 const PROBES: usize = 8;
 
-/// No group: what comes next of the flow begins one.
-const SEALED: u16 = u16::MAX;
-
 /// Flows and their open groups. To forget one is always right, as its next packet then begins a group of its own, later
 /// than all others; so a flow that finds no place takes another's.
 #[derive(Debug)]
@@ -28,7 +25,8 @@ pub(super) struct Flows {
 struct Entry {
     key: Key,
     age: u64,
-    group: u16,
+    /// `None`: what comes next of the flow begins one.
+    group: Option<u16>,
 }
 
 impl Flows {
@@ -36,26 +34,29 @@ impl Flows {
         Self { entries: Box::new([Entry::default(); FLOWS]), age: 1, last: 0 }
     }
 
-    /// The group that a flow's next packet may join, if it fits.
-    pub(super) fn of(&mut self, key: &Key) -> Option<u16> {
-        let at = self.find(key)?;
+    /// A flow's place, which is its own until the next one asks for its.
+    pub(super) fn place(&mut self, key: &Key) -> usize {
+        let at = self.find(key).unwrap_or_else(|| self.take_place(key));
         self.last = at;
-        self.entries.get(at).map(|entry| entry.group).filter(|group| *group != SEALED)
+        at
     }
 
-    /// Notes that a flow's next packet may join `group`.
-    pub(super) fn set(&mut self, key: &Key, group: u16) {
-        let at = self.find(key).unwrap_or_else(|| self.place_for(key));
-        self.last = at;
-        if let Some(entry) = self.entries.get_mut(at) {
-            *entry = Entry { key: *key, age: self.age, group };
+    /// The group that the next packet of the flow at `place` may join, if it fits.
+    pub(super) fn group(&self, place: usize) -> Option<u16> {
+        self.entries.get(place).and_then(|entry| entry.group)
+    }
+
+    /// Notes which group the next packet of the flow at `place` may join.
+    pub(super) fn set_group(&mut self, place: usize, group: Option<u16>) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.group = group;
         }
     }
 
     /// Notes that a flow's next packet begins a group.
     pub(super) fn seal(&mut self, key: &Key) {
         if let Some(entry) = self.find(key).and_then(|at| self.entries.get_mut(at)) {
-            entry.group = SEALED;
+            entry.group = None;
         }
     }
 
@@ -72,12 +73,16 @@ impl Flows {
         probes(key).take_while(|at| !self.is_empty(*at)).find(|at| self.holds(*at, key))
     }
 
-    fn place_for(&self, key: &Key) -> usize {
-        probes(key).find(|at| self.is_empty(*at)).unwrap_or_else(|| home(key))
+    fn take_place(&mut self, key: &Key) -> usize {
+        let at = probes(key).find(|at| self.is_empty(*at)).unwrap_or_else(|| home(key));
+        if let Some(entry) = self.entries.get_mut(at) {
+            *entry = Entry { key: *key, age: self.age, group: None };
+        }
+        at
     }
 
     fn holds(&self, at: usize, key: &Key) -> bool {
-        self.entries.get(at).is_some_and(|entry| entry.age == self.age && entry.key == *key)
+        self.entries.get(at).is_some_and(|entry| entry.age == self.age && entry.key.is(key))
     }
 
     fn is_empty(&self, at: usize) -> bool {

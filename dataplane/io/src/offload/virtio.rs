@@ -6,8 +6,8 @@
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 10;
 
-/// The header of a packet that is complete as it is.
-pub(crate) const PLAIN: [u8; HEADER] = [0; HEADER];
+/// The header of a packet that is complete as it is. It has one place, so that the kernel can be told to read it there.
+pub(crate) static PLAIN: [u8; HEADER] = [0; HEADER];
 
 /// In `flags`: the checksum is unfinished.
 pub(crate) const NEEDS_CSUM: u8 = 1;
