@@ -21,7 +21,7 @@ use mesh::{DATAGRAM, End, Mesh, Road, Side};
 use ringmesh_aead::{Cipher, Key};
 use ringmesh_tunnel::allowed_ips::AllowedIps;
 use ringmesh_tunnel::ip::Prefix;
-use ringmesh_tunnel::{DropReason, Inbound, Now, Outbound};
+use ringmesh_tunnel::{DropReason, Inbound, Now, Outbound, Packet};
 use star::{Null, Star};
 
 /// The smallest packet, an acknowledgement with timestamps, and a full one.
@@ -97,13 +97,13 @@ fn spread_with<C: Cipher>(criterion: &mut Criterion, name: &str) {
 fn filters(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("filter adds");
     for (name, rules, flows) in [("1 rule, 1 flow", 1, 1), ("1000 rules, 10000 flows", 1000, FLOWS)] {
-        for length in [20, 1408] {
+        for (run, length) in [(1, 20), (1, 1408), (45, 1408)] {
             let (mut bare, mut filtered) =
-                (Traffic::new(None, flows, length), Traffic::new(Some(rules), flows, length));
+                (Traffic::new(None, flows, run, length), Traffic::new(Some(rules), flows, run, length));
             for (what, turn) in
                 [("seal", Traffic::seal_some as fn(&mut Traffic) -> Duration), ("open", Traffic::open_some)]
             {
-                group.bench_function(format!("to {what} {length}, {name}"), |bencher| {
+                group.bench_function(format!("to {what} {length} in runs of {run}, {name}"), |bencher| {
                     bencher.iter_custom(|packets| {
                         let turns = packets.div_ceil(TURN as u64).max(9);
                         let mut added: Vec<f64> = (0..turns)
@@ -123,31 +123,33 @@ fn filters(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Packets in one turn.
-const TURN: usize = 64;
+/// Packets in one turn: whole runs.
+const TURN: usize = 90;
 /// Flows of one peer, all at work.
 const FLOWS: u16 = 10_000;
 
-/// Packets of one length from the near end to the far one, of one flow after the other.
+/// Packets of one length from the near end to the far one, run after run, of one flow after the other.
 struct Traffic {
     mesh: Mesh,
     packet: Vec<u8>,
-    datagram: [u8; DATAGRAM],
+    train: Vec<u8>,
+    run: usize,
     flows: u16,
     next: u16,
 }
 
 impl Traffic {
-    fn new(rules: Option<u16>, flows: u16, length: usize) -> Self {
+    fn new(rules: Option<u16>, flows: u16, run: usize, length: usize) -> Self {
         let mut mesh = Mesh::connected(PLAIN);
         if let Some(rules) = rules {
             mesh.police(rules);
         }
-        let mut traffic =
-            Self { mesh, packet: End::Near.packet(length), datagram: [0; DATAGRAM], flows, next: 0 };
+        let (packet, train) = (End::Near.packet(length), vec![0; run * DATAGRAM]);
+        let mut traffic = Self { mesh, packet, train, run, flows, next: 0 };
         for _ in 0..flows {
-            let mut datagram = traffic.seal().to_vec();
-            traffic.mesh.open(End::Far, &mut datagram);
+            let sealed = traffic.seal();
+            let mut train = traffic.train[..sealed.0].to_vec();
+            traffic.open(&mut train, sealed.1);
         }
         if rules.is_some() {
             let report = traffic.mesh.far.tunnel.filter_report();
@@ -159,7 +161,7 @@ impl Traffic {
     /// Seals some packets; how long that took.
     fn seal_some(&mut self) -> Duration {
         let start = Instant::now();
-        for _ in 0..TURN {
+        for _ in 0..TURN / self.run {
             black_box(self.seal());
         }
         start.elapsed()
@@ -167,22 +169,38 @@ impl Traffic {
 
     /// Opens some packets, sealed before; how long that took.
     fn open_some(&mut self) -> Duration {
-        let mut datagrams: Vec<Vec<u8>> = (0..TURN).map(|_| self.seal().to_vec()).collect();
-        let (from, now) = (self.mesh.last_hop_to(End::Far), self.mesh.now);
+        let mut trains: Vec<(Vec<u8>, usize)> = (0..TURN / self.run)
+            .map(|_| {
+                let (len, stride) = self.seal();
+                (self.train[..len].to_vec(), stride)
+            })
+            .collect();
         let start = Instant::now();
-        for datagram in &mut datagrams {
-            let opened = self.mesh.far.tunnel.inbound(datagram, from, now);
-            assert!(matches!(opened, Ok(Inbound::Packet { .. })));
+        for (train, stride) in &mut trains {
+            self.open(train, *stride);
         }
         start.elapsed()
     }
 
-    fn seal(&mut self) -> &[u8] {
+    fn open(&mut self, train: &mut [u8], stride: usize) {
+        let (from, now) = (self.mesh.last_hop_to(End::Far), self.mesh.now);
+        let mut delivered = 0;
+        self.mesh.far.tunnel.inbound_run(train, stride, from, now, &mut |_, _| delivered += 1);
+        assert_eq!(delivered, self.run);
+    }
+
+    /// Seals a run of one flow; returns its length and stride.
+    fn seal(&mut self) -> (usize, usize) {
         // A stride prime to the count, so that neither cache nor branch predictor knows what comes.
         self.next = ((u32::from(self.next) + 7919) % u32::from(self.flows)) as u16;
         End::Near.send_from(self.next, &mut self.packet);
-        let (len, _) = self.mesh.seal(End::Near, &self.packet, &mut self.datagram);
-        &self.datagram[..len]
+        let (tunnel, now) = (&mut self.mesh.near.tunnel, self.mesh.now);
+        let route = tunnel.route(&self.packet, self.run, now).expect("it passes");
+        let packets = [Packet::whole(&self.packet); 45];
+        match tunnel.seal_run(route, &packets[..self.run], &mut self.train, now) {
+            Ok(Outbound::Send { len, stride, .. }) => (len, stride),
+            other => panic!("there is no session: {other:?}"),
+        }
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct IndexTable<T> {
     permutation: Permutation,
     slabs: Vec<Slab<T>>,
     free: VecDeque<u32>,
+    /// The permuted number that was last run backwards, and what came of it. It is the same for ever.
+    recent: (u32, u32),
 }
 
 struct Slab<T> {
@@ -48,7 +50,9 @@ struct Slab<T> {
 impl<T: Copy> IndexTable<T> {
     /// An empty table of a worker, permuted by secret random bytes.
     pub(crate) fn new(worker: u8, key: [u8; 32]) -> Self {
-        Self { worker, permutation: Permutation::new(key), slabs: Vec::new(), free: VecDeque::new() }
+        let permutation = Permutation::new(key);
+        let recent = (0, permutation.backward(0));
+        Self { worker, permutation, slabs: Vec::new(), free: VecDeque::new(), recent }
     }
 
     /// Gives out an index for `value`; none if all are taken.
@@ -68,7 +72,8 @@ impl<T: Copy> IndexTable<T> {
     }
 
     /// What an index stands for now.
-    pub(crate) fn get(&self, index: u32) -> Option<T> {
+    #[inline]
+    pub(crate) fn get(&mut self, index: u32) -> Option<T> {
         let (slab, generation) = self.parse(index)?;
         let entry = self.slabs.get(slab as usize)?;
         if entry.generation == generation { entry.value } else { None }
@@ -97,11 +102,16 @@ impl<T: Copy> IndexTable<T> {
         (self.permutation.forward((generation << SLAB_BITS) | slab) << WORKER_BITS) | u32::from(self.worker)
     }
 
-    fn parse(&self, index: u32) -> Option<(u32, u32)> {
+    #[inline]
+    fn parse(&mut self, index: u32) -> Option<(u32, u32)> {
         if worker_of(index) != self.worker {
             return None;
         }
-        let plain = self.permutation.backward(index >> WORKER_BITS);
+        let permuted = index >> WORKER_BITS;
+        if self.recent.0 != permuted {
+            self.recent = (permuted, self.permutation.backward(permuted));
+        }
+        let plain = self.recent.1;
         Some((plain & ((1 << SLAB_BITS) - 1), plain >> SLAB_BITS))
     }
 }

@@ -29,9 +29,12 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Data messages by session and counter.
+type Messages = BTreeMap<(Vec<u8>, u64), Vec<u8>>;
+
 /// Plays the acts; returns every data message that the near end sealed, by session and counter, and how often one was sent
 /// twice, which only twins are.
-fn play(acts: &[Act]) -> (BTreeMap<(Vec<u8>, u64), Vec<u8>>, usize) {
+fn play(acts: &[Act]) -> (Messages, usize) {
     const SSH: LinkCandidate = LinkCandidate { number: 1, carrier: Carrier::Ssh };
     const LINKS: [Link; 2] =
         [Link { number: 1, carrier: Carrier::Ssh }, Link { number: 7, carrier: Carrier::Ssh }];
@@ -39,7 +42,7 @@ fn play(acts: &[Act]) -> (BTreeMap<(Vec<u8>, u64), Vec<u8>>, usize) {
     pair.near.tunnel.link_opened(pair.far.config.id, SSH.number, LINKS[0], pair.now);
     pair.send_near(b"first");
     pair.settle();
-    let (mut sealed, mut twins) = (BTreeMap::new(), 0);
+    let (mut sealed, mut twins) = (Messages::new(), 0);
     let mut seen = 0;
     for act in acts {
         match *act {
