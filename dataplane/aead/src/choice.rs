@@ -5,6 +5,10 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::avx512;
+use crate::key::Key;
+use crate::self_test::{self, Wrong};
+
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
@@ -84,15 +88,28 @@ pub struct Chosen {
     pub reason: String,
 }
 
-/// Says which kernel `choice` leads to on this machine. Ask once, at start: the test of the kernel takes about a millisecond.
+/// Says which kernel `choice` leads to on this machine. Ask once, at start: the test of a kernel takes about a millisecond.
 #[must_use]
 pub fn choose(choice: Choice) -> Chosen {
+    choose_from(choice, avx512::is_here(), self_test::check::<Key>)
+}
+
+/// Chooses by what the CPU has and by what `test` says of it.
+fn choose_from(choice: Choice, has_avx512: bool, test: impl FnOnce(Kernel) -> Result<(), Wrong>) -> Chosen {
+    let portable = |reason| Chosen { kernel: Kernel::Portable, reason };
     if choice == Choice::Portable {
-        let reason = "portable was chosen in the configuration".to_owned();
-        return Chosen { kernel: Kernel::Portable, reason };
+        return portable("portable was chosen in the configuration".to_owned());
     }
-    let reason = "there is no kernel of our own for this CPU; using the library".to_owned();
-    Chosen { kernel: Kernel::Portable, reason }
+    if !has_avx512 {
+        return portable("this CPU has no AVX-512 with IFMA (F, BW, VL, IFMA); using the library".to_owned());
+    }
+    match test(Kernel::Avx512) {
+        Ok(()) => {
+            let reason = "this CPU has AVX-512 with IFMA, and the kernel agrees with the library".to_owned();
+            Chosen { kernel: Kernel::Avx512, reason }
+        }
+        Err(wrong) => portable(format!("the AVX-512 kernel {wrong}; using the library (please report this)")),
+    }
 }
 
 #[cfg(test)]
@@ -113,5 +130,29 @@ mod tests {
         let chosen = choose(Choice::Portable);
         assert_eq!(chosen.kernel, Kernel::Portable);
         assert_eq!(chosen.reason, "portable was chosen in the configuration");
+    }
+
+    #[test]
+    fn the_kernel_is_used_where_the_cpu_has_it_and_it_passes_its_test() {
+        let chosen = choose_from(Choice::Auto, true, |_| Ok(()));
+        assert_eq!(chosen.kernel, Kernel::Avx512);
+        let chosen = choose_from(Choice::Auto, false, |_| panic!("there is nothing to be tested"));
+        assert_eq!(chosen.kernel, Kernel::Portable);
+        assert!(chosen.reason.contains("no AVX-512"), "{}", chosen.reason);
+    }
+
+    #[test]
+    fn a_kernel_that_fails_its_test_is_not_used() {
+        let chosen = choose_from(Choice::Auto, true, |_| Err(Wrong::Sealed { run: 16, len: 1420 }));
+        assert_eq!(chosen.kernel, Kernel::Portable);
+        let reason = "the AVX-512 kernel seals 16 packets of 1420 bytes otherwise than the library; using the library (please report this)";
+        assert_eq!(chosen.reason, reason);
+    }
+
+    #[test]
+    fn the_kernel_of_this_cpu_passes_its_test() {
+        let chosen = choose(Choice::Auto);
+        let expected = if avx512::is_here() { Kernel::Avx512 } else { Kernel::Portable };
+        assert_eq!(chosen.kernel, expected, "{}", chosen.reason);
     }
 }

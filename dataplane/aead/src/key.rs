@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::avx512::Avx512Key;
 use crate::choice::Kernel;
 use crate::portable::LibraryKey;
 use crate::run::{self, Opening, RunError, Sealing};
@@ -32,6 +33,7 @@ pub trait Cipher: Sized + Send + 'static {
 /// A key of ChaCha20-Poly1305 (RFC 8439), wiped when it is dropped.
 pub struct Key {
     library: LibraryKey,
+    avx512: Option<Avx512Key>,
 }
 
 /// Says that it is one, and no more.
@@ -43,21 +45,44 @@ impl fmt::Debug for Key {
 
 impl Cipher for Key {
     fn new(key: &[u8; 32], kernel: Kernel) -> Self {
-        let _ = kernel;
-        Self { library: LibraryKey::new(key) }
+        let avx512 = match kernel {
+            Kernel::Portable => None,
+            Kernel::Avx512 => Avx512Key::new(key),
+        };
+        Self { library: LibraryKey::new(key), avx512 }
     }
 
     fn seal_run(&self, first_counter: u64, run: &mut [Sealing<'_>]) -> Result<(), RunError> {
         run::check(first_counter, run)?;
-        for (packet, counter) in run.iter_mut().zip(first_counter..=u64::MAX) {
-            self.library.seal(counter, packet);
+        let (mut counter, mut run) = (first_counter, run);
+        while !run.is_empty() {
+            let sealed = match &self.avx512 {
+                Some(kernel) => kernel.seal(counter, run),
+                None => 0,
+            };
+            // What the kernel does not take is for the library.
+            if sealed == 0 {
+                self.library.seal(counter, &mut run[0]);
+            }
+            let sealed = sealed.max(1);
+            run = &mut run[sealed..];
+            // It may be the last there is, and then it is not used again.
+            counter = counter.wrapping_add(sealed as u64);
         }
         Ok(())
     }
 
     fn open_run(&self, run: &mut [Opening<'_>]) {
-        for packet in run {
-            self.library.open(packet);
+        let mut run = run;
+        while !run.is_empty() {
+            let opened = match &self.avx512 {
+                Some(kernel) => kernel.open(run),
+                None => 0,
+            };
+            if opened == 0 {
+                self.library.open(&mut run[0]);
+            }
+            run = &mut run[opened.max(1)..];
         }
     }
 }

@@ -8,6 +8,11 @@
 //! of WireGuard's data messages (whitepaper §5.4.6). Counters are the caller's: a pair of key and counter must never be used twice.
 #![deny(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_avx512.rs"]
+mod avx512;
 mod choice;
 mod key;
 mod portable;
