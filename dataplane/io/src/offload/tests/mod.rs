@@ -1,8 +1,8 @@
 //! Cutting and merging, against references that are written as plainly as the RFCs.
 
 mod checksum;
+mod gro;
 mod merge;
-
 mod pace;
 pub(crate) mod packet;
 mod segment;
