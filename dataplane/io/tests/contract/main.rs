@@ -64,9 +64,11 @@ macro_rules! with_either_choice {
 }
 
 mod allocation;
+mod fallbacks;
 mod kernel;
 mod namespace;
 mod promises;
 mod refusal;
 mod set_up;
+mod trains;
 mod world;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use ringmesh_io::{
@@ -253,6 +254,22 @@ impl KernelWorld {
         Self { io, tun_name, port, apps, peers }
     }
 
+    /// The peer sends us datagrams of `size` bytes, the last one shorter, in one call.
+    pub(crate) fn net_send_cut(&mut self, family: Family, bytes: &[u8], size: usize) {
+        let socket = &self.peers[family as usize];
+        cut_at(socket, size);
+        socket.send_to(bytes, self.ours(family)).expect("loopback takes it");
+        cut_at(socket, 0);
+    }
+
+    /// An application sends datagrams of `size` bytes, the last one shorter, in one call.
+    pub(crate) fn app_send_cut(&mut self, family: Family, bytes: &[u8], size: usize) {
+        let socket = &self.apps[family as usize];
+        cut_at(socket, size);
+        socket.send(bytes).expect("TUN takes it");
+        cut_at(socket, 0);
+    }
+
     /// Where our sockets are reached.
     pub(crate) fn ours(&self, family: Family) -> SocketAddr {
         match family {
@@ -276,6 +293,22 @@ fn app<A: Into<std::net::IpAddr>>((ours, theirs): (A, A)) -> UdpSocket {
     socket.connect((theirs.into(), 9)).expect("the far end is behind TUN");
     socket.set_nonblocking(true).expect("non-blocking");
     socket
+}
+
+/// Has everything that is sent from now on cut every `size` bytes; 0: no more.
+fn cut_at(socket: &UdpSocket, size: usize) {
+    let size = size as libc::c_int;
+    // SAFETY: the option's value is an int, and lives through the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw const size).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    namespace::check(set).expect("UDP_SEGMENT");
 }
 
 fn peer(at: &str) -> UdpSocket {
