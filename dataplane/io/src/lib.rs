@@ -23,6 +23,8 @@ mod address;
 pub mod affinity;
 mod back_end;
 mod counters;
+#[cfg(test)]
+mod forced;
 pub mod heap;
 mod memory;
 pub mod names;
@@ -57,7 +59,7 @@ pub use outbox::{
 pub use poll::PollIo;
 pub use train::{Delivery, RangeError, Train};
 pub use tun::{Tun, TunError};
-pub use udp::{SocketBuffers, Udp, UdpError};
+pub use udp::{MAX_WORKERS, SocketBuffers, Udp, UdpError};
 pub use uring::UringIo;
 pub use waker::Waker;
 

@@ -70,6 +70,39 @@ pub(crate) fn set_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, on.into())
 }
 
+/// Lets sockets of this user that say so as well have the same port (`SO_REUSEPORT`).
+pub(crate) fn set_reuse_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)
+}
+
+/// Has a program choose among the sockets that share this one's port: what it returns is the number of one, in the order of
+/// binding (`SO_ATTACH_REUSEPORT_CBPF`).
+pub(crate) fn attach_reuse_port_program(
+    socket: BorrowedFd<'_>,
+    program: &[libc::sock_filter],
+) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let pointer = (&raw const program).cast();
+    let len = size_of_val(&program) as libc::socklen_t;
+    let name = libc::SO_ATTACH_REUSEPORT_CBPF;
+    // SAFETY: the option's value is one sock_fprog of the size given, which tells where as many instructions as it says lie;
+    // the kernel copies them, and writes to nothing.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, pointer, len) }).map(drop)
+}
+
+/// Whether [`set_reuse_port`] is in force.
+#[cfg(test)]
+pub(crate) fn reuses_port(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(option(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)? != 0)
+}
+
+/// Has what is sent on this socket cut every `size` bytes.
+#[cfg(test)]
+pub(crate) fn set_segment_size(socket: BorrowedFd<'_>, size: u16) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size.into())
+}
+
 /// Whether a TUN file is a queue of an interface that exists.
 pub(crate) fn tun_is_attached(file: BorrowedFd<'_>) -> bool {
     let mut request = interface_request();

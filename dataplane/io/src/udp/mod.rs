@@ -1,8 +1,9 @@
-//! The UDP sockets of a worker: one for IPv4 and one for IPv6, on the same port.
+//! The UDP sockets of a worker: one for IPv4 and one for IPv6, on the same port. Several workers share the port.
 
 pub(crate) mod control;
 pub(crate) mod messages;
 pub(crate) mod segmentation;
+mod steering;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -13,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
 use crate::sys;
+pub use steering::MAX_WORKERS;
 
 /// How often a free port is looked for that both families have, when the kernel may choose it.
 const ANY_PORT_ATTEMPTS: usize = 16;
@@ -64,6 +66,20 @@ pub enum UdpError {
         /// The port asked for.
         port: u16,
     },
+    /// More workers than a receiver index can name, or none.
+    #[error("{asked} workers cannot share a UDP port: choose 1 to {MAX_WORKERS}")]
+    Workers {
+        /// The workers asked for.
+        asked: usize,
+    },
+    /// The kernel does not let sockets share a port, or takes no program that chooses among them.
+    #[error("the kernel does not spread UDP port {port} over several workers: choose one worker ({source})")]
+    NotShared {
+        /// The port asked for.
+        port: u16,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The machine has neither IPv4 nor IPv6.
     #[error("this machine has neither IPv4 nor IPv6 sockets")]
     NoFamily,
@@ -109,6 +125,24 @@ impl Udp {
         let any4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let v4 = open(any4, buffers).map_err(|source| bind_error(port, source))?;
         Self::from_sockets(v4, v6).map_err(|source| bind_error(port, source))
+    }
+
+    /// Binds `port` once for each of `workers`, and has the kernel steer what arrives: a message that carries a receiver index,
+    /// straight or relayed, to the worker whose number is in it, an initiation to any, all else to worker 0. For one worker
+    /// this is [`Udp::bind`].
+    ///
+    /// The sockets are a group: close them together, and switch `UDP_GRO` on for all or none. A train is steered by its first
+    /// datagram.
+    ///
+    /// # Errors
+    ///
+    /// As [`Udp::bind`]; a port that anybody has is taken, also a group of the same user. And when there are no workers or more
+    /// than [`MAX_WORKERS`], or the kernel does not share or steer.
+    pub fn bind_group(port: u16, buffers: SocketBuffers, workers: usize) -> Result<Vec<Self>, UdpError> {
+        if !(1..=MAX_WORKERS).contains(&workers) {
+            return Err(UdpError::Workers { asked: workers });
+        }
+        steering::share(Self::bind(port, buffers)?, buffers, workers)
     }
 
     /// Takes over bound sockets, as handed down by a service manager, as they are, but makes them non-blocking.
@@ -196,6 +230,15 @@ impl Family {
 
 /// A socket bound to `at`, or `None` when the machine does not have the family.
 fn open(at: SocketAddr, buffers: SocketBuffers) -> io::Result<Option<UdpSocket>> {
+    open_with(at, buffers, |_| Ok(()))
+}
+
+/// As [`open`], with something done to the socket before it is bound.
+fn open_with(
+    at: SocketAddr,
+    buffers: SocketBuffers,
+    prepare: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<Option<UdpSocket>> {
     let socket = match Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP)) {
         Ok(socket) => socket,
         Err(error) if is_missing_family(&error) => return Ok(None),
@@ -207,6 +250,7 @@ fn open(at: SocketAddr, buffers: SocketBuffers) -> io::Result<Option<UdpSocket>>
     }
     sys::set_mtu_probe(socket.as_fd(), at.is_ipv6())?;
     sys::set_buffers(socket.as_fd(), buffers)?;
+    prepare(socket.as_fd())?;
     match socket.bind(&at.into()) {
         Ok(()) => Ok(Some(socket.into())),
         Err(error) if is_missing_family(&error) => Ok(None),
