@@ -35,6 +35,7 @@ mod pause;
 mod poll;
 mod reads;
 mod region;
+mod stray;
 mod sys;
 mod train;
 mod tun;
@@ -57,6 +58,7 @@ pub use outbox::{
     datagram_capacity,
 };
 pub use poll::PollIo;
+pub use stray::{Full, STRAY_BYTES, Stray, StrayReceiver, StraySender, Strays, strays};
 pub use train::{Delivery, RangeError, Train};
 pub use tun::{Tun, TunError};
 pub use udp::{MAX_WORKERS, SocketBuffers, Udp, UdpError};

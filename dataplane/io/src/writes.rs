@@ -24,6 +24,9 @@ pub(crate) struct Writes {
     vectors: Vec<libc::iovec>,
     gathered: Vec<Gathered>,
     pushed: usize,
+    /// Has the kernel refuse what is merged, as one that does not know the offload does.
+    #[cfg(test)]
+    pub(crate) spoil: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +58,8 @@ impl Writes {
             vectors: Vec::with_capacity(CAPACITY * 4),
             gathered: Vec::with_capacity(CAPACITY * 2),
             pushed: 0,
+            #[cfg(test)]
+            spoil: false,
         }
     }
 
@@ -85,6 +90,14 @@ impl Writes {
             let first = self.vectors.len();
             let header = found.header();
             self.vectors.push(vector(header.as_ptr(), header.len()));
+            #[cfg(test)]
+            if self.spoil && found.class().is_some() {
+                // A super-packet of segments without size.
+                static SPOILED: [u8; virtio::HEADER] = [1, virtio::GSO_TCPV4, 0, 0, 0, 0, 0, 0, 0, 0];
+                self.vectors.pop();
+                self.vectors.push(vector(SPOILED.as_ptr(), SPOILED.len()));
+                self.vectors.push(vector(header[virtio::HEADER..].as_ptr(), header.len() - virtio::HEADER));
+            }
             for place in found.pieces() {
                 self.vectors.push(vector(address(place), usize::from(place.len)));
             }

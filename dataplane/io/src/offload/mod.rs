@@ -15,6 +15,7 @@ pub(crate) mod virtio;
 
 pub(crate) use candidate::Class;
 pub(crate) use coalesce::{CAPACITY, Coalescer, Full, Place};
+pub(crate) use super_packet::Shape;
 pub use super_packet::{Head, SuperPacket};
 
 #[cfg(test)]

@@ -40,6 +40,10 @@ pub struct SuperPacket<'a> {
     cut: Option<Cut>,
 }
 
+/// What is known of a packet besides its bytes, to make it again of a copy of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape(Option<Cut>);
+
 /// How a super-packet of two segments and more is cut.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
@@ -86,6 +90,16 @@ impl<'a> SuperPacket<'a> {
     #[must_use]
     pub fn single(packet: &'a [u8]) -> Self {
         Self { whole: packet, cut: None }
+    }
+
+    /// All but the bytes.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape(self.cut)
+    }
+
+    /// A packet of a shape. Other bytes than the ones it was taken of make a wrong packet, and no worse.
+    pub(crate) fn of_shape(whole: &'a [u8], Shape(cut): Shape) -> Self {
+        Self { whole, cut }
     }
 
     /// Takes what a read from TUN gave: its offload header, and the packet behind it, whose checksum is finished in

@@ -98,6 +98,11 @@ impl PollIo {
         self.parts.offloads
     }
 
+    #[cfg(test)]
+    pub(crate) fn writes(&mut self) -> &mut Writes {
+        &mut self.writes
+    }
+
     /// Sends what is ready; stops where a socket takes no more.
     fn send(&mut self) -> io::Result<()> {
         while let Some(sending) = self.outbox.packets.start() {

@@ -166,7 +166,10 @@ pub(crate) struct Core {
 impl Core {
     /// Sets up a ring for the calling thread with buffers for this MTU.
     pub(crate) fn open(mtu: u16, offloads: Offloads) -> io::Result<Self> {
-        let ring = Ring::open()?;
+        Self::with(Ring::open()?, mtu, offloads)
+    }
+
+    fn with(ring: Ring, mtu: u16, offloads: Offloads) -> io::Result<Self> {
         let mut memory = Memory::new(mtu, offloads);
         // SAFETY: ring and memory stay together, here and in UringIo, and the memory goes last.
         unsafe { memory.datagrams.register(&ring) }?;
@@ -195,6 +198,20 @@ impl UringIo {
         let core = Core::open(parts.mtu, parts.offloads)?;
         core.attach(&parts)?;
         Ok(Self::assemble(core, parts))
+    }
+
+    /// With so many places in the ring's queues.
+    #[cfg(test)]
+    pub(crate) fn with_queues(mut parts: Parts, places: u32) -> io::Result<Self> {
+        parts.offer_offloads();
+        let core = Core::with(Ring::open_of(places, places)?, parts.mtu, parts.offloads)?;
+        core.attach(&parts)?;
+        Ok(Self::assemble(core, parts))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn writes(&mut self) -> &mut Writes {
+        &mut self.memory.writes
     }
 
     /// Makes a back end of a ring to which `parts` are attached, for whose offloads its memory is.

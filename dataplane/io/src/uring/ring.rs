@@ -53,7 +53,7 @@ impl Ring {
     }
 
     /// The same with so many places in the queues.
-    fn open_of(submissions: u32, completions: u32) -> io::Result<Self> {
+    pub(super) fn open_of(submissions: u32, completions: u32) -> io::Result<Self> {
         let inner = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
