@@ -15,6 +15,7 @@ use crate::drop_reason::DropCounters;
 use crate::filter::Direction;
 use crate::message::data_counter;
 use crate::netmap::Protocol;
+use crate::notice::{Notice, Offered};
 use crate::outbound::{Route, Sealed, Sent};
 use crate::path::Channel;
 use crate::reach::BindAnswer;
@@ -298,6 +299,19 @@ fn give(node: &mut Node, train: &[Vec<u8>], from: Hop, now: Now, as_run: bool) -
     got.into_iter().map(packet).collect()
 }
 
+/// A notice that is as long as the shortest packet once it is padded.
+fn notice_of_two_sixteens(kind: u8) -> Notice {
+    let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 1000));
+    match kind {
+        0 | 1 => Notice::Offer {
+            candidates: Offered::from_slice(&[address(1), address(77), address(kind + 80)]).unwrap(),
+            answer: kind == 0,
+        },
+        2 => Notice::EchoReply { token: 5, seen_from: Some(address(99)) },
+        _ => Notice::Bound { target: id(1), channel: 5, present: true },
+    }
+}
+
 /// One step of a story that two worlds are told.
 #[derive(Clone, Debug)]
 enum Chapter {
@@ -309,6 +323,7 @@ enum Chapter {
         relayed: bool,
         moved: bool,
         fates: Vec<Fate>,
+        notices: Vec<(usize, u8)>,
     },
     /// A ping, so that the next train has an answer to it in its midst.
     Ping,
@@ -323,10 +338,11 @@ fn chapter() -> impl Strategy<Value = Chapter> {
         prop::bool::weighted(0.3),
         prop::bool::weighted(0.1),
         prop::collection::vec(fate(), 1..40),
+        prop::collection::vec((0..50_usize, 0..4_u8), 0..4),
     );
     prop_oneof![
-        8 => train.prop_map(|(count, sixteens, flows, relayed, moved, fates)| {
-            Chapter::Train { count, sixteens, flows, relayed, moved, fates }
+        8 => train.prop_map(|(count, sixteens, flows, relayed, moved, fates, notices)| {
+            Chapter::Train { count, sixteens, flows, relayed, moved, fates, notices }
         }),
         1 => Just(Chapter::Ping),
         // Up to and beyond the life of a session.
@@ -358,7 +374,7 @@ fn live(story: &[Chapter], now: Now, as_run: bool) -> (Vec<(Delivered, String)>,
                     }
                 }
             }
-            Chapter::Train { count, sixteens, flows, relayed, moved, fates } => {
+            Chapter::Train { count, sixteens, flows, relayed, moved, fates, notices } => {
                 let packets: Vec<Vec<u8>> = (0..*count)
                     .map(|number| {
                         let flow = number as u8 % flows;
@@ -376,6 +392,12 @@ fn live(story: &[Chapter], now: Now, as_run: bool) -> (Vec<(Delivered, String)>,
                     let stride = sealed[0].len();
                     for other in alike.filter(|other| other.len() == stride) {
                         sealed.insert(sealed.len() / 2, other);
+                    }
+                    for &(at, kind) in notices.iter().filter(|_| *sixteens == 2) {
+                        let (notice, len) = notice_of_two_sixteens(kind).emit();
+                        let notice = trio.seal(NEAR, &[notice[..len].to_vec()], path, false).remove(0);
+                        assert_eq!(notice.len(), stride);
+                        sealed.insert(at % (sealed.len() + 1), notice);
                     }
                     let mut train = meet(sealed, fates);
                     if *relayed {
