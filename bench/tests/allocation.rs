@@ -1,5 +1,5 @@
 //! Nothing is allocated for a packet while the path engine is at work: neither on a direct path among several candidates nor
-//! on one through a relay, neither sealing nor opening, nor judging by a filter of many rules, nor at the relay.
+//! on one through a relay, neither sealing nor opening, alone or in runs, nor judging by a filter of many rules, nor at the relay.
 
 #[path = "../benches/mesh/mod.rs"]
 mod mesh;
@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use mesh::{DATAGRAM, End, Mesh, Road};
+use ringmesh_tunnel::{Outbound, Packet};
 
 thread_local! {
     /// Allocations of this thread, while they are counted.
@@ -115,6 +116,37 @@ fn flows_that_come_and_go_allocate_nothing_once_there_was_room_for_as_many() {
     let flows: u64 = mesh.far.tunnel.filter_report().flows.values().sum();
     assert_eq!(flows, 16_384, "the table is full, and flows make room for each other");
     assert_eq!(allocated, 0);
+}
+
+#[test]
+fn a_million_packets_in_runs_allocate_nothing() {
+    const RUN: usize = 45;
+    let mut mesh = Mesh::connected(Road::Direct { candidates: 1 });
+    mesh.police(100);
+    let (mut packet, mut trains) = (End::Near.packet(1408), vec![0; RUN * DATAGRAM]);
+    let (mut sealing, mut opening, mut delivered) = (0, 0, 0_usize);
+    let now = mesh.now;
+    for number in 0..1_000_000 / RUN + 1 {
+        End::Near.send_from(number as u16 % 1000, &mut packet);
+        let packets = [Packet::whole(&packet); RUN];
+        let near = &mut mesh.near.tunnel;
+        let mut sealed = None;
+        let allocated = allocations(|| {
+            let route = near.route(&packet, RUN, now).expect("it passes");
+            sealed = near.seal_run(route, &packets, &mut trains, now).ok();
+        });
+        let Some(Outbound::Send { len, stride, .. }) = sealed else { panic!("there is a session") };
+        let from = mesh.last_hop_to(End::Far);
+        let deliver = &mut |_, _| delivered += 1;
+        let far = &mut mesh.far.tunnel;
+        let opened = allocations(|| far.inbound_run(&mut trains[..len], stride, from, now, deliver));
+        // The table of flows grows for the first thousand.
+        if number >= 1000 {
+            (sealing, opening) = (sealing + allocated, opening + opened);
+        }
+    }
+    assert!(delivered >= 1_000_000);
+    assert_eq!((sealing, opening), (0, 0));
 }
 
 #[test]
