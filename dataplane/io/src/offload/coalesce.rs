@@ -172,8 +172,8 @@ impl Coalescer {
             slot.add(index, candidate);
             return;
         }
-        // Nothing is added behind PSH, so nothing needs to be remembered.
-        self.flows.set_group(flow, (!candidate.push).then_some(self.slots_len));
+        self.flows.set_group(flow, Some(self.slots_len));
+        // Nothing is added behind PSH: such a group stays without a seed, and takes nobody.
         if let Some(slot) = self.open_slot(index).filter(|_| !candidate.push) {
             slot.seed(candidate, packet);
         }
@@ -193,8 +193,6 @@ impl Coalescer {
 
     /// Finishes the headers of what was merged, and shows what is to be written, in order.
     pub(crate) fn finish(&mut self) -> Groups<'_> {
-        // What comes later begins groups of its own: these are final.
-        self.flows.clear();
         let new = usize::from(self.finished)..usize::from(self.slots_len);
         for slot in self.slots.get_mut(new).unwrap_or(&mut []) {
             slot.finish();
@@ -278,6 +276,7 @@ impl Slot {
 
     /// Writes into the headers what is true of the group as a whole.
     fn finish(&mut self) {
+        // What comes later begins a group of its own: this one is final.
         self.open = false;
         let Some(seed) = self.seed.filter(|_| self.count > 1) else { return };
         let Some((offload, packet)) = self.template.split_first_chunk_mut::<HEADER>() else { return };

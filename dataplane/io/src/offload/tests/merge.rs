@@ -57,6 +57,15 @@ fn goes_verbatim(first: &Packet, alter: impl Fn(&mut Packet)) {
     let mut altered = first.clone();
     alter(&mut altered);
     assert_eq!(sizes_of(&[altered, nth(first, 1), nth(first, 2)]), [1, 2]);
+    // Nor among its like.
+    let altered: Vec<_> = (0..3)
+        .map(|index| {
+            let mut packet = nth(first, index);
+            alter(&mut packet);
+            packet
+        })
+        .collect();
+    assert_eq!(sizes_of(&altered), [1, 1, 1], "{:?}", altered[0]);
 }
 
 #[test]
@@ -359,6 +368,18 @@ fn datagrams_without_checksum_go_as_they_are() {
     let whole = |index| nth(&first, index).emit();
     assert_eq!(sizes(&[whole(0), whole(1), bare(2), whole(3), whole(4)]), [2, 1, 2]);
     assert_eq!(sizes(&[bare(0), bare(1)]), [1, 1]);
+    // Not even those that a field of zero fits, since the sum of all else is a zero.
+    let bare = |index| {
+        let mut packet = nth(&first, index);
+        packet.payload[..2].fill(0);
+        let checksum: [u8; 2] = packet.emit()[26..28].try_into().expect("two bytes");
+        packet.payload[..2].copy_from_slice(&checksum);
+        let mut packet = packet.emit();
+        assert_eq!(packet[26..28], [0xff, 0xff], "the case is the one meant");
+        packet[26..28].fill(0);
+        packet
+    };
+    assert_eq!(sizes(&[bare(0), bare(1)]), [1, 1]);
 }
 
 #[test]
@@ -375,6 +396,26 @@ fn datagrams_of_another_length_than_they_say_go_as_they_are() {
         let checksum = sum.plus(word(17)).plus(word((SIZE + 8) as u16)).checksum_udp();
         short[at + 2..at + 4].copy_from_slice(&checksum.to_be_bytes());
         assert_eq!(sizes(&[first.emit(), short, nth(&first, 2).emit()]), [1, 1, 1]);
+    }
+}
+
+#[test]
+fn headers_of_tcp_that_are_too_short_go_as_they_are() {
+    use crate::offload::checksum::Sum;
+
+    for first in tcp_families() {
+        let short = |index| {
+            let mut packet = nth(&first, index).emit();
+            let at = first.ip_len();
+            packet[at + 12] = 4 << 4;
+            packet[at + 16..at + 18].fill(0);
+            let addresses = if first.is_v4() { 8 } else { 32 };
+            let len = (packet.len() - at) as u16;
+            let sum = Sum::of(&packet[at - addresses..]).plus(Sum::of_word(6)).plus(Sum::of_word(len));
+            packet[at + 16..at + 18].copy_from_slice(&sum.checksum().to_be_bytes());
+            packet
+        };
+        assert_eq!(sizes(&[short(0), short(1), short(2)]), [1, 1, 1]);
     }
 }
 

@@ -458,6 +458,23 @@ fn what_is_shown_once_is_final_and_what_comes_later_stands_behind_it() {
 }
 
 #[test]
+fn what_was_cleared_is_joined_by_nobody() {
+    let first = Packet::tcp4(noise(1, 100));
+    let other = Packet { source_port: 1, ..first.clone() };
+    let mut coalescer = Coalescer::new();
+    let push = |coalescer: &mut Coalescer, packet: Packet| {
+        let packet = packet.emit();
+        coalescer.push(Place { buffer: 0, start: 0, len: packet.len() as u16 }, &packet).expect("room");
+    };
+    push(&mut coalescer, first.clone());
+    coalescer.clear();
+    // Where the first one's group was, there is now another flow's, which would fit.
+    push(&mut coalescer, other);
+    push(&mut coalescer, nth(&first, 1));
+    assert_eq!(coalescer.finish().len(), 2);
+}
+
+#[test]
 fn a_full_coalescer_takes_no_more_until_it_is_cleared() {
     let first = Packet::tcp4(noise(1, 10));
     let mut coalescer = Coalescer::new();
