@@ -1,7 +1,11 @@
 //! The TUN device: a network interface whose other end is a file descriptor of ours.
 //!
 //! Only the queue is made here; addresses, routes, the MTU and bringing the interface up are the caller's, by netlink.
-//! Every packet has the offload header in front; a back end says which offloads it can do.
+//! Every packet has the offload header in front; a back end says which offloads it can do, for all queues at once.
+//!
+//! An interface may have a queue for each worker. The kernel gives a flow to the queue that last wrote a packet of it in the other
+//! direction, and by a hash of its addresses and ports to any as long as none has, or when none did for three seconds. So a flow
+//! whose replies are written by its owner comes to its owner; what comes to another worker first is a stray.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -106,6 +110,20 @@ impl Tun {
             }
         }
         Self::open(name, sys::TunFlags::New)
+    }
+
+    /// Creates an interface as [`Tun::create`] does, and opens as many queues of it, one at least: one for each worker.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Tun::create`] and [`Tun::another_queue`].
+    pub fn create_queues(name: &str, queues: usize) -> Result<Vec<Self>, TunError> {
+        let mut all = vec![Self::create(name)?];
+        for _ in 1..queues {
+            let another = all.first().map(Self::another_queue);
+            all.extend(another.transpose()?);
+        }
+        Ok(all)
     }
 
     /// Opens one more queue of this interface, for another worker.
