@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ablation;
+mod bare;
 mod compare;
 mod cpu;
 mod crowd;
@@ -50,12 +51,16 @@ enum Command {
     /// Is a node that encrypts nothing, as a limit to compare with
     #[command(hide = true)]
     NullNode(null_node::Options),
+    /// Is a worker's loop without anything to do, as a limit to compare with
+    #[command(hide = true)]
+    Bare(bare::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Compare(options) => sandboxed(&options),
         Command::NullNode(options) => null_node::run(&options),
+        Command::Bare(options) => bare::run(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

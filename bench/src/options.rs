@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Compare our daemons with and without each of their means: back end, offloads, AEAD, workers, spin
     #[arg(long, conflicts_with_all = ["only", "paths", "filter"])]
     ablate: bool,
+    /// Compare a worker's bare loop on our back ends with the same on the tokio-uring crate
+    #[arg(long, conflicts_with_all = ["only", "paths", "filter", "ablate"])]
+    loops: bool,
     /// Compare lengths of the TUN device's queue, under load
     #[arg(long, value_delimiter = ',', value_name = "PACKETS", num_args = 0..,
           default_missing_value = "100,250,500,1000,2000", conflicts_with_all = ["only", "paths", "filter", "ablate"])]
@@ -175,6 +178,7 @@ impl Options {
             _ if self.paths => &SubjectKind::PATHS[..],
             _ if self.filter && self.earlier.is_some() => &SubjectKind::FILTER_AND_EARLIER,
             _ if self.filter => &SubjectKind::FILTER,
+            _ if self.loops => &SubjectKind::LOOPS,
             [] => &SubjectKind::SYSTEMS,
             only => only,
         };
@@ -183,7 +187,11 @@ impl Options {
 
     /// Says whether a subject that cannot be had is a fault: it was asked for.
     pub(crate) fn insists(&self, order: &Order) -> bool {
-        self.paths || self.filter || self.only.contains(&order.kind) || self.variant.contains(order)
+        self.paths
+            || self.filter
+            || self.loops
+            || self.only.contains(&order.kind)
+            || self.variant.contains(order)
     }
 
     /// Returns the grounds, in the order in which they are laid.

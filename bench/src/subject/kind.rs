@@ -15,6 +15,14 @@ pub(crate) enum SubjectKind {
     Poll,
     /// Our daemons on io_uring with a cipher that encrypts nothing: a limit, and of no other use.
     Null,
+    /// A worker's bare loop on our io_uring back end.
+    BareUring,
+    /// The same on the portable back end.
+    BarePoll,
+    /// The same on our io_uring back end without offloads: a packet an operation.
+    BareSingle,
+    /// The same on the `tokio-uring` crate, which has no other way than a packet an operation.
+    BareTokioUring,
     /// The `wireguard-go` found in PATH.
     WireguardGo,
     /// Another `wireguard-go`, named by `--newer`.
@@ -115,7 +123,10 @@ impl SubjectKind {
     pub(crate) const PATHS: [Self; 4] = [Self::Direct, Self::Relay, Self::Websocket, Self::Ssh];
     /// What is compared by `--filter`: the policy that a network begins with, and a large one.
     pub(crate) const FILTER: [Self; 2] = [Self::Uring, Self::Rules];
-    /// The same beside another build.
+    /// What is compared by `--loops`: what the choice of the `io-uring` crate rests on.
+    pub(crate) const LOOPS: [Self; 5] =
+        [Self::Raw, Self::BareUring, Self::BarePoll, Self::BareSingle, Self::BareTokioUring];
+    /// `--filter` beside another build.
     pub(crate) const FILTER_AND_EARLIER: [Self; 3] = [Self::Uring, Self::Rules, Self::Earlier];
     /// The programs of others.
     const OTHERS: [Self; 9] = [
@@ -137,6 +148,10 @@ impl SubjectKind {
             Self::Uring => "uring",
             Self::Poll => "poll",
             Self::Null => "null",
+            Self::BareUring => "bare-uring",
+            Self::BarePoll => "bare-poll",
+            Self::BareSingle => "bare-single",
+            Self::BareTokioUring => "bare-tokio-uring",
             Self::WireguardGo => "wireguard-go",
             Self::WireguardGoNewer => "wireguard-go-newer",
             Self::Boringtun => "boringtun",
@@ -158,6 +173,11 @@ impl SubjectKind {
     pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::Uring | Self::Poll | Self::Null | Self::Rules | Self::Earlier)
             || self.path().is_some()
+    }
+
+    /// Says whether it is a worker's bare loop.
+    pub(crate) fn is_bare(self) -> bool {
+        matches!(self, Self::BareUring | Self::BarePoll | Self::BareSingle | Self::BareTokioUring)
     }
 
     /// Returns the back end that our daemons use.
@@ -189,7 +209,8 @@ impl SubjectKind {
         match self {
             Self::Uring => [&Self::OTHERS[..], &[Self::Raw, Self::Null, Self::Earlier]].concat(),
             Self::Poll => [&[Self::Uring][..], &Self::OTHERS, &[Self::Raw]].concat(),
-            Self::Null => vec![Self::Raw],
+            Self::Null | Self::BareTokioUring => vec![Self::Raw],
+            Self::BareUring | Self::BarePoll | Self::BareSingle => vec![Self::BareTokioUring, Self::Raw],
             Self::Rules => vec![Self::Uring, Self::Earlier],
             Self::Relay | Self::Websocket | Self::Ssh => vec![Self::Direct],
             other if Self::OTHERS.contains(&other) => vec![Self::Raw],

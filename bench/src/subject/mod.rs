@@ -3,6 +3,7 @@
 //!
 //! Each subject has its file here; who there is says `kind`, and what they are made of, `tools`.
 
+mod bare;
 mod boringtun;
 pub(crate) mod crowd;
 mod daemons;
@@ -323,6 +324,7 @@ fn theirs(kind: SubjectKind, laid: &Laid, tools: &Tools, daemons: &mut Daemons) 
         SubjectKind::Nebula | SubjectKind::NebulaNewer => nebula::set_up(laid, program()?, daemons),
         SubjectKind::Tinc => tinc::set_up(laid, program()?, daemons),
         SubjectKind::N2n => n2n::set_up(laid, program()?, daemons),
+        _ if kind.is_bare() => bare::set_up(kind, laid, tools, daemons),
         _ => Ok(Up { addresses: laid.underlay, version: "veth pair".to_owned(), interface: None }),
     }
 }

@@ -118,6 +118,11 @@ impl Tools {
         }
         match kind {
             SubjectKind::Raw => None,
+            SubjectKind::BareTokioUring if ground.underlay == Family::V6 => Some("it is for IPv4"),
+            _ if kind.is_bare() && in_path("ip").is_none() => {
+                Some("there is no ip (apt-get install iproute2)")
+            }
+            _ if kind.is_bare() => None,
             SubjectKind::Earlier if self.earlier.is_none() => {
                 Some("no other build was named; name one with --earlier")
             }
