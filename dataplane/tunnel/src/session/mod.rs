@@ -239,6 +239,13 @@ mod tests {
         session.open_run(datagram, len, 0, now)?[0].map(|()| DATA_HEADER_LEN..len - TAG_LEN)
     }
 
+    /// Ten thousand peers may have three each; most of it is the replay window.
+    #[test]
+    fn a_session_takes_little_more_than_its_replay_window() {
+        assert_eq!(size_of::<ReplayWindow>(), 1032);
+        assert!(size_of::<Session<Key>>() <= 1536, "{}", size_of::<Session<Key>>());
+    }
+
     #[test]
     fn every_length_seals_and_opens_to_itself() {
         let now = test_epoch();
