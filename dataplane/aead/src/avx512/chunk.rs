@@ -1,35 +1,33 @@
 //! A chunk: up to sixteen packets sealed or opened side by side.
 
 use std::arch::x86_64::_mm512_setzero_si512;
-use std::array;
 use std::hint::black_box;
 
-use super::chacha::{self, Streams, Text, Whole, add_one, add_rows, add_two};
+use super::chacha::{self, Lanes, Rows, Streams, Text};
 use super::poly::{self, Tag};
 use super::vector::{Secret, WIDTH};
 use crate::run::{Opening, Sealing, TAG_LEN};
 
-/// Seals the packets of a chunk, of which there are at most `N`, with the counters from `first_counter` on.
+/// Seals the packets of a chunk, of which there are at most `lanes`, with the counters from `first_counter` on.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-pub(super) fn seal<const N: usize>(key: &[u32; 8], first_counter: u64, chunk: &mut [Sealing<'_>]) {
-    let mut counters = [0; N];
-    let mut texts: [Plain<'_>; N] = array::from_fn(|_| Plain::default());
-    let (count, mut longest) = (chunk.len(), 0);
-    for (index, packet) in chunk.iter_mut().enumerate() {
-        counters[index] = first_counter + index as u64;
-        let len = packet.out.len() - TAG_LEN;
-        longest = longest.max(len);
-        texts[index] = Plain::new(packet.head, packet.rest, &mut packet.out[..len]);
+pub(super) fn seal(key: &[u32; 8], lanes: usize, first_counter: u64, chunk: &mut [Sealing<'_>]) {
+    let mut counters = [0; chacha::LANES];
+    let mut longest = 0;
+    for (index, (packet, counter)) in chunk.iter().zip(&mut counters).enumerate() {
+        *counter = first_counter + index as u64;
+        longest = longest.max(packet.out.len() - TAG_LEN);
     }
-    let mut streams = Begun::<N>::new(key, &counters, longest);
-    streams.translate(&mut texts, count);
+    let mut first = Secret([[_mm512_setzero_si512(); chacha::LANES]; 2]);
+    let mut begun = Begun::new(key, &counters[..lanes], longest, &mut first);
+    begun.translate(chunk);
 
-    let mut sealed: [&[u8]; N] = [&[]; N];
+    let mut sealed: [&[u8]; chacha::LANES] = [&[]; chacha::LANES];
     for (text, packet) in sealed.iter_mut().zip(&*chunk) {
         *text = &packet.out[..packet.out.len() - TAG_LEN];
     }
-    let tags = streams.tags(&sealed);
-    streams.wipe();
+    let mut tags = [Tag::default(); chacha::LANES];
+    begun.tags(&sealed[..chunk.len()], &mut tags[..chunk.len()]);
+    first.wipe();
     for (packet, tag) in chunk.iter_mut().zip(tags) {
         if let Some(place) = packet.out.last_chunk_mut() {
             *place = tag.to_bytes();
@@ -37,13 +35,13 @@ pub(super) fn seal<const N: usize>(key: &[u32; 8], first_counter: u64, chunk: &m
     }
 }
 
-/// Opens the packets of a chunk, of which there are at most `N` and each has a tag. All tags are checked before anything is
+/// Opens the packets of a chunk, of which there are at most `lanes` and each has a tag. All tags are checked before anything is
 /// written, and of a packet that does not open nothing is.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-pub(super) fn open<const N: usize>(key: &[u32; 8], chunk: &mut [Opening<'_>]) {
-    let mut counters = [0; N];
-    let mut sealed: [&[u8]; N] = [&[]; N];
-    let mut tags = [Tag::default(); N];
+pub(super) fn open(key: &[u32; 8], lanes: usize, chunk: &mut [Opening<'_>]) {
+    let mut counters = [0; chacha::LANES];
+    let mut sealed: [&[u8]; chacha::LANES] = [&[]; chacha::LANES];
+    let mut tags = [Tag::default(); chacha::LANES];
     let mut longest = 0;
     for (index, packet) in chunk.iter().enumerate() {
         counters[index] = packet.counter;
@@ -53,20 +51,15 @@ pub(super) fn open<const N: usize>(key: &[u32; 8], chunk: &mut [Opening<'_>]) {
             tags[index] = Tag::from_bytes(tag);
         }
     }
-    let mut streams = Begun::<N>::new(key, &counters, longest);
-    let made = streams.tags(&sealed);
-
-    let mut texts: [Sealed<'_>; N] = array::from_fn(|_| Sealed::default());
-    let count = chunk.len();
-    for (index, packet) in chunk.iter_mut().enumerate() {
-        packet.opened = made[index].is(tags[index]);
-        if packet.opened {
-            let len = packet.bytes.len() - TAG_LEN;
-            texts[index] = Sealed::new(&mut packet.bytes[..len]);
-        }
+    let mut first = Secret([[_mm512_setzero_si512(); chacha::LANES]; 2]);
+    let mut begun = Begun::new(key, &counters[..lanes], longest, &mut first);
+    let mut made = [Tag::default(); chacha::LANES];
+    begun.tags(&sealed[..chunk.len()], &mut made[..chunk.len()]);
+    for ((packet, made), tag) in chunk.iter_mut().zip(made).zip(tags) {
+        packet.opened = made.is(tag);
     }
-    streams.translate(&mut texts, count);
-    streams.wipe();
+    begun.translate(chunk);
+    first.wipe();
 }
 
 impl Tag {
@@ -86,70 +79,47 @@ impl Tag {
     }
 }
 
-/// A text to be sealed, in blocks and what is left of less than one.
-#[derive(Default)]
-struct Plain<'a> {
-    head: &'a [[u8; WIDTH]],
-    rest: &'a [[u8; WIDTH]],
-    rest_end: &'a [u8],
-    out: &'a mut [[u8; WIDTH]],
-    out_end: &'a mut [u8],
-}
-
-impl<'a> Plain<'a> {
-    fn new(head: &'a [u8], rest: &'a [u8], out: &'a mut [u8]) -> Self {
-        // A text that is all head is all rest here.
-        let (head, rest) = if rest.is_empty() { (rest, head) } else { (head, rest) };
-        let (rest, rest_end) = rest.as_chunks();
-        let (out, out_end) = out.as_chunks_mut();
-        Self { head: head.as_chunks().0, rest, rest_end, out, out_end }
-    }
-}
-
-impl Text for Plain<'_> {
+/// A text that is all head is all rest here.
+impl Text for Sealing<'_> {
     #[inline(always)]
     fn head(&self) -> usize {
-        self.head.len()
+        if self.rest.is_empty() { 0 } else { self.head.len() / WIDTH }
     }
 
     #[inline(always)]
     fn rest(&self) -> &[[u8; WIDTH]] {
-        self.rest
+        let rest = if self.rest.is_empty() { self.head } else { self.rest };
+        rest.as_chunks().0
     }
 
     #[inline(always)]
     fn target(&mut self) -> &mut [[u8; WIDTH]] {
-        self.out
+        let len = self.out.len() - TAG_LEN;
+        self.out[..len].as_chunks_mut().0
+    }
+
+    #[inline(always)]
+    fn pointers(&mut self) -> (*const u8, *mut u8) {
+        let before = self.head() * WIDTH;
+        (self.rest().as_ptr().cast::<u8>().wrapping_sub(before), self.out.as_mut_ptr())
     }
 
     fn source_part(&self, block: usize) -> &[u8] {
-        match self.head.get(block) {
+        let (head, rest) = if self.rest.is_empty() { (self.rest, self.head) } else { (self.head, self.rest) };
+        match head.as_chunks::<WIDTH>().0.get(block) {
             Some(block) => block,
-            None if block == self.head.len() + self.rest.len() => self.rest_end,
-            None => &[],
+            None => block_of(rest, block - self.head()),
         }
     }
 
     fn target_part(&mut self, block: usize) -> &mut [u8] {
-        if block == self.out.len() { self.out_end } else { &mut [] }
+        let len = self.out.len() - TAG_LEN;
+        self.out[..len].get_mut(block * WIDTH..).unwrap_or_default()
     }
 }
 
-/// A text to be opened where it is.
-#[derive(Default)]
-struct Sealed<'a> {
-    blocks: &'a mut [[u8; WIDTH]],
-    end: &'a mut [u8],
-}
-
-impl<'a> Sealed<'a> {
-    fn new(text: &'a mut [u8]) -> Self {
-        let (blocks, end) = text.as_chunks_mut();
-        Self { blocks, end }
-    }
-}
-
-impl Text for Sealed<'_> {
+/// A text is opened where it is; one that must not be is none.
+impl Text for Opening<'_> {
     #[inline(always)]
     fn head(&self) -> usize {
         0
@@ -157,98 +127,105 @@ impl Text for Sealed<'_> {
 
     #[inline(always)]
     fn rest(&self) -> &[[u8; WIDTH]] {
-        self.blocks
+        text_of(self).as_chunks().0
     }
 
     #[inline(always)]
     fn target(&mut self) -> &mut [[u8; WIDTH]] {
-        self.blocks
+        text_of_mut(self).as_chunks_mut().0
+    }
+
+    #[inline(always)]
+    fn pointers(&mut self) -> (*const u8, *mut u8) {
+        let both = self.bytes.as_mut_ptr();
+        (both, both)
     }
 
     fn source_part(&self, block: usize) -> &[u8] {
-        if block == self.blocks.len() { self.end } else { &[] }
+        block_of(text_of(self), block)
     }
 
     fn target_part(&mut self, block: usize) -> &mut [u8] {
-        if block == self.blocks.len() { self.end } else { &mut [] }
+        text_of_mut(self).get_mut(block * WIDTH..).unwrap_or_default()
     }
+}
+
+#[inline(always)]
+fn text_of<'a>(packet: &'a Opening<'_>) -> &'a [u8] {
+    let len = if packet.opened { packet.bytes.len() - TAG_LEN } else { 0 };
+    &packet.bytes[..len]
+}
+
+#[inline(always)]
+fn text_of_mut<'a>(packet: &'a mut Opening<'_>) -> &'a mut [u8] {
+    let len = if packet.opened { packet.bytes.len() - TAG_LEN } else { 0 };
+    &mut packet.bytes[..len]
+}
+
+/// What there is of a block.
+fn block_of(bytes: &[u8], block: usize) -> &[u8] {
+    let rest = bytes.get(block * WIDTH..).unwrap_or_default();
+    rest.get(..WIDTH).unwrap_or(rest)
 }
 
 /// The key streams of a chunk's packets, of which the first part is made.
-struct Begun<'a, const N: usize> {
-    streams: Streams<'a, N>,
+struct Begun<'a> {
+    streams: Streams<'a>,
     /// Blocks of the longest packet, with the one that its one-time key is from.
     blocks: usize,
-    /// The first states of key stream, which begin with the one-time keys.
-    first: Secret<{ 3 * chacha::LANES }>,
-    /// How many they are: one or two.
-    states: usize,
+    /// The first states of key stream, which begin with the one-time keys. The second may not be made.
+    first: &'a mut First,
 }
 
-impl<'a, const N: usize> Begun<'a, N> {
+type First = Secret<[Rows; 2]>;
+
+impl<'a> Begun<'a> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-    fn new(key: &'a [u32; 8], counters: &[u64; N], longest: usize) -> Self {
+    fn new(key: &'a [u32; 8], counters: &[u64], longest: usize, first: &'a mut First) -> Self {
         let streams = Streams::new(key, counters);
         let blocks = 1 + longest.div_ceil(WIDTH);
-        let mut first = Secret::new();
-        let ([one, two, ..], _) = first.0.as_chunks_mut() else { unreachable!() };
-        let states = if blocks <= Streams::<N>::PER_STATE {
-            chacha::make_one(&streams, one);
-            1
+        if blocks <= streams.per_state {
+            first.0[0] = streams.make_one(0);
         } else {
-            chacha::make_two(&streams, one, two);
-            2
-        };
-        Self { streams, blocks, first, states }
+            first.0 = streams.make_two(0);
+        }
+        Self { streams, blocks, first }
     }
 
-    /// The tags of the sealed `texts`.
-    #[inline]
+    /// Makes the tags of the sealed texts.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-    fn tags(&self, texts: &[&[u8]; N]) -> [Tag; N] {
-        let mut tags = [Tag::default(); N];
-        let mut keys = [_mm512_setzero_si512(); N];
-        for (key, blocks) in keys.iter_mut().zip(self.first.0.chunks_exact(Streams::<N>::PER_STATE)) {
-            *key = blocks[0];
+    fn tags(&self, texts: &[&[u8]], tags: &mut [Tag]) {
+        let mut keys = [_mm512_setzero_si512(); chacha::LANES];
+        for (key, row) in keys.iter_mut().zip(self.first.0[0].iter().step_by(self.streams.per_state)) {
+            *key = *row;
         }
-        let lanes = keys.chunks(poly::LANES).zip(texts.chunks(poly::LANES)).zip(tags.chunks_mut(poly::LANES));
-        for ((keys, texts), tags) in lanes {
-            poly::tags(texts, keys, tags);
-        }
-        tags
+        poly::tags(texts, &keys, tags);
     }
 
-    /// Adds the key stream to the texts, of which there are `count` and no more: seals or opens them.
+    /// Adds the key stream to the texts: seals or opens them. The first block of a text is number 1: number 0 is where the one-time
+    /// key is from.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-    fn translate<T: Text>(&mut self, texts: &mut [T; N], count: usize) {
-        let per_state = Streams::<N>::PER_STATE;
-        let whole = Whole::new(texts, count);
-        let mut block = 0;
-        for rows in self.first.0.as_chunks::<{ chacha::LANES }>().0.iter().take(self.states) {
-            for (text, rows) in texts.iter_mut().zip(rows.chunks_exact(per_state)) {
-                if block == 0 {
-                    add_rows(text, 0, &rows[1..]);
-                } else {
-                    add_rows(text, block - 1, rows);
-                }
+    fn translate<T: Text>(&self, texts: &mut [T]) {
+        let per_state = self.streams.per_state;
+        let whole = chacha::whole_in_all(texts);
+        for (text, rows) in texts.iter_mut().zip(self.first.0[0].chunks_exact(per_state)) {
+            for (block, row) in rows[1..].iter().enumerate() {
+                chacha::add_at_edge(text, block, row);
             }
-            block += per_state;
         }
-        let ([_, _, spare], _) = self.first.0.as_chunks_mut() else { return };
+        if self.blocks > per_state {
+            chacha::add_rows(texts, per_state - 1, &self.first.0[1], per_state);
+        }
+        let mut block = 2 * per_state;
+        let mut lanes = Lanes::new();
         while block + per_state < self.blocks {
-            add_two(&self.streams, block, texts, whole, spare);
+            chacha::add_two(&self.streams, block, texts, &whole, &mut lanes);
             block += 2 * per_state;
         }
         if block < self.blocks {
-            add_one(&self.streams, block, texts, whole, spare);
+            chacha::add_one(&self.streams, block, texts);
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-    fn wipe(&mut self) {
-        self.first.wipe();
     }
 }

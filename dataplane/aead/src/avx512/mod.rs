@@ -39,19 +39,6 @@ impl Drop for Avx512Key {
     }
 }
 
-/// Calls a function of [`chunk`] for as many lanes.
-macro_rules! in_lanes {
-    ($lanes:expr, $function:ident($($argument:expr),*)) => {
-        match $lanes {
-            1 => chunk::$function::<1>($($argument),*),
-            2 => chunk::$function::<2>($($argument),*),
-            4 => chunk::$function::<4>($($argument),*),
-            8 => chunk::$function::<8>($($argument),*),
-            _ => chunk::$function::<16>($($argument),*),
-        }
-    };
-}
-
 impl Avx512Key {
     pub(crate) fn new(key: &[u8; 32]) -> Option<Self> {
         let mut made = is_here().then_some(Self([0; 8]))?;
@@ -66,7 +53,7 @@ impl Avx512Key {
         let (count, lanes) = chunk_of(run.iter().map(|packet| packet.out.len()));
         if let Some(chunk @ [_, ..]) = run.get_mut(..count) {
             // SAFETY: a key exists only on a CPU with the features that the function is compiled for.
-            unsafe { in_lanes!(lanes, seal(&self.0, first_counter, chunk)) }
+            unsafe { chunk::seal(&self.0, lanes, first_counter, chunk) }
         }
         count
     }
@@ -76,7 +63,7 @@ impl Avx512Key {
         let (count, lanes) = chunk_of(run.iter().map(|packet| packet.bytes.len()));
         if let Some(chunk @ [_, ..]) = run.get_mut(..count) {
             // SAFETY: a key exists only on a CPU with the features that the function is compiled for.
-            unsafe { in_lanes!(lanes, open(&self.0, chunk)) }
+            unsafe { chunk::open(&self.0, lanes, chunk) }
         }
         count
     }

@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::vector::{Secret, WIDTH, from_longs, load, load_behind, longs, transpose_longs};
+use super::vector::{Secret, WIDTH, from_longs, load, load_part, longs, move_up, transpose_longs};
 
 /// Lanes of 64 bits.
 pub(super) const LANES: usize = 8;
@@ -31,43 +31,40 @@ type Number = [__m512i; 3];
 type Factor = [__m512i; 5];
 
 /// The factors of a run of groups: r⁴, r³, r², r, and what a lane is multiplied by from one of its groups to the next.
-type Factors = Secret<25>;
+type Factors = Secret<[Factor; 5]>;
 
 /// A tag in two halves, little endian.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tag(pub(super) u64, pub(super) u64);
 
-/// Makes the tags of at most eight texts, with no data but the text (§2.8). The first 32 bytes of a row are a one-time key.
+/// Makes the tags of at most sixteen texts, with no data but the text (§2.8). The first 32 bytes of a row are a one-time key.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
 pub(super) fn tags(texts: &[&[u8]], keys: &[__m512i], tags: &mut [Tag]) {
     let groups = texts.iter().map(|text| padded_len(text).div_ceil(WIDTH)).max().unwrap_or(1);
-    let share = (LANES / texts.len()).min(groups.next_power_of_two());
-    let mut rows = [_mm512_setzero_si512(); LANES];
-    let mut lanes = Lanes { texts: [&[]; LANES], at: [0; LANES], share, steps: groups.div_ceil(share) };
-    for (lane, row) in rows.iter_mut().enumerate() {
-        // Lanes that are left over do again what others do.
-        let text = lane / share % texts.len();
-        *row = keys[text];
-        lanes.texts[lane] = texts[text];
-        lanes.at[lane] = lanes.begin(padded_len(texts[text]), lane % share);
-    }
-    let [r_low, r_high, s_low, s_high, ..] = transpose_longs(rows);
-    let r = limbs(
-        _mm512_and_si512(r_low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff)),
-        _mm512_and_si512(r_high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc)),
-    );
-
-    let (mut factors, mut fold) = factors(r, share);
-    let sum = if share == 1 {
-        add_up::<true>(&lanes, &factors)
-    } else {
-        fold_shares(add_up::<false>(&lanes, &factors), &fold.0, share)
+    // A text has a lane, or two, four or eight.
+    let share = match texts.len() {
+        1 => 8,
+        2 => 4,
+        3 | 4 => 2,
+        _ => 1,
     };
-    factors.wipe();
-    fold.wipe();
-    let (low, high) = finish(sum, s_low, s_high);
-    for (tag, lane) in tags.iter_mut().zip((0..).step_by(share)) {
-        *tag = Tag(longs(low)[lane], longs(high)[lane]);
+    let share = groups.next_power_of_two().min(share);
+    let steps = (groups + share - 1) >> share.ilog2();
+    if let Some((first, others)) = texts.split_at_checked(LANES)
+        && !others.is_empty()
+    {
+        // Sixteen lanes: what waits for a product of one half does the other meanwhile.
+        let (first_keys, other_keys) = keys.split_at(LANES);
+        let (first_tags, other_tags) = tags.split_at_mut(LANES);
+        let mut one = Half::new(first, first_keys, share, steps);
+        let mut two = Half::new(others, other_keys, share, steps);
+        let sums = add_up::<true, 2>([&one, &two]);
+        one.finish(sums[0], first_tags);
+        two.finish(sums[1], other_tags);
+    } else {
+        let mut half = Half::new(texts, keys, share, steps);
+        let [sum] = if share == 1 { add_up::<true, 1>([&half]) } else { add_up::<false, 1>([&half]) };
+        half.finish(sum, tags);
     }
 }
 
@@ -76,19 +73,66 @@ fn padded_len(text: &[u8]) -> usize {
     text.len().next_multiple_of(BLOCK_LEN) + BLOCK_LEN
 }
 
-/// What lies in the lanes: the texts, and where in each its first group begins, which may be before its beginning.
-struct Lanes<'a> {
+/// Eight lanes: their texts, where in each its first group begins, which may be before its beginning, and the keys.
+struct Half<'a> {
     texts: [&'a [u8]; LANES],
     at: [isize; LANES],
-    /// How many lanes a text has. In each step it is that many groups further.
+    /// How many lanes a text has, a power of two. In each step it is that many groups further.
     share: usize,
     steps: usize,
+    /// Whether all are of one length and at one place.
+    uniform: bool,
+    factors: Factors,
+    /// What the sum of each lane is multiplied by in the end.
+    fold: Secret<Factor>,
+    /// What is added in the end.
+    pad: Secret<[__m512i; 2]>,
 }
 
-impl<'a> Lanes<'a> {
-    /// Where the `place`-th lane of a text begins, so that the last lane ends with it.
-    fn begin(&self, padded_len: usize, place: usize) -> isize {
-        padded_len.cast_signed() - ((self.share * self.steps - place) * WIDTH).cast_signed()
+impl<'a> Half<'a> {
+    /// Puts at most eight texts into lanes, so that all end in the same step.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+    fn new(texts: &[&'a [u8]], keys: &[__m512i], share: usize, steps: usize) -> Self {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        let mut lanes: [&[u8]; LANES] = [&[]; LANES];
+        let mut at = [0; LANES];
+        let (mut text, mut place) = (0, 0);
+        for (lane, row) in rows.iter_mut().enumerate() {
+            *row = keys[text];
+            lanes[lane] = texts[text];
+            at[lane] =
+                padded_len(texts[text]).cast_signed() - ((share * steps - place) * WIDTH).cast_signed();
+            place += 1;
+            if place == share {
+                // Lanes that are left over do again what others do.
+                (text, place) = (if text + 1 == texts.len() { 0 } else { text + 1 }, 0);
+            }
+        }
+        let uniform = share == 1 && texts.iter().all(|text| text.len() == texts[0].len());
+        let [r_low, r_high, s_low, s_high, ..] = transpose_longs(rows);
+        let r = limbs(
+            _mm512_and_si512(r_low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff)),
+            _mm512_and_si512(r_high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc)),
+        );
+        let (factors, fold) = factors(r, share);
+        Self { texts: lanes, at, share, steps, uniform, factors, fold, pad: Secret([s_low, s_high]) }
+    }
+
+    /// Makes tags of the sums of all lanes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+    fn finish(&mut self, sum: Number, tags: &mut [Tag]) {
+        let sum = if self.share == 1 { sum } else { fold_shares(sum, &self.fold.0, self.share) };
+        let (low, high) = finish(sum, self.pad.0[0], self.pad.0[1]);
+        let (low, high) = (longs(low), longs(high));
+        let lanes = low.into_iter().zip(high).step_by(self.share);
+        for (tag, (low, high)) in tags.iter_mut().zip(lanes) {
+            *tag = Tag(low, high);
+        }
+        self.factors.wipe();
+        self.fold.wipe();
+        self.pad.wipe();
     }
 
     /// Where each lane is in a step.
@@ -99,7 +143,7 @@ impl<'a> Lanes<'a> {
     /// The steps in which each lane has a group that is all text: all but the last and, mostly, the first.
     fn whole(&self) -> Range<usize> {
         let before = self.at.iter().min().map_or(0, |at| (-at).max(0).cast_unsigned());
-        let first = before.div_ceil(self.share * WIDTH);
+        let first = (before + self.share * WIDTH - 1) >> (self.share * WIDTH).ilog2();
         first..first.max(self.steps - 1)
     }
 
@@ -114,46 +158,86 @@ impl<'a> Lanes<'a> {
     }
 }
 
-/// The sum of each lane. If each is `ALONE` with its text, its sum is complete.
+/// The sums of the lanes of each half. If each is `ALONE` with its text, they are complete.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-fn add_up<const ALONE: bool>(lanes: &Lanes<'_>, factors: &Factors) -> Number {
-    let mut sum = Product::new();
-    let whole = lanes.whole();
-    for step in 0..whole.start {
-        sum = add_edge::<ALONE>(sum, lanes, step, factors);
+fn add_up<const ALONE: bool, const HALVES: usize>(halves: [&Half<'_>; HALVES]) -> [Number; HALVES] {
+    let mut sums = [Product::new(); HALVES];
+    let (mut begin, mut end) = (0, halves[0].steps);
+    for half in halves {
+        let whole = half.whole();
+        (begin, end) = (begin.max(whole.start), end.min(whole.end));
     }
-    let groups = lanes.groups(whole.start);
-    for place in (0..whole.len()).map(|step| step * lanes.share) {
-        let mut rows = [_mm512_setzero_si512(); LANES];
-        for (row, groups) in rows.iter_mut().zip(&groups) {
-            *row = load(&groups[place]);
+    for step in 0..begin {
+        for (sum, half) in sums.iter_mut().zip(halves) {
+            *sum = add_edge::<ALONE>(*sum, half, step);
         }
-        sum = add_groups::<ALONE>(sum, rows, [_mm512_set1_epi64(TOP); BLOCKS], factors);
     }
-    for step in whole.end..lanes.steps {
-        sum = add_edge::<ALONE>(sum, lanes, step, factors);
+    let groups = halves.map(|half| half.groups(begin));
+    for place in (0..end.saturating_sub(begin)).map(|step| step * halves[0].share) {
+        for ((sum, half), groups) in sums.iter_mut().zip(halves).zip(&groups) {
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for (row, groups) in rows.iter_mut().zip(groups) {
+                *row = load(&groups[place]);
+            }
+            *sum = add_groups::<ALONE>(*sum, rows, [_mm512_set1_epi64(TOP); BLOCKS], &half.factors);
+        }
     }
-    sum.carried()
+    for step in begin.max(end)..halves[0].steps {
+        for (sum, half) in sums.iter_mut().zip(halves) {
+            *sum = add_edge::<ALONE>(*sum, half, step);
+        }
+    }
+    let mut numbers = [[_mm512_setzero_si512(); 3]; HALVES];
+    for (number, sum) in numbers.iter_mut().zip(sums) {
+        *number = sum.carried();
+    }
+    numbers
+}
+
+/// A group that begins before its text or ends with it.
+struct Edge {
+    part: Range<usize>,
+    /// Words of 64 bits that are left out before it.
+    skipped: usize,
+    /// Whether the length follows: it is the last.
+    last: bool,
+}
+
+impl Edge {
+    #[inline(always)]
+    fn new(at: isize, len: usize) -> Self {
+        let end = (at + WIDTH.cast_signed()).max(0).cast_unsigned();
+        Self {
+            part: at.max(0).cast_unsigned().min(len)..end.min(len),
+            skipped: (-at).clamp(0, WIDTH.cast_signed()).cast_unsigned() / size_of::<u64>(),
+            // Behind the text are at most 31 bytes, so only the last group reaches beyond it.
+            last: end > len,
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+    fn load(&self, text: &[u8]) -> __m512i {
+        let row = move_up(load_part(text.get(self.part.clone()).unwrap_or_default()), self.skipped);
+        if self.last { _mm512_mask_set1_epi64(row, 0x80, text.len() as i64) } else { row }
+    }
 }
 
 /// Adds groups of which some begin before their text, or end with it: zeros, text, zeros, and the length if it is the last.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-fn add_edge<const ALONE: bool>(sum: Product, lanes: &Lanes<'_>, step: usize, factors: &Factors) -> Product {
+fn add_edge<const ALONE: bool>(sum: Product, lanes: &Half<'_>, step: usize) -> Product {
     let at = lanes.at(step);
     let mut rows = [_mm512_setzero_si512(); LANES];
-    for ((row, text), at) in rows.iter_mut().zip(lanes.texts).zip(at) {
-        let end = at + WIDTH.cast_signed();
-        if end <= 0 {
-            continue;
+    if lanes.uniform {
+        let group = Edge::new(at[0], lanes.texts[0].len());
+        for (row, text) in rows.iter_mut().zip(lanes.texts) {
+            *row = group.load(text);
         }
-        let end = end.cast_unsigned();
-        let part = text.get(at.max(0).cast_unsigned()..end.min(text.len())).unwrap_or_default();
-        *row = load_behind(part, (-at).max(0).cast_unsigned());
-        // Only the last group reaches beyond the text, behind which are at most 31 bytes.
-        if end > text.len() {
-            *row = _mm512_mask_set1_epi64(*row, 0x80, text.len() as i64);
+    } else {
+        for ((row, text), at) in rows.iter_mut().zip(lanes.texts).zip(at) {
+            *row = Edge::new(at, text.len()).load(text);
         }
     }
     // The bit above a block's 128 (§2.5.1), where there is a block.
@@ -163,7 +247,7 @@ fn add_edge<const ALONE: bool>(sum: Product, lanes: &Lanes<'_>, step: usize, fac
         let begins = _mm512_set1_epi64(-((block * BLOCK_LEN) as i64));
         *top = _mm512_maskz_set1_epi64(_mm512_cmpge_epi64_mask(at, begins), TOP);
     }
-    add_groups::<ALONE>(sum, rows, tops, factors)
+    add_groups::<ALONE>(sum, rows, tops, &lanes.factors)
 }
 
 /// 2¹²⁸ in the third limb, which begins at 2⁸⁸.
@@ -188,7 +272,7 @@ fn add_groups<const ALONE: bool>(
         let [low, middle, high] = limbs(columns[2 * index], columns[2 * index + 1]);
         [low, middle, _mm512_or_si512(high, tops[index])]
     };
-    let factors = factors.0.as_chunks::<5>().0;
+    let factors = &factors.0;
     let mut product = Product::new();
     product.add(block(3), &factors[3]);
     product.add(block(2), &factors[2]);
@@ -207,7 +291,7 @@ fn add_groups<const ALONE: bool>(
 /// lanes that share a text can be added.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-fn factors(r: Number, share: usize) -> (Factors, Secret<5>) {
+fn factors(r: Number, share: usize) -> (Factors, Secret<Factor>) {
     let first = factor(r);
     let second = factor(multiply(r, &first));
     let third = factor(multiply([second[0], second[1], second[2]], &first));
@@ -228,13 +312,7 @@ fn factors(r: Number, share: usize) -> (Factors, Secret<5>) {
         between = factor(multiply([between[0], between[1], between[2]], &between));
     }
 
-    let mut factors = Factors::new();
-    for (place, factor) in
-        factors.0.as_chunks_mut::<5>().0.iter_mut().zip([fourth, third, second, first, between])
-    {
-        *place = factor;
-    }
-    (factors, Secret(factor(fold)))
+    (Secret([fourth, third, second, first, between]), Secret(factor(fold)))
 }
 
 /// Brings the sums of the lanes that share a text together; each of these has the whole afterwards.
@@ -274,7 +352,8 @@ fn add(a: Number, b: Number) -> Number {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
 fn factor(limbs: Number) -> Factor {
-    let times_20 = |limb| _mm512_add_epi64(_mm512_slli_epi64::<4>(limb), _mm512_slli_epi64::<2>(limb));
+    let (zero, twenty) = (_mm512_setzero_si512(), _mm512_set1_epi64(20));
+    let times_20 = |limb| _mm512_madd52lo_epu64(zero, limb, twenty);
     [limbs[0], limbs[1], limbs[2], times_20(limbs[1]), times_20(limbs[2])]
 }
 
@@ -288,6 +367,7 @@ fn multiply(a: Number, b: &Factor) -> Number {
 
 /// A sum of products before carries are spread: of each limb the low 52 bits of its products, and what was above those. Limbs are
 /// shorter than 46 bits and factors than 50, so up to five products are far from filling 64.
+#[derive(Clone, Copy)]
 struct Product {
     low: Number,
     high: Number,
@@ -347,7 +427,8 @@ fn times_5(value: __m512i) -> __m512i {
 fn finish(sum: Number, s_low: __m512i, s_high: __m512i) -> (__m512i, __m512i) {
     let (limb, last_limb) = (_mm512_set1_epi64(LIMB), _mm512_set1_epi64(LAST_LIMB));
     let [mut h0, mut h1, mut h2] = sum;
-    // The first time brings all limbs below their bounds but for a carry; the second, that one.
+    // The first time brings all limbs below their bounds but for a carry, the second that one: if it goes all the way round, it finds
+    // the first limb next to empty.
     for _ in 0..2 {
         h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
         h0 = _mm512_and_si512(h0, limb);
@@ -356,10 +437,6 @@ fn finish(sum: Number, s_low: __m512i, s_high: __m512i) -> (__m512i, __m512i) {
         h0 = _mm512_add_epi64(h0, times_5(_mm512_srli_epi64::<42>(h2)));
         h2 = _mm512_and_si512(h2, last_limb);
     }
-    h1 = _mm512_add_epi64(h1, _mm512_srli_epi64::<44>(h0));
-    h0 = _mm512_and_si512(h0, limb);
-    h2 = _mm512_add_epi64(h2, _mm512_srli_epi64::<44>(h1));
-    h1 = _mm512_and_si512(h1, limb);
 
     // h + 5 - 2¹³⁰ is not negative if h is 2¹³⁰-5 or more, and then it is what is wanted.
     let g0 = _mm512_add_epi64(h0, _mm512_set1_epi64(5));

@@ -3,9 +3,10 @@
 //! All reading and writing of the kernel is here, from and to slices, so that nothing outside them can be touched.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8, _mm512_setzero_si512,
-    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _mm512_loadu_si512, _mm512_mask_storeu_epi8, _mm512_maskz_loadu_epi8,
+    _mm512_maskz_permutexvar_epi64, _mm512_set_epi64, _mm512_set1_epi64, _mm512_setzero_si512,
+    _mm512_shuffle_i64x2, _mm512_storeu_si512, _mm512_sub_epi64, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
 };
 
 /// Bytes in a vector.
@@ -31,23 +32,21 @@ pub(super) fn store(bytes: &mut [u8; WIDTH], value: __m512i) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
 pub(super) fn load_part(bytes: &[u8]) -> __m512i {
-    load_behind(bytes, 0)
-}
-
-/// Reads `skipped` zeros and then the bytes, as many as fit; zeros follow. `skipped` is less than 64.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-pub(super) fn load_behind(bytes: &[u8], skipped: usize) -> __m512i {
     if bytes.is_empty() {
         // Where nothing is read the address may be nobody's, which costs the CPU hundreds of cycles to overlook.
         return _mm512_setzero_si512();
     }
-    let mask = first(bytes.len()) << skipped;
-    // The address may lie before the slice: it is computed without the promise that it is in any object.
-    let start = bytes.as_ptr().wrapping_sub(skipped);
-    // SAFETY: byte `i` of the vector is read only if bit `i` of the mask is set, so for `skipped <= i < skipped + bytes.len()`, and it
-    // lies at `start + i`, which is `bytes[i - skipped]`. What the mask leaves out is not accessed and cannot fault.
-    unsafe { _mm512_maskz_loadu_epi8(mask, start.cast()) }
+    // SAFETY: byte `i` is read only if bit `i` of the mask is set, so for `i < bytes.len()`. What the mask leaves out is not accessed
+    // and cannot fault.
+    unsafe { _mm512_maskz_loadu_epi8(first(bytes.len()), bytes.as_ptr().cast()) }
+}
+
+/// Moves the 64-bit words of a vector up by `places`, of which there are at most eight; zeros follow from below.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+pub(super) fn move_up(value: __m512i, places: usize) -> __m512i {
+    let from = _mm512_sub_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(places as i64));
+    _mm512_maskz_permutexvar_epi64((0xff_u32 << places) as u8, from, value)
 }
 
 /// Writes the first bytes of `value`, as many as there is room for.
@@ -60,6 +59,20 @@ pub(super) fn store_part(bytes: &mut [u8], value: __m512i) {
     // SAFETY: byte `i` is written only if bit `i` of the mask is set, so for `i < bytes.len()`. What the mask leaves out is not
     // accessed and cannot fault.
     unsafe { _mm512_mask_storeu_epi8(bytes.as_mut_ptr().cast(), first(bytes.len()), value) }
+}
+
+/// Adds a vector to 64 bytes at `source`, and writes the sum to `target`.
+///
+/// # Safety
+///
+/// `source` must be good for reading 64 bytes, `target` for writing them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+pub(super) unsafe fn xor(source: *const u8, value: __m512i, target: *mut u8) {
+    // SAFETY: the caller promises that these bytes can be read; the instruction asks for no alignment.
+    let input = unsafe { _mm512_loadu_si512(source.cast()) };
+    // SAFETY: the caller promises that these bytes can be written; the instruction asks for no alignment.
+    unsafe { _mm512_storeu_si512(target.cast(), _mm512_xor_si512(input, value)) }
 }
 
 /// Takes a vector apart.
@@ -97,25 +110,36 @@ fn first(count: usize) -> u64 {
 /// Secrets that are overwritten when they are no longer needed: key stream, one-time keys and what is made of them.
 ///
 /// What the compiler keeps in registers, or copies to the stack to get registers free, is beyond its reach.
-#[repr(C, align(64))]
-pub(super) struct Secret<const LEN: usize>(pub(super) [__m512i; LEN]);
+pub(super) struct Secret<T: Vectors>(pub(super) T);
 
-impl<const LEN: usize> Secret<LEN> {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-    pub(super) fn new() -> Self {
-        Self([_mm512_setzero_si512(); LEN])
-    }
-
+impl<T: Vectors> Secret<T> {
     /// Overwrites it with zeros, which the compiler may not leave out.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
     pub(super) fn wipe(&mut self) {
         let zero = _mm512_setzero_si512();
-        for value in &mut self.0 {
+        for value in self.0.vectors() {
             // SAFETY: a reference is good for a write of what it refers to, which has no destructor.
             unsafe { std::ptr::write_volatile(value, zero) }
         }
+    }
+}
+
+/// What is made of vectors.
+pub(super) trait Vectors {
+    /// All of them.
+    fn vectors(&mut self) -> &mut [__m512i];
+}
+
+impl<const LEN: usize> Vectors for [__m512i; LEN] {
+    fn vectors(&mut self) -> &mut [__m512i] {
+        self
+    }
+}
+
+impl<const LEN: usize, const OF: usize> Vectors for [[__m512i; LEN]; OF] {
+    fn vectors(&mut self) -> &mut [__m512i] {
+        self.as_flattened_mut()
     }
 }
 
