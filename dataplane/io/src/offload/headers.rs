@@ -85,8 +85,8 @@ pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
     }
 }
 
-/// The version, the protocol and where its header begins, of a packet that is exactly as long as it says and no
-/// fragment.
+/// The version, the protocol and where its header begins (past the end, perhaps), of a packet that is exactly as long as
+/// it says and no fragment.
 pub(crate) fn transport(packet: &[u8]) -> Option<(Ip, u8, usize)> {
     let first = *packet.first()?;
     match first >> 4 {
@@ -95,7 +95,7 @@ pub(crate) fn transport(packet: &[u8]) -> Option<(Ip, u8, usize)> {
             let exact = usize::from(be16(packet, 2)?) == packet.len();
             let whole = be16(packet, 6)? & FRAGMENT == 0;
             let protocol = *packet.get(9)?;
-            (header >= IPV4 && header <= packet.len() && exact && whole).then_some((Ip::V4, protocol, header))
+            (header >= IPV4 && exact && whole).then_some((Ip::V4, protocol, header))
         }
         6 => {
             let exact = usize::from(be16(packet, 4)?).wrapping_add(IPV6) == packet.len();
@@ -110,7 +110,7 @@ pub(crate) fn transport(packet: &[u8]) -> Option<(Ip, u8, usize)> {
                 protocol = next;
                 at = at.checked_add(usize::from(units).wrapping_add(1).wrapping_mul(8))?;
             }
-            (at <= packet.len()).then_some((Ip::V6, protocol, at))
+            Some((Ip::V6, protocol, at))
         }
         _ => None,
     }

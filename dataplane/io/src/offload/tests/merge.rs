@@ -416,6 +416,9 @@ fn headers_of_tcp_that_are_too_short_go_as_they_are() {
             packet
         };
         assert_eq!(sizes(&[short(0), short(1), short(2)]), [1, 1, 1]);
+        // Who knows whose it is.
+        let other = Packet { source_port: 1, ..first.clone() };
+        assert_eq!(sizes(&[other.emit(), short(0), nth(&other, 1).emit()]), [1, 1, 1]);
     }
 }
 

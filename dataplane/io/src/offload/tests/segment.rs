@@ -20,6 +20,7 @@ fn segments(header: &[u8; 10], bytes: &mut [u8]) -> Result<Vec<Vec<u8>>, Unfit> 
             first.len(),
             rest.len()
         );
+        assert!(packet.segments() > 1 || first.is_empty(), "a single packet is left where it is");
         let segment = [first, rest].concat();
         assert_eq!(segment.len(), packet.segment_len(index));
         segments.push(segment);
@@ -203,7 +204,18 @@ fn lies_about_lengths_are_refused() {
         assert_eq!(lie(&packet, |header, _| header[4..6].fill(0)), Unfit::Empty);
     }
     let [tcp4, _, udp4, _] = families(&noise(1, 300));
-    assert_eq!(lie(&tcp4, |_, bytes| bytes[0] = 0x44), Unfit::Mismatch, "IPv4's header is too short");
+    // The ports lie where the length would be, and fit.
+    let fits = Packet { source_port: 12 + 300, ..udp4.clone() };
+    let short = lie(&fits, |header, bytes| (header[6], bytes[0]) = (16, 0x44));
+    assert_eq!(short, Unfit::Mismatch, "IPv4's header is too short");
+    let long = lie(&tcp4, |header, bytes| {
+        header[6] = 60;
+        bytes[0] = 0x4f;
+        bytes[3] = 59;
+        bytes[2] = 0;
+        bytes.truncate(59);
+    });
+    assert_eq!(long, Unfit::Short, "IPv4's header is longer than the packet");
     assert_eq!(lie(&tcp4, |_, bytes| bytes[32] = 0x40), Unfit::Mismatch, "TCP's header is too short");
     assert_eq!(lie(&udp4, |_, bytes| bytes[25] += 1), Unfit::Mismatch, "UDP's length");
     assert_eq!(lie(&tcp4, |_, bytes| bytes[6] = 0x20), Unfit::Mismatch, "a fragment");
@@ -222,6 +234,11 @@ fn lies_about_extension_headers_are_refused() {
     *extensions = vec![(0, vec![0; 6])];
     assert_eq!(lie(&packet, |_, bytes| bytes[41] = 255), Unfit::Mismatch, "past the end");
     assert_eq!(lie(&packet, |_, bytes| bytes[41] = 1), Unfit::Mismatch, "into TCP");
+    let past = lie(&packet, |header, bytes| {
+        bytes[41] = 200;
+        header[6..8].copy_from_slice(&(40u16 + 201 * 8).to_ne_bytes());
+    });
+    assert_eq!(past, Unfit::Short, "past the end, where the checksum is said to start");
     assert_eq!(lie(&packet, |_, bytes| bytes[6] = 44), Unfit::Mismatch, "a fragment");
     assert_eq!(lie(&packet, |_, bytes| bytes[40] = 17), Unfit::Mismatch, "another protocol");
 }

@@ -458,6 +458,25 @@ fn what_is_shown_once_is_final_and_what_comes_later_stands_behind_it() {
 }
 
 #[test]
+fn a_coalescer_is_as_new_after_every_turn() {
+    let mut world = World::new();
+    for turn in 0..20usize {
+        let first = [Packet::tcp4, Packet::udp6][turn % 2](noise(turn as u64, 100));
+        let other = Packet { source_port: 1, ..first.clone() };
+        let flows = [first, other];
+        let count = 1 + turn * 7 % 30;
+        let packets: Vec<_> = (0..count).map(|index| nth(&flows[index % 2], index / 2).emit()).collect();
+        let writes = world.write(&packets);
+        assert_eq!(writes.len(), count.min(2));
+        let mut restored = restored(&writes);
+        let (even, odd) = (0..count).partition::<Vec<_>, _>(|index| index % 2 == 0);
+        let want: Vec<_> = even.iter().chain(&odd).map(|index| packets[*index].clone()).collect();
+        assert_eq!(restored.len(), want.len());
+        assert!(restored.drain(..).eq(want));
+    }
+}
+
+#[test]
 fn what_was_cleared_is_joined_by_nobody() {
     let first = Packet::tcp4(noise(1, 100));
     let other = Packet { source_port: 1, ..first.clone() };
