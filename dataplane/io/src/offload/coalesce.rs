@@ -8,10 +8,10 @@
 
 use thiserror::Error;
 
-use super::candidate::{Alike, Candidate, Class, Classes, Look, look};
 use super::checksum::Sum;
 use super::flows::Flows;
 use super::headers::{self, IPV6, Ip, Protocol, TCP};
+use super::look::{Alike, Class, Classes, Look, Mergeable, look};
 use super::virtio::{self, HEADER, Header};
 
 /// The most packets that are collected before they must be written.
@@ -145,7 +145,7 @@ impl Coalescer {
         *self.packets.get_mut(usize::from(index)).ok_or(Full)? = Packet { place, next: 0 };
         self.packets_len = index.wrapping_add(1);
         match look(packet, self.classes) {
-            Look::Candidate(candidate) => self.push_candidate(index, &candidate, packet),
+            Look::Mergeable(mergeable) => self.push_mergeable(index, &mergeable, packet),
             Look::Verbatim(key) => {
                 self.flows.seal(&key);
                 self.open_slot(index);
@@ -161,21 +161,21 @@ impl Coalescer {
         Ok(())
     }
 
-    fn push_candidate(&mut self, index: u16, candidate: &Candidate, packet: &[u8]) {
-        let flow = self.flows.place(&candidate.key);
+    fn push_mergeable(&mut self, index: u16, mergeable: &Mergeable, packet: &[u8]) {
+        let flow = self.flows.place(&mergeable.key);
         if let Some(slot) = self.flows.group(flow).and_then(|slot| self.slots.get_mut(usize::from(slot)))
-            && slot.takes(candidate, packet)
+            && slot.takes(mergeable, packet)
         {
             if let Some(last) = self.packets.get_mut(usize::from(slot.last)) {
                 last.next = index;
             }
-            slot.add(index, candidate);
+            slot.add(index, mergeable);
             return;
         }
         self.flows.set_group(flow, Some(self.slots_len));
         // Nothing is added behind PSH: such a group stays without a seed, and takes nobody.
-        if let Some(slot) = self.open_slot(index).filter(|_| !candidate.push) {
-            slot.seed(candidate, packet);
+        if let Some(slot) = self.open_slot(index).filter(|_| !mergeable.push) {
+            slot.seed(mergeable, packet);
         }
     }
 
@@ -212,41 +212,41 @@ impl Coalescer {
 
 impl Slot {
     /// Makes this group one that others may join.
-    fn seed(&mut self, candidate: &Candidate, packet: &[u8]) {
-        let headers = usize::from(candidate.headers);
+    fn seed(&mut self, mergeable: &Mergeable, packet: &[u8]) {
+        let headers = usize::from(mergeable.headers);
         let template = self.template.get_mut(HEADER..).and_then(|template| template.get_mut(..headers));
         let (Some(template), Some(packet)) = (template, packet.get(..headers)) else { return };
         template.copy_from_slice(packet);
         self.seed = Some(Seed {
-            alike: candidate.alike,
-            class: candidate.class,
-            ip: candidate.ip,
-            protocol: candidate.protocol,
-            transport: candidate.transport,
-            headers: candidate.headers,
-            size: candidate.payload,
-            id: candidate.id,
+            alike: mergeable.alike,
+            class: mergeable.class,
+            ip: mergeable.ip,
+            protocol: mergeable.protocol,
+            transport: mergeable.transport,
+            headers: mergeable.headers,
+            size: mergeable.payload,
+            id: mergeable.id,
         });
         self.open = true;
         self.push = false;
-        self.total = u32::from(candidate.headers).wrapping_add(u32::from(candidate.payload));
-        self.next_sequence = candidate.sequence.wrapping_add(candidate.advance());
-        self.last_payload = candidate.payload;
+        self.total = u32::from(mergeable.headers).wrapping_add(u32::from(mergeable.payload));
+        self.next_sequence = mergeable.sequence.wrapping_add(mergeable.advance());
+        self.last_payload = mergeable.payload;
     }
 
     /// Whether the next packet of the flow may join.
-    fn takes(&self, candidate: &Candidate, packet: &[u8]) -> bool {
+    fn takes(&self, mergeable: &Mergeable, packet: &[u8]) -> bool {
         let Some(seed) = self.seed.as_ref().filter(|_| self.open) else { return false };
         let most = match seed.protocol {
             Protocol::Tcp => MAX_TCP,
             Protocol::Udp => MAX_UDP,
         };
         let next_id = seed.id.map(|id| id.wrapping_add(self.count));
-        let total = self.total.wrapping_add(u32::from(candidate.payload));
-        seed.alike == candidate.alike
-            && self.next_sequence == candidate.sequence
-            && next_id == candidate.id
-            && candidate.payload <= seed.size
+        let total = self.total.wrapping_add(u32::from(mergeable.payload));
+        seed.alike == mergeable.alike
+            && self.next_sequence == mergeable.sequence
+            && next_id == mergeable.id
+            && mergeable.payload <= seed.size
             && self.count < most
             && total <= MAX_PACKET as u32
             && self.has_options_of(seed, packet)
@@ -263,15 +263,15 @@ impl Slot {
         ours.is_some() && ours == packet.get(fixed..headers)
     }
 
-    fn add(&mut self, index: u16, candidate: &Candidate) {
+    fn add(&mut self, index: u16, mergeable: &Mergeable) {
         self.last = index;
         self.count = self.count.wrapping_add(1);
-        self.total = self.total.wrapping_add(u32::from(candidate.payload));
-        self.next_sequence = self.next_sequence.wrapping_add(candidate.advance());
-        self.last_payload = candidate.payload;
-        self.push = candidate.push;
+        self.total = self.total.wrapping_add(u32::from(mergeable.payload));
+        self.next_sequence = self.next_sequence.wrapping_add(mergeable.advance());
+        self.last_payload = mergeable.payload;
+        self.push = mergeable.push;
         let size = self.seed.as_ref().map_or(0, |seed| seed.size);
-        self.open = !candidate.push && candidate.payload == size;
+        self.open = !mergeable.push && mergeable.payload == size;
     }
 
     /// Writes into the headers what is true of the group as a whole.

@@ -2,7 +2,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
-use super::candidate::Key;
+use super::look::Key;
 
 /// Flows that are remembered at a time; a power of two.
 pub(super) const FLOWS: usize = 64;

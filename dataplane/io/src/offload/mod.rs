@@ -5,16 +5,16 @@
 //! [`Coalescer`] is its inverse before writing to TUN: it verifies the checksums of packets of one flow and says how
 //! they are gathered into one write. Neither makes a system call, allocates after construction, or copies payload.
 
-mod candidate;
 mod checksum;
 mod coalesce;
 mod flows;
 mod headers;
+mod look;
 mod super_packet;
 pub(crate) mod virtio;
 
-pub(crate) use candidate::Class;
 pub(crate) use coalesce::{CAPACITY, Coalescer, Full, Place};
+pub(crate) use look::Class;
 pub(crate) use super_packet::Shape;
 pub use super_packet::{Head, SuperPacket};
 

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::namespace::{self, check};
-use crate::offload::candidate::Class;
 use crate::offload::coalesce::{Coalescer, Place};
+use crate::offload::look::Class;
 use crate::offload::super_packet::{Head, SuperPacket, Unfit};
 
 const TUN_F_CSUM: libc::c_uint = 0x01;

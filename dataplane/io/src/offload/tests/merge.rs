@@ -2,7 +2,7 @@
 
 use super::packet::{ACK, AE, CWR, ECE, FIN, Ip, PSH, Packet, RST, SYN, Transport, URG, noise};
 use super::world::{World, restored};
-use crate::offload::candidate::Class;
+use crate::offload::look::Class;
 
 const SIZE: usize = 500;
 

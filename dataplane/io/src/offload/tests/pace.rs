@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::merge::nth;
 use super::packet::{Packet, noise};
-use crate::offload::candidate::Class;
 use crate::offload::checksum::Sum;
 use crate::offload::coalesce::{Coalescer, Place};
+use crate::offload::look::Class;
 use crate::offload::super_packet::{Head, SuperPacket};
 
 /// Nanoseconds of one `work`: the least of several rounds, as what else runs only ever adds.

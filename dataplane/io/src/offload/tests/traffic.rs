@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::merge::nth;
 use super::packet::{ACK, CWR, ECE, FIN, Ip, PSH, Packet, Transport, noise};
 use super::world::{World, restored};
-use crate::offload::candidate::Class;
 use crate::offload::coalesce::{CAPACITY, Coalescer, Full, Place};
+use crate::offload::look::Class;
 
 /// What happens to the next packet of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +165,7 @@ struct Sent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Is {
-    Candidate,
+    Mergeable,
     Verbatim,
     Unknown,
     Foreign,
@@ -180,7 +180,7 @@ impl Sent {
             Event::PureAck => Is::Verbatim,
             Event::Fragment | Event::IpOptions => Is::Unknown,
             Event::Icmp => Is::Foreign,
-            _ => Is::Candidate,
+            _ => Is::Mergeable,
         };
         let ip = packet.ip_len();
         match event {
@@ -251,7 +251,7 @@ fn merged(sent: &[Sent]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut open: BTreeMap<_, usize> = BTreeMap::new();
     for (index, next) in sent.iter().enumerate() {
-        if next.is == Is::Candidate
+        if next.is == Is::Mergeable
             && let Some(group) = open.get(&next.flow())
             && let members = groups[*group].iter().map(|index| &sent[*index]).collect::<Vec<_>>()
             && follows(&members, next)
@@ -260,7 +260,7 @@ fn merged(sent: &[Sent]) -> Vec<Vec<usize>> {
             continue;
         }
         match next.is {
-            Is::Candidate => drop(open.insert(next.flow(), groups.len())),
+            Is::Mergeable => drop(open.insert(next.flow(), groups.len())),
             Is::Verbatim => drop(open.remove(&next.flow())),
             Is::Unknown => open.clear(),
             Is::Foreign => {}

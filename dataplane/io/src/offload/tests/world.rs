@@ -1,7 +1,7 @@
 //! What an engine does with a coalescer, with vectors for buffers and for the device.
 
-use crate::offload::candidate::Class;
 use crate::offload::coalesce::{Coalescer, Place};
+use crate::offload::look::Class;
 use crate::offload::super_packet::{Head, SuperPacket};
 
 /// A coalescer that merges everything.

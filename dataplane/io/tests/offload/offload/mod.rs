@@ -1,7 +1,5 @@
 //! The very files of the crate.
 
-#[path = "../../../src/offload/candidate.rs"]
-pub(crate) mod candidate;
 #[path = "../../../src/offload/checksum.rs"]
 pub(crate) mod checksum;
 #[path = "../../../src/offload/coalesce.rs"]
@@ -10,6 +8,8 @@ pub(crate) mod coalesce;
 pub(crate) mod flows;
 #[path = "../../../src/offload/headers.rs"]
 pub(crate) mod headers;
+#[path = "../../../src/offload/look.rs"]
+pub(crate) mod look;
 #[path = "../../../src/offload/super_packet.rs"]
 pub(crate) mod super_packet;
 #[path = "../../../src/offload/virtio.rs"]

@@ -110,7 +110,7 @@ pub(super) struct Alike {
 
 /// A packet that may be merged with others. Its checksums are right.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
+pub(super) struct Mergeable {
     pub(super) key: Key,
     pub(super) alike: Alike,
     pub(super) class: Class,
@@ -133,7 +133,7 @@ pub(super) struct Candidate {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Look {
     /// May be merged.
-    Candidate(Candidate),
+    Mergeable(Mergeable),
     /// Of this flow, and goes as it is: nothing of its flow may overtake it, and it nothing.
     Verbatim(Key),
     /// Of none of the flows that are merged.
@@ -183,7 +183,7 @@ fn look_v4(packet: &[u8], classes: Classes) -> Look {
     let ip = u64::from(tos) << 32 | u64::from(fragment) << 8 | u64::from(ttl);
     let id = u16::from_be_bytes([id0, id1]);
     let id = (fragment & DONT_FRAGMENT == 0).then_some(id);
-    Look::Candidate(part.candidate(key, class, Ip::V4, ip, id))
+    Look::Mergeable(part.mergeable(key, class, Ip::V4, ip, id))
 }
 
 #[inline(always)]
@@ -209,7 +209,7 @@ fn look_v6(packet: &[u8], classes: Classes) -> Look {
         return Look::Verbatim(key);
     }
     let ip = u64::from(u32::from_be_bytes([v0, v1, v2, v3])) << 32 | u64::from(hops);
-    Look::Candidate(part.candidate(key, class, Ip::V6, ip, None))
+    Look::Mergeable(part.mergeable(key, class, Ip::V6, ip, None))
 }
 
 fn protocol_of(number: u8, tcp: Class) -> Option<(Protocol, Class)> {
@@ -302,12 +302,12 @@ impl Part {
     }
 
     #[inline(always)]
-    fn candidate(self, key: Key, class: Class, ip: Ip, alike: u64, id: Option<u16>) -> Candidate {
+    fn mergeable(self, key: Key, class: Class, ip: Ip, alike: u64, id: Option<u16>) -> Mergeable {
         let transport = match ip {
             Ip::V4 => IPV4,
             Ip::V6 => IPV6,
         };
-        Candidate {
+        Mergeable {
             key,
             alike: Alike { ip: alike, ..self.alike },
             class,
@@ -324,7 +324,7 @@ impl Part {
     }
 }
 
-impl Candidate {
+impl Mergeable {
     /// By how much TCP's sequence number grows.
     pub(super) fn advance(&self) -> u32 {
         match self.protocol {
