@@ -140,10 +140,16 @@ fn a_connection_is_read_from_the_queue_that_writes_it() {
     for version in Version::BOTH {
         let listener = TcpListener::bind((version.ours(), 0)).expect("a free port");
         let to = SocketAddr::new(version.theirs(), listener.local_addr().expect("bound").port());
-        let connecting = thread::spawn(move || TcpStream::connect(to).expect("connected"));
+        let connecting = thread::spawn(move || {
+            let client = TcpStream::connect(to).expect("connected");
+            (client, listener.accept().expect("connected").0)
+        });
         mirror(&interface, 0, || connecting.is_finished());
-        let client = connecting.join().expect("no panic");
-        let (server, _) = listener.accept().expect("connected");
+        let (client, server) = connecting.join().expect("no panic");
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(4 * PATIENCE)).expect("a time-out");
+            end.set_write_timeout(Some(4 * PATIENCE)).expect("a time-out");
+        }
         for writer in [1, 0, 1] {
             // Another queue takes over: the first packets still come from the one before, until it is empty.
             transfer(&interface, writer, &client, &server, 1);
