@@ -12,7 +12,8 @@ use crate::path::Path;
 use crate::peer::PendingHandshake;
 use crate::session::Session;
 use crate::time::Now;
-use crate::tunnel::{Event, Slot, Tunnel, push_message};
+use crate::transmit::push_message;
+use crate::tunnel::{Event, Slot, Tunnel};
 
 /// Why a handshake is begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

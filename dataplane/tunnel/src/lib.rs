@@ -25,6 +25,7 @@ pub mod random;
 pub mod relayed;
 pub mod time;
 pub mod timers;
+pub mod transmit;
 pub mod tunnel;
 
 mod counts;
@@ -56,4 +57,5 @@ pub use random::{NoRandomness, Random};
 pub use reach::{BindAnswer, Dial};
 pub use run::{MAX_RUN, Packet};
 pub use time::{Now, UnixTime};
-pub use tunnel::{Event, Transmit, Tunnel};
+pub use transmit::Transmit;
+pub use tunnel::{Event, Tunnel};

@@ -16,7 +16,8 @@ use crate::path::set::{Action, Context, LEAST_PAUSE, RelayView, RelayViews};
 use crate::path::{Carrier, Hop, Link, Path, PathFailure};
 use crate::peer::{ACTIVE_FOR, MAX_NOTICES, QueuedNotice};
 use crate::time::Now;
-use crate::tunnel::{Event, Slot, Transmit, Tunnel};
+use crate::transmit::Transmit;
+use crate::tunnel::{Event, Slot, Tunnel};
 
 /// Wishes about links waiting to be taken; the oldest is dropped for the next, and repeated by its timer.
 const MAX_WAITING_DIALS: usize = 256;

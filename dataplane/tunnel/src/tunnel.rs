@@ -18,27 +18,23 @@ use crate::handshake::{Job, JobDone, Outcome};
 use crate::index::{IndexTable, MAX_WORKERS};
 use crate::ip::Prefix;
 use crate::key::{NodeId, PublicKey};
-use crate::message::INITIATION_LEN;
 use crate::notice::Notice;
-use crate::outbound::{Sealed, Sent, relay_header};
 use crate::path::budget::Budgets;
 use crate::path::set::{Action, MAX_RELAYS};
-use crate::path::{Hop, Link, Path};
-use crate::peer::{MAX_HELD_PACKETS, MAX_NOTICES, PeerConfig, PeerStatus, Ping, PingError, QueuedNotice};
+use crate::path::{Link, Path};
+use crate::peer::{MAX_HELD_PACKETS, MAX_NOTICES, PeerConfig, PeerStatus, PingError, QueuedNotice};
 use crate::peers::Peers;
 pub(crate) use crate::peers::Slot;
 use crate::random::{NoRandomness, Random};
 use crate::reach::Dial;
-use crate::run::Packet;
 use crate::schedule::Schedule;
 use crate::session::Session;
 use crate::time::Now;
 use crate::timers::Due;
+use crate::transmit::ControlMessage;
 
 /// The inner MTU that padding respects until it is set: fits IPv6, UDP and a relay's header in 1500.
 pub const DEFAULT_MTU: u16 = 1408;
-/// Handshake messages waiting to be sent; beyond it they are dropped, and retried by their timers.
-pub const MAX_WAITING_MESSAGES: usize = 1024;
 /// Jobs waiting to be taken to the handshaker.
 pub const MAX_OUTGOING_JOBS: usize = 1024;
 /// Events waiting to be taken; the oldest is dropped for the next.
@@ -50,15 +46,6 @@ const CONTENT_FOR: Duration = Duration::from_secs(4);
 const LOOKS_AT_ONCE: usize = 8;
 /// Empty buffers kept for held packets.
 const MAX_SPARE_BUFFERS: usize = MAX_HELD_PACKETS;
-
-/// A datagram that came out of [`Tunnel::poll_transmit`]: the first `len` bytes of the buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// Bytes of the datagram.
-    pub len: usize,
-    /// Where it goes.
-    pub to: Hop,
-}
 
 /// Something that a user, a log or a metric wants to hear about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,24 +101,6 @@ pub enum Event {
     },
 }
 
-pub(crate) struct ControlMessage {
-    bytes: [u8; INITIATION_LEN],
-    len: u8,
-    path: Path,
-}
-
-impl ControlMessage {
-    /// Writes the message, behind a relay's header if need be; returns the length of both.
-    fn emit(&self, datagram: &mut [u8]) -> Result<usize, DropReason> {
-        let (header, rest) = relay_header(self.path, datagram)?;
-        let len = usize::from(self.len);
-        let (place, bytes) =
-            rest.get_mut(..len).zip(self.bytes.get(..len)).ok_or(DropReason::BufferTooSmall)?;
-        place.copy_from_slice(bytes);
-        Ok(header + len)
-    }
-}
-
 /// The protocol state of one worker: its peers, their sessions, and when each needs attention.
 ///
 /// Input: [`route`](Self::route), [`seal_run`](Self::seal_run), [`inbound_run`](Self::inbound_run) (one packet at a time:
@@ -158,7 +127,7 @@ pub struct Tunnel<C: Cipher = Key> {
     schedule: Schedule,
     pub(crate) messages: VecDeque<ControlMessage>,
     /// Peers that may have something to send, each once.
-    listed: VecDeque<Slot>,
+    pub(crate) listed: VecDeque<Slot>,
     jobs: VecDeque<Job>,
     events: VecDeque<Event>,
     pub(crate) dials: VecDeque<Dial>,
@@ -399,107 +368,6 @@ impl<C: Cipher> Tunnel<C> {
         }
     }
 
-    /// Takes the next datagram to send that is not the direct answer to a packet: handshakes, keepalives, notices, and
-    /// packets that were held. `datagram` must have room for [`crate::message::MAX_OVERHEAD`] bytes more than the MTU.
-    pub fn poll_transmit(&mut self, datagram: &mut [u8], now: Now) -> Option<Transmit> {
-        while let Some(message) = self.messages.pop_front() {
-            let Some(to) = self.hop(message.path, now.monotonic) else {
-                self.drops.add(Direction::Out, DropReason::NoPath, 1);
-                continue;
-            };
-            match message.emit(datagram) {
-                Ok(len) => return Some(Transmit { len, to }),
-                Err(reason) => self.drops.add(Direction::Out, reason, 1),
-            }
-        }
-        while let Some((path, sealed)) = self.twins.pop_front() {
-            let sent = self.emit_twin(path, &sealed, datagram, now.monotonic);
-            self.recycle(sealed);
-            if sent.is_some() {
-                return sent;
-            }
-        }
-        while let Some(&slot) = self.listed.front() {
-            match self.next_for_peer(slot, datagram, now) {
-                Ok(Some(Sealed { len, to, .. })) => return Some(Transmit { len, to }),
-                Ok(None) => {
-                    self.listed.pop_front();
-                    if let Some(peer) = self.peers.get_mut(slot) {
-                        peer.listed = false;
-                    }
-                }
-                Err(reason) => self.drops.add(Direction::Out, reason, 1),
-            }
-        }
-        None
-    }
-
-    /// What goes to a peer next: notices, then packets in their order, then a keepalive if nothing else went.
-    fn next_for_peer(
-        &mut self,
-        slot: Slot,
-        datagram: &mut [u8],
-        now: Now,
-    ) -> Result<Option<Sealed>, DropReason> {
-        let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
-        let can_seal = peer.sessions.current().is_some_and(|session| session.can_seal(now.monotonic));
-        let by_its_own_path = peer.notices.front().is_some_and(|queued| queued.path.is_some());
-        if !can_seal || (peer.paths.selected().is_none() && !by_its_own_path) {
-            let waits = peer.owes_keepalive || !peer.notices.is_empty() || !peer.held.is_empty();
-            if waits && !peer.lacks_only_a_path(now.monotonic) {
-                self.begin_handshake(slot, Begin::Fresh, now);
-            }
-            return Ok(None);
-        }
-        while let Some(QueuedNotice { notice, path }) =
-            self.peers.get_mut(slot).and_then(|peer| peer.notices.pop_front())
-        {
-            let sealed = self.seal_notice(slot, &notice, path, datagram, now)?;
-            // A notice whose path is gone by now goes nowhere.
-            if sealed.is_some() {
-                return Ok(sealed);
-            }
-        }
-        let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
-        if let Some(packet) = peer.held.pop_front() {
-            peer.owes_keepalive = false;
-            let sealed = match self.judge_held(slot, &packet, now) {
-                Ok(()) => self.seal(slot, &[Packet::whole(&packet)], None, Sent::Data, datagram, now),
-                Err(reason) => Err(reason),
-            };
-            self.recycle(packet);
-            return sealed;
-        }
-        if std::mem::take(&mut peer.owes_keepalive) {
-            return self.seal(slot, &[Packet::default()], None, Sent::Quiet, datagram, now);
-        }
-        Ok(None)
-    }
-
-    fn seal_notice(
-        &mut self,
-        slot: Slot,
-        notice: &Notice,
-        path: Option<Path>,
-        datagram: &mut [u8],
-        now: Now,
-    ) -> Result<Option<Sealed>, DropReason> {
-        let Some(peer) = self.peers.get_mut(slot) else { return Ok(None) };
-        // The engine's own probes go by a path of their choice, and it keeps their tokens.
-        if let (Notice::EchoRequest { token, .. }, None) = (notice, path) {
-            if peer.pings.len() >= MAX_NOTICES {
-                peer.pings.pop_front();
-            }
-            peer.pings.push_back(Ping { token: *token, sent: now.monotonic });
-        }
-        peer.owes_keepalive = false;
-        // Whether probes are answered is the path engine's to watch; the last one before a rest may well be lost.
-        let asks = notice.is_request() && path.is_none();
-        let sent = if asks { Sent::Data } else { Sent::Quiet };
-        let (bytes, len) = notice.emit();
-        self.seal(slot, &[Packet::whole(&bytes[..len])], path, sent, datagram, now)
-    }
-
     /// Takes the next job for the handshaker.
     pub fn poll_job(&mut self) -> Option<Job> {
         self.jobs.pop_front()
@@ -658,10 +526,6 @@ impl<C: Cipher> Tunnel<C> {
         self.events.push_back(event);
     }
 
-    pub(crate) fn push_message(&mut self, message: &[u8], path: Path) {
-        push_message(&mut self.messages, message, path);
-    }
-
     fn end_sessions(&mut self, slot: Slot) {
         if let Some(peer) = self.peers.get_mut(slot) {
             let ended = peer.sessions.clear();
@@ -688,15 +552,6 @@ impl<C: Cipher> Tunnel<C> {
             self.indices.remove(session.local_index());
         }
     }
-}
-
-pub(crate) fn push_message(messages: &mut VecDeque<ControlMessage>, message: &[u8], path: Path) {
-    if messages.len() >= MAX_WAITING_MESSAGES {
-        return;
-    }
-    let mut bytes = [0; INITIATION_LEN];
-    bytes[..message.len()].copy_from_slice(message);
-    messages.push_back(ControlMessage { bytes, len: message.len() as u8, path });
 }
 
 impl<C: Cipher> fmt::Debug for Tunnel<C> {
