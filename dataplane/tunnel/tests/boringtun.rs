@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
+use ringmesh_aead::{Choice, Key, choose};
 use ringmesh_tunnel::filter::Filter;
 use ringmesh_tunnel::handshake::UNDER_LOAD_FROM;
 use ringmesh_tunnel::key::{NodeId, PresharedKey, SecretKey};
@@ -52,7 +53,10 @@ impl Interop {
         #[expect(clippy::disallowed_methods, reason = "the only way to get an instant to count from")]
         let now = Now::new(Instant::now(), UnixTime::from_secs(1_700_000_000));
         let secret = SecretKey::from_bytes(OURS);
-        let mut tunnel = Tunnel::new(0, secret.public_key(), Random::seeded(1)).unwrap();
+        // The kernel that a node would use here; the other one is what all other tests use.
+        let kernel = choose(Choice::Auto).kernel;
+        let mut tunnel =
+            Tunnel::<Key>::with_cipher(0, secret.public_key(), Random::seeded(1), kernel).unwrap();
         let mut handshaker = Handshaker::new(&secret, Random::seeded(2));
         let config = [PeerConfig {
             id: THEM,
