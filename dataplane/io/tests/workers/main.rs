@@ -39,6 +39,7 @@ macro_rules! with_either_choice {
     };
 }
 
+mod allocation;
 mod interface;
 mod lifetime;
 mod queues;
