@@ -29,6 +29,12 @@ impl Sum {
         Self(accumulate(bytes))
     }
 
+    /// As [`Sum::of`] on a machine without wide vectors.
+    #[cfg(test)]
+    pub(crate) fn of_portable(bytes: &[u8]) -> Self {
+        Self(accumulate(bytes))
+    }
+
     /// Of a number that has its place in a header: ports, lengths, the protocol.
     pub(crate) fn of_word(word: u16) -> Self {
         Self(u64::from(word.to_be()))

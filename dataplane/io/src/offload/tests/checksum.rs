@@ -11,15 +11,46 @@ fn every_length_at_every_alignment_is_summed() {
     for start in 0..64 {
         for len in (0..600).chain([1_399, 1_400, 1_401, 1_420, 2_047, 2_048]) {
             let bytes = &bytes[start..start + len];
-            assert_eq!(Sum::of(bytes).fold(), reference_sum(bytes), "{len} bytes from {start}");
+            let want = reference_sum(bytes);
+            assert_eq!(Sum::of(bytes).fold(), want, "{len} bytes from {start}");
+            assert_eq!(
+                Sum::of_portable(bytes).fold(),
+                want,
+                "{len} bytes from {start}, without wide vectors"
+            );
         }
     }
+}
+
+#[test]
+fn not_a_byte_in_front_or_behind_is_touched() {
+    const PAGE: usize = 4_096;
+    let (flags, protection) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_NONE);
+    // SAFETY: memory of our own at a place of the kernel's choice; nobody may touch it yet.
+    let first = unsafe { libc::mmap(std::ptr::null_mut(), 3 * PAGE, protection, flags, -1, 0) };
+    assert_ne!(first, libc::MAP_FAILED);
+    // SAFETY: the second of three pages.
+    let page: *mut u8 = unsafe { first.cast::<u8>().add(PAGE) };
+    // SAFETY: the page is ours, and no reference to it exists.
+    assert_eq!(unsafe { libc::mprotect(page.cast(), PAGE, libc::PROT_READ | libc::PROT_WRITE) }, 0);
+    // SAFETY: the page is ours, initialised with zeros, and may be read and written from here on.
+    let page = unsafe { std::slice::from_raw_parts_mut(page, PAGE) };
+    page.copy_from_slice(&noise(3, PAGE));
+    for len in (0..700).chain([PAGE - 1, PAGE]) {
+        for bytes in [&page[..len], &page[PAGE - len..]] {
+            assert_eq!(Sum::of(bytes).fold(), reference_sum(bytes));
+            assert_eq!(Sum::of_portable(bytes).fold(), reference_sum(bytes));
+        }
+    }
+    // SAFETY: all of what was mapped, which nothing refers to any more.
+    assert_eq!(unsafe { libc::munmap(first, 3 * PAGE) }, 0);
 }
 
 #[test]
 fn the_longest_packets_of_all_ones_do_not_overflow() {
     for len in [65_535, 65_536, 1 << 20] {
         assert_eq!(Sum::of(&vec![0xff; len]).fold(), reference_sum(&vec![0xff; len]));
+        assert_eq!(Sum::of_portable(&vec![0xff; len]).fold(), reference_sum(&vec![0xff; len]));
     }
     let most = Sum::of(&[0xff; 8]).plus(Sum::of(&[0xff; 65_536]));
     assert_eq!(most.fold(), 0xffff);
