@@ -15,6 +15,8 @@ mod avx512;
 mod avx512;
 mod choice;
 mod key;
+#[cfg(test)]
+mod plain;
 mod portable;
 mod run;
 mod self_test;

@@ -132,7 +132,7 @@ mod tests {
     }
 
     faulty!(WrongBit, key, run, seal: {
-        // One bit of the last packet, in runs of thirty only.
+        // One bit of the last packet, in runs of full packets only.
         if let [_, .., last] = run && last.out.len() == 1420 + TAG_LEN { last.out[1400] ^= 1; }
     }, open: key.open_run(run));
     faulty!(OpensAll, key, run, seal: {}, open: {

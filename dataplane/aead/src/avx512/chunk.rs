@@ -18,7 +18,7 @@ pub(super) fn seal(key: &[u32; 8], lanes: usize, first_counter: u64, chunk: &mut
         longest = longest.max(packet.out.len() - TAG_LEN);
     }
     let mut first = Secret([[_mm512_setzero_si512(); chacha::LANES]; 2]);
-    let mut begun = Begun::new(key, &counters[..lanes], longest, &mut first);
+    let begun = Begun::new(key, &counters[..lanes], longest, &mut first);
     begun.translate(chunk);
 
     let mut sealed: [&[u8]; chacha::LANES] = [&[]; chacha::LANES];
@@ -52,7 +52,7 @@ pub(super) fn open(key: &[u32; 8], lanes: usize, chunk: &mut [Opening<'_>]) {
         }
     }
     let mut first = Secret([[_mm512_setzero_si512(); chacha::LANES]; 2]);
-    let mut begun = Begun::new(key, &counters[..lanes], longest, &mut first);
+    let begun = Begun::new(key, &counters[..lanes], longest, &mut first);
     let mut made = [Tag::default(); chacha::LANES];
     begun.tags(&sealed[..chunk.len()], &mut made[..chunk.len()]);
     for ((packet, made), tag) in chunk.iter_mut().zip(made).zip(tags) {

@@ -98,7 +98,10 @@ fn chunk_of(lens: impl Iterator<Item = usize>) -> (usize, usize) {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod chunks {
     use super::*;
 
     fn chunk_of(lens: &[usize]) -> (usize, usize) {

@@ -71,8 +71,9 @@ pub(super) fn store_part(bytes: &mut [u8], value: __m512i) {
 pub(super) unsafe fn xor(source: *const u8, value: __m512i, target: *mut u8) {
     // SAFETY: the caller promises that these bytes can be read; the instruction asks for no alignment.
     let input = unsafe { _mm512_loadu_si512(source.cast()) };
+    let sum = _mm512_xor_si512(input, value);
     // SAFETY: the caller promises that these bytes can be written; the instruction asks for no alignment.
-    unsafe { _mm512_storeu_si512(target.cast(), _mm512_xor_si512(input, value)) }
+    unsafe { _mm512_storeu_si512(target.cast(), sum) }
 }
 
 /// Takes a vector apart.
