@@ -25,8 +25,10 @@ use batch::ReceiveBatch;
 /// The most datagrams or trains sent by one call.
 const SEND_BATCH: usize = 64;
 
-/// The most bytes read from TUN before what they became is sent, so that they are still in the cache.
-const READ_BYTES: usize = 256 << 10;
+/// So many bytes read from TUN end a turn: one super-packet, or some tens of packets. What they became is sent before more is
+/// read, so that the other end has something to do meanwhile; with four super-packets both ends waited for each other a
+/// quarter of the time.
+const READ_BYTES: usize = 48 << 10;
 
 /// The most packets read from TUN in one turn, so that the network has its say in between.
 const READ_PACKETS: usize = MAX_PACKETS;
