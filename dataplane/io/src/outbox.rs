@@ -211,7 +211,8 @@ impl SendQueue {
     /// Free bytes behind the tail, and at the arena's start. Never all: a full ring would look like an empty one.
     fn free(&self) -> (usize, usize) {
         match self.head() {
-            None => (OUTBOX_BYTES - self.tail, 0),
+            // The next train begins at the start again: without anything in use there is all the room.
+            None => (OUTBOX_BYTES, 0),
             Some(head) if self.tail > head => (OUTBOX_BYTES - self.tail, head.saturating_sub(1)),
             Some(head) => (head.saturating_sub(self.tail + 1), 0),
         }
@@ -499,6 +500,22 @@ mod tests {
 
     fn start(outbox: &mut Outbox, most: usize) -> Option<Piece> {
         outbox.datagrams.start(|_| most)
+    }
+
+    #[test]
+    fn an_outbox_that_everything_left_has_all_its_room_again() {
+        let mut outbox = Outbox::new(1408);
+        let half = OUTBOX_BYTES / 2;
+        outbox.train(half).expect("room").commit_train(half, 1408, to(1));
+        assert!(outbox.room() < OUTBOX_BYTES - half + 1);
+        while let Some(piece) = start(&mut outbox, 128) {
+            outbox.datagrams.complete(&piece);
+        }
+        assert_eq!(
+            outbox.room(),
+            OUTBOX_BYTES,
+            "a back end that reads TUN only when there is room would read it no more"
+        );
     }
 
     #[test]
