@@ -79,7 +79,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Sends and compares; returns bits per second of both directions together.
 fn cell(subject: &Subject, bytes: u64) -> Result<f64> {
     measure::wait_until_ready(subject)?;
-    subject.ensure_direct()?;
+    measure::wait_until_direct(subject)?;
     let (first, second) = (subject.first(), subject.second());
     let at = SocketAddr::new(second.address(), 0);
     let listener = second.enter(move || TcpListener::bind(at))?.context("opening a listener")?;

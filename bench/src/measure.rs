@@ -73,6 +73,22 @@ pub(crate) fn wait_until_ready(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
+/// Waits until both ends reach each other straight, over UDP: a relay may be quicker at first.
+///
+/// # Errors
+/// When they do not within [`PATH_WITHIN`], or a daemon does not say.
+pub(crate) fn wait_until_direct(subject: &Subject) -> Result<()> {
+    let give_up = Instant::now() + PATH_WITHIN;
+    loop {
+        match subject.ensure_direct() {
+            Err(error) if Instant::now() >= give_up => return Err(error),
+            Err(_) => ping_once(subject)?,
+            Ok(()) => return Ok(()),
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
 fn ping_once(subject: &Subject) -> Result<()> {
     let to = subject.second().address();
     subject.first().enter(move || Pinger::open(to))??.wait_for_answer(READY_WITHIN)
