@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::{LazyLock, Weak};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
@@ -307,6 +308,8 @@ fn a_reader_that_panics_leaves_the_queue_whole() {
 fn threads_push_millions_and_one_reads_them_whole_and_in_order() {
     const EACH: u64 = 1_000_000;
     const PUSHERS: u64 = 2;
+    // So that one that fails does not leave the others waiting.
+    let deadline = Instant::now() + Duration::from_secs(60);
     let pattern = noise(STRAY_BYTES + 4096);
     let len_of = |number: u64| -> usize {
         let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -329,6 +332,7 @@ fn threads_push_millions_and_one_reads_them_whole_and_in_order() {
                     let from = from(number as u16);
                     while sender.push(Stray::Datagrams { train: Train::of(&mut bytes, 16), from }).is_err() {
                         full += 1;
+                        assert!(Instant::now() < deadline, "nobody reads");
                         sender.wake();
                         thread::yield_now();
                     }
@@ -354,7 +358,10 @@ fn threads_push_millions_and_one_reads_them_whole_and_in_order() {
             });
             match one {
                 Some(()) => read += 1,
-                None => thread::yield_now(),
+                None => {
+                    assert!(Instant::now() < deadline, "{read} were read");
+                    thread::yield_now();
+                }
             }
         }
         assert_eq!(pop(&mut receiver), None);
