@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     comparison.gate.wait_for_quiet()?;
     let mut found = Found { machine: machine()?, ..Found::default() };
     progress("measuring what bounds everybody here");
-    let limits = limits::measure()?;
+    let limits = limits::measure(options.quick)?;
     for ground in options.grounds() {
         if let Some(reason) = ground.missing() {
             ensure!(!options.insists_on_grounds(), "cannot lay {}: {reason}", ground.name());

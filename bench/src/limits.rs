@@ -17,8 +17,10 @@ use crate::stats::Summary;
 /// Of a full packet; and packets that are sealed together, as many as the AVX-512 kernel works on side by side.
 const PACKET: usize = 1420;
 const RUN: usize = 16;
-/// Each bound is measured so often; the middle one counts.
-const SAMPLES: usize = 15;
+/// Each bound is measured so often, the middle one counting, with so many runs of packets each time.
+const USUAL: Extent = Extent { samples: 15, rounds: 100 };
+/// The same where nothing is to be learnt but whether it works.
+const QUICK: Extent = Extent { samples: 1, rounds: 4 };
 /// What is copied: it stays in the second-level cache with its copy.
 const COPIED: usize = 64 * 1024;
 
@@ -41,41 +43,48 @@ impl Limit {
     }
 }
 
-/// Measures all of them; takes about a second.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    samples: usize,
+    rounds: usize,
+}
+
+/// Measures all of them; takes about a second, or less if it is to be quick.
 ///
 /// # Errors
 /// When a cipher refuses its own packets.
-pub(crate) fn measure() -> Result<Vec<Limit>> {
-    let mut limits = ciphers()?;
-    limits.push(limit("memcpy of 64 KiB", "GB/s", || Ok(copy()))?);
-    limits.push(limit("getppid", "ns", || Ok(system_call()))?);
-    limits.push(limit("waking a thread that sleeps", "us", || Ok(wake()))?);
+pub(crate) fn measure(quick: bool) -> Result<Vec<Limit>> {
+    let extent = if quick { QUICK } else { USUAL };
+    let mut limits = ciphers(extent)?;
+    limits.push(limit("memcpy of 64 KiB", "GB/s", extent, copy));
+    limits.push(limit("getppid", "ns", extent, system_call));
+    limits.push(limit("waking a thread that sleeps", "us", extent, wake));
     Ok(limits)
 }
 
-fn limit(name: &str, unit: &'static str, mut sample: impl FnMut() -> Result<f64>) -> Result<Limit> {
-    sample()?;
-    let values = (0..SAMPLES).map(|_| sample()).collect::<Result<Vec<_>>>()?;
+fn limit(name: &str, unit: &'static str, extent: Extent, sample: fn() -> f64) -> Limit {
+    sample();
+    let values: Vec<_> = (0..extent.samples).map(|_| sample()).collect();
     let summary = Summary::of(&values).expect("invariant: there are samples");
-    Ok(Limit { name: name.to_owned(), unit, summary })
+    Limit { name: name.to_owned(), unit, summary }
 }
 
 /// Our kernels and a library, in turn, so that what changes on the box meanwhile hits them alike.
-fn ciphers() -> Result<Vec<Limit>> {
+fn ciphers(extent: Extent) -> Result<Vec<Limit>> {
     let mut kernels = vec![Kernel::Portable];
     let chosen = choose(Choice::Auto).kernel;
     if !matches!(chosen, Kernel::Portable) {
         kernels.push(chosen);
     }
     let mut values = vec![[const { Vec::new() }; 2]; kernels.len() + 1];
-    for _ in 0..=SAMPLES {
+    for _ in 0..=extent.samples {
         for (kernel, values) in kernels.iter().zip(&mut values) {
-            let [sealed, opened] = ours(*kernel)?;
+            let [sealed, opened] = ours(*kernel, extent.rounds)?;
             values[0].push(sealed);
             values[1].push(opened);
         }
         if let Some(values) = values.last_mut() {
-            let [sealed, opened] = library()?;
+            let [sealed, opened] = library(extent.rounds)?;
             values[0].push(sealed);
             values[1].push(opened);
         }
@@ -93,16 +102,13 @@ fn ciphers() -> Result<Vec<Limit>> {
     Ok(limits)
 }
 
-/// Rounds of one sample, of a run each.
-const ROUNDS: usize = 100;
-
 /// Nanoseconds to seal and to open a packet.
-fn ours(kernel: Kernel) -> Result<[f64; 2]> {
+fn ours(kernel: Kernel, rounds: usize) -> Result<[f64; 2]> {
     let key = Key::new(&[7; 32], kernel);
     let text = vec![0x5a; PACKET * RUN];
     let mut sealed = vec![0; (PACKET + TAG_LEN) * RUN];
     let (mut sealing, mut opening) = (0.0, 0.0);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let first = (round * RUN) as u64;
         let began = Instant::now();
         let packets = text.chunks_exact(PACKET).zip(sealed.chunks_exact_mut(PACKET + TAG_LEN));
@@ -117,11 +123,11 @@ fn ours(kernel: Kernel) -> Result<[f64; 2]> {
         opening += began.elapsed().as_secs_f64();
         ensure!(run.iter().all(|packet| packet.opened), "a packet of our own was refused");
     }
-    Ok([sealing, opening].map(|seconds| seconds * 1e9 / (ROUNDS * RUN) as f64))
+    Ok([sealing, opening].map(|seconds| seconds * 1e9 / (rounds * RUN) as f64))
 }
 
 /// The same by a library that everybody uses, one packet after the other, in place.
-fn library() -> Result<[f64; 2]> {
+fn library(rounds: usize) -> Result<[f64; 2]> {
     let refused = |_| anyhow::anyhow!("ring refused a packet of its own");
     let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).map_err(refused)?);
     let nonce = |counter: u64| {
@@ -131,7 +137,7 @@ fn library() -> Result<[f64; 2]> {
     };
     let mut packets = vec![[0x5a; PACKET + TAG_LEN]; RUN];
     let (mut sealing, mut opening) = (0.0, 0.0);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let first = (round * RUN) as u64;
         let began = Instant::now();
         for (packet, counter) in packets.iter_mut().zip(first..) {
@@ -147,7 +153,7 @@ fn library() -> Result<[f64; 2]> {
         }
         opening += began.elapsed().as_secs_f64();
     }
-    Ok([sealing, opening].map(|seconds| seconds * 1e9 / (ROUNDS * RUN) as f64))
+    Ok([sealing, opening].map(|seconds| seconds * 1e9 / (rounds * RUN) as f64))
 }
 
 /// Gigabytes per second.
@@ -208,7 +214,7 @@ mod tests {
 
     #[test]
     fn every_bound_is_a_finite_time_or_rate() {
-        let limits = measure().unwrap();
+        let limits = measure(true).unwrap();
         assert!(limits.len() >= 7, "{limits:?}");
         for limit in limits {
             assert!(limit.summary.min > 0.0 && limit.summary.max.is_finite(), "{limit:?}");

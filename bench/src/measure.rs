@@ -27,9 +27,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const LONGEST_FLOOD: Duration = Duration::from_secs(2);
 /// Of a run that looks for the rate at which most small packets are delivered.
 const PROBE: Timing = Timing { warm_up: Duration::from_millis(100), window: Duration::from_millis(300) };
-/// The rate at which that begins, in packets per second, and by how much it grows.
+/// The rate at which that begins, in packets per second, and by how much it grows at a time.
 const FIRST_RATE: f64 = 40_000.0;
-const GROWTH: f64 = 1.25;
+pub(crate) const GROWTH: f64 = 1.25;
+/// The same where nothing is to be learnt but whether it works.
+pub(crate) const QUICK_GROWTH: f64 = 3.0;
 /// Where it ends at the latest: no generator here offers more.
 const LAST_RATE: f64 = 4e6;
 
@@ -51,6 +53,8 @@ pub(crate) struct Effort {
     pub(crate) pings: usize,
     /// Share of one CPU that the generator of small packets has.
     pub(crate) udp_share: f64,
+    /// By how much the offered rate grows while the best one is looked for.
+    pub(crate) growth: f64,
 }
 
 /// Waits until the subject carries packets.
@@ -204,7 +208,7 @@ fn overload(subject: &Subject, effort: Effort) -> Result<Reading> {
         if delivered < 0.7 * most || probe.offered < 0.8 * rate {
             break;
         }
-        rate *= GROWTH;
+        rate *= effort.growth;
     }
     let window = effort.timing.window.min(LONGEST_FLOOD);
     let timing = Timing { warm_up: window / 4, window };

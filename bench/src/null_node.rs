@@ -28,9 +28,8 @@ pub(crate) struct Options {
 /// # Errors
 /// Those of the daemon.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut config = ringmesh_node::Config::default();
-    config.io = options.io.parse()?;
-    config.cpu = options.cpu;
+    let mut config =
+        ringmesh_node::Config { io: options.io.parse()?, cpu: options.cpu, ..Default::default() };
     if let Some(offloads) = &options.offloads {
         config.offloads = offloads.parse()?;
     }

@@ -11,7 +11,7 @@ use crate::gate::Gate;
 use crate::ground::{Family, Ground, Topology};
 use crate::load::Timing;
 use crate::load::ping::INTERVAL;
-use crate::measure::Effort;
+use crate::measure::{Effort, GROWTH, QUICK_GROWTH};
 use crate::quantity::Step;
 use crate::report::result;
 use crate::subject::{Newer, Order, SubjectKind};
@@ -269,7 +269,8 @@ impl Options {
         };
         let window = Duration::from_secs_f64(window);
         let warm_up = (window / 3).min(Duration::from_secs(1));
-        Effort { timing: Timing { warm_up, window }, pings, udp_share: self.udp_share }
+        let growth = if self.quick { QUICK_GROWTH } else { GROWTH };
+        Effort { timing: Timing { warm_up, window }, pings, udp_share: self.udp_share, growth }
     }
 
     /// Returns what is asked of the box.

@@ -1,5 +1,7 @@
 //! The comparison as people run it, in its smoke form, and its refusals.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, and so may what it is made of")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -14,6 +14,7 @@ use crate::ground::Laid;
 /// The device appears shortly after the start.
 const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "no other kind is a bare loop")]
 pub(super) fn set_up(kind: SubjectKind, laid: &Laid, tools: &Tools, daemons: &mut Daemons) -> Result<Up> {
     let (on, offloads) = match kind {
         SubjectKind::BareTokioUring => ("tokio-uring", "none"),
