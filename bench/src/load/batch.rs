@@ -38,6 +38,7 @@ impl Sender {
     pub(crate) fn new() -> Self {
         let mut payload = [0x5a; SIZE];
         payload[..MARK.len()].copy_from_slice(&MARK);
+        payload[NUMBER].fill(0);
         Self { headers: MultiHeaders::preallocate(BATCH, None), payloads: [payload; BATCH], next: 0 }
     }
 
