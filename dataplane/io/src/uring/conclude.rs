@@ -83,7 +83,9 @@ impl UringIo {
     /// Counts what was written; tells whether something has to be written again, and was queued.
     fn conclude_writes(&mut self) -> bool {
         let mut again = false;
-        while let Some((index, code)) = self.failed_writes.pop() {
+        // In the order in which they were written: packets of one flow may be in several.
+        let mut failed = std::mem::take(&mut self.failed_writes);
+        for (index, code) in failed.drain(..) {
             let write = self.memory.writes.get(usize::from(index));
             self.counters.packets_written -= write.packets as u64;
             self.counters.super_packets_written -= u64::from(write.packets > 1);
@@ -95,6 +97,7 @@ impl UringIo {
                 self.refused_by_tun(code, write.packets as u64);
             }
         }
+        self.failed_writes = failed;
         again
     }
 }

@@ -8,8 +8,7 @@ use io_uring::squeue::{Entry, Flags};
 
 use super::buffers::BufferRing;
 use super::completion::Operation;
-use super::{Memory, PREFIX, TUN, UringIo, WAKER, socket};
-use crate::MAX_SEGMENTS;
+use super::{Memory, PREFIX, TRAIN_BYTES, TUN, UringIo, WAKER, socket};
 use crate::offload::Place;
 use crate::udp::Family;
 use crate::udp::messages::SENDS;
@@ -19,7 +18,7 @@ impl UringIo {
     /// unless what is queued makes room for something that is waiting for it.
     pub(super) fn stage(&mut self) -> u32 {
         let unshown = !self.datagrams.is_empty() || !self.packets.is_empty();
-        let full = self.memory.outbox.room() < MAX_SEGMENTS * MAX_SEGMENTS;
+        let full = self.memory.outbox.room() < TRAIN_BYTES;
         let delivering = !self.memory.delivering.is_empty();
         self.stage_writes();
         self.stage_outbox();
