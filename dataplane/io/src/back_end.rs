@@ -225,10 +225,6 @@ impl PacketIo for KernelIo {
         with!(&mut self.0, io => io.outbox())
     }
 
-    fn max_segments(&self) -> usize {
-        with!(&self.0, io => io.max_segments())
-    }
-
     fn counters(&self) -> Counters {
         with!(&self.0, io => io.counters())
     }

@@ -65,7 +65,7 @@ pub use udp::{MAX_WORKERS, SocketBuffers, Udp, UdpError};
 pub use uring::UringIo;
 pub use waker::Waker;
 
-/// The most segments of one super-packet, and the most datagrams of one train, that any back end shows at once.
+/// The most datagrams of one train that a handler is shown at once. A super-packet may have more segments.
 ///
 /// The kernel's own bound for `UDP_SEGMENT` (`UDP_MAX_SEGMENTS`, 128 since Linux 6.9).
 pub const MAX_SEGMENTS: usize = 128;
@@ -113,9 +113,6 @@ pub trait PacketIo {
 
     /// The queue of datagrams and packets to send, for use between turns.
     fn outbox(&mut self) -> &mut Outbox;
-
-    /// The most segments a [`SuperPacket`] or a [`Train`] of this back end can hold; 1 without offloads.
-    fn max_segments(&self) -> usize;
 
     /// What was counted since the back end was opened.
     fn counters(&self) -> Counters;

@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use crate::offload::virtio;
 use crate::outbox::datagram_capacity;
 use crate::{
-    Counters, DATAGRAM_OVERHEAD, Delivery, Handler, MAX_SEGMENTS, Now, Outbox, PacketIo, SuperPacket, Train,
-    Waker,
+    Counters, DATAGRAM_OVERHEAD, Delivery, Handler, Now, Outbox, PacketIo, SuperPacket, Train, Waker,
 };
 
 /// A [`PacketIo`] without a kernel, for testing handlers.
@@ -199,10 +198,6 @@ impl PacketIo for MemoryIo {
 
     fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
-    }
-
-    fn max_segments(&self) -> usize {
-        MAX_SEGMENTS
     }
 
     fn counters(&self) -> Counters {

@@ -3,13 +3,17 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::expect_used))]
 
 use crate::offload::virtio::{self, HEADER, Header};
-use crate::{Counters, DATAGRAM_OVERHEAD, Head, SuperPacket};
+use crate::{Counters, DATAGRAM_OVERHEAD, Head, OUTBOX_BYTES, SuperPacket};
 
 /// Bytes that a read may bring: an offload header, the longest packet, and one byte by which a longer one would show.
 pub(crate) fn buffer_len(mtu: u16, super_packets: bool) -> usize {
     let longest = if super_packets { usize::from(u16::MAX) } else { usize::from(mtu) };
     HEADER.saturating_add(longest).saturating_add(1)
 }
+
+/// A super-packet that may need more of the outbox than this is not fit to be cut: 64 KiB in segments of 48 bytes, the least
+/// that TCP takes, need less. Only who writes packets by hand asks for more, and must not stop those of others.
+pub(crate) const MOST: usize = OUTBOX_BYTES / 2;
 
 /// The most bytes of the outbox that what was read may need, by a look at its offload header: each of its segments padded
 /// and with [`DATAGRAM_OVERHEAD`].
@@ -27,8 +31,9 @@ pub(crate) fn bound(read: &[u8]) -> usize {
 
 /// Makes a packet of what was read, and counts it; `None` when it is not fit to be shown.
 pub(crate) fn accept<'a>(read: &'a mut [u8], mtu: u16, counters: &mut Counters) -> Option<SuperPacket<'a>> {
-    let packet =
-        read.split_first_chunk_mut().and_then(|(header, packet)| SuperPacket::parse(header, packet).ok());
+    let can_be_cut = bound(read) <= MOST;
+    let packet = read.split_first_chunk_mut().filter(|_| can_be_cut);
+    let packet = packet.and_then(|(header, packet)| SuperPacket::parse(header, packet).ok());
     let Some(packet) = packet.filter(|packet| packet.segment_len(0) <= usize::from(mtu)) else {
         counters.packets_unfit = counters.packets_unfit.wrapping_add(1);
         return None;

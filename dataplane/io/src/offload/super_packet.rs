@@ -144,14 +144,6 @@ impl<'a> SuperPacket<'a> {
         }
     }
 
-    /// At least the bytes that all segments take when each is padded to a multiple of 16 and gets `overhead` more.
-    #[must_use]
-    pub fn wire_bound(&self, overhead: usize) -> usize {
-        // All but the last are as long as the first, and the last is not longer.
-        let each = self.segment_len(0).next_multiple_of(16).saturating_add(overhead);
-        self.segments().saturating_mul(each)
-    }
-
     /// Segment `index`: its headers, and payload up to a multiple of 64 bytes, written into `head`, and the rest of
     /// its payload where it was read. A segment that is short enough is all in the first part; a single packet all in
     /// the second. Past the last segment both are empty.

@@ -46,7 +46,7 @@ pub struct PollIo {
     outbox: Outbox,
     receive: ReceiveBatch,
     messages: Messages,
-    /// The run being sent.
+    /// What one call sends.
     sending: heapless::Vec<Piece, SEND_BATCH>,
     segmentation: Segmentation,
     writes: Writes,
@@ -122,8 +122,11 @@ impl PollIo {
             self.send_pause.end();
         }
         self.stalled = None;
+        if self.segmentation.remembers() {
+            self.segmentation.forget_old(Instant::now());
+        }
         while let Some(to) = self.outbox.datagrams.next_destination() {
-            if !self.send_run(Family::of(&to)) {
+            if !self.send_some(Family::of(&to)) {
                 self.counters.send_stalls += 1;
                 break;
             }
@@ -132,7 +135,7 @@ impl PollIo {
     }
 
     /// Sends what is for one family at the head of the queue; false when no more is taken for now.
-    fn send_run(&mut self, family: Family) -> bool {
+    fn send_some(&mut self, family: Family) -> bool {
         let queue = &mut self.outbox.datagrams;
         let Some(socket) = self.parts.udp.socket(family) else {
             if let Some(piece) = queue.start(|_| MAX_SEGMENTS) {
@@ -154,7 +157,7 @@ impl PollIo {
         self.conclude(family, result)
     }
 
-    /// Takes note of what became of a run: what was not tried goes back to the head of the queue.
+    /// Takes note of what became of them: what was not tried goes back to the head of the queue.
     fn conclude(&mut self, family: Family, result: io::Result<usize>) -> bool {
         let queue = &mut self.outbox.datagrams;
         let (mut done, mut goes_on) = (0, true);
@@ -470,10 +473,6 @@ impl PacketIo for PollIo {
 
     fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
-    }
-
-    fn max_segments(&self) -> usize {
-        if self.parts.offloads == Offloads::NONE { 1 } else { MAX_SEGMENTS }
     }
 
     fn counters(&self) -> Counters {

@@ -22,13 +22,15 @@ const TRIED_AGAIN_AFTER: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct Segmentation {
     most: usize,
+    /// Since when it is less than [`MOST`].
+    lowered: Option<Instant>,
     refused: heapless::Deque<(IpAddr, Instant), REMEMBERED>,
 }
 
 impl Segmentation {
     /// Trains are sent as trains, or (`false`) as single datagrams.
     pub(crate) fn new(offered: bool) -> Self {
-        Self { most: if offered { MOST } else { 1 }, refused: heapless::Deque::new() }
+        Self { most: if offered { MOST } else { 1 }, lowered: None, refused: heapless::Deque::new() }
     }
 
     /// The most datagrams that a send to `to` may carry.
@@ -43,6 +45,7 @@ impl Segmentation {
     pub(crate) fn refuse(&mut self, to: &SocketAddr, datagrams: usize, now: Instant) {
         if datagrams > MOST_BEFORE && self.most > MOST_BEFORE {
             self.most = MOST_BEFORE;
+            self.lowered = Some(now);
             return;
         }
         if self.refused.iter().any(|(refused, _)| *refused == to.ip()) {
@@ -55,8 +58,17 @@ impl Segmentation {
         let _ = self.refused.push_back((to.ip(), now));
     }
 
+    /// Whether something was refused and is remembered.
+    pub(crate) fn remembers(&self) -> bool {
+        self.lowered.is_some() || !self.refused.is_empty()
+    }
+
     /// Forgets refusals of long ago.
     pub(crate) fn forget_old(&mut self, now: Instant) {
+        if self.lowered.is_some_and(|since| now.saturating_duration_since(since) >= TRIED_AGAIN_AFTER) {
+            self.lowered = None;
+            self.most = MOST;
+        }
         while self
             .refused
             .front()
@@ -107,6 +119,19 @@ mod tests {
         assert_eq!((segmentation.most(&to(3)), segmentation.most(&to(4))), (127, 1));
         segmentation.forget_old(now + TRIED_AGAIN_AFTER + Duration::from_secs(4));
         assert_eq!((segmentation.most(&to(4)), segmentation.most(&to(5))), (127, 1));
+        segmentation.forget_old(now + TRIED_AGAIN_AFTER + Duration::from_secs(20));
+        assert!(!segmentation.remembers());
+    }
+
+    #[test]
+    fn a_lowered_limit_is_tried_again_after_a_while() {
+        let now = Instant::now();
+        let mut segmentation = Segmentation::new(true);
+        segmentation.refuse(&to(1), 100, now);
+        segmentation.forget_old(now + TRIED_AGAIN_AFTER - Duration::from_secs(1));
+        assert_eq!((segmentation.most(&to(1)), segmentation.remembers()), (63, true));
+        segmentation.forget_old(now + TRIED_AGAIN_AFTER);
+        assert_eq!((segmentation.most(&to(1)), segmentation.remembers()), (127, false));
     }
 
     #[test]

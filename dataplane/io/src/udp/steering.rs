@@ -7,7 +7,7 @@
 //! | what arrives | goes to |
 //! |---|---|
 //! | a response, cookie reply or data message, relayed or not | the worker of its receiver index |
-//! | an initiation, which comes before any index | by the first bytes of its ephemeral key: evenly over all workers, and a copy that went another way to the same one. A flood of them finds no worker that it can stop alone |
+//! | an initiation, which comes before any index | by the first bytes of its ephemeral key: evenly over all workers, and a copy that went another way to the same one. Whoever floods chooses the bytes and so the worker; there they wait in a bounded queue beside the packet path |
 //! | a number that no worker has, an unknown type, a datagram that ends before its index | worker 0, which drops and counts it |
 //!
 //! Nothing is lost to the program: it ends with a worker that exists, and where it reads past the end of a datagram, the kernel

@@ -37,6 +37,7 @@ impl UringIo {
     }
 
     fn conclude_sends(&mut self, now: Instant) {
+        let (mut sent, mut no_memory) = (false, false);
         // The youngest first, so that what goes back to the head of the queue is in order.
         while let Some((piece, code)) = self.sends.pop() {
             let datagrams = piece.datagrams();
@@ -46,7 +47,7 @@ impl UringIo {
                     self.counters.datagrams_sent += datagrams as u64;
                     self.counters.trains_sent += u64::from(datagrams > 1);
                     queue.complete(&piece);
-                    self.send_pause.succeed();
+                    sent = true;
                 }
                 libc::EAGAIN => {
                     queue.take_back(piece);
@@ -57,8 +58,7 @@ impl UringIo {
                 }
                 libc::ENOBUFS | libc::ENOMEM => {
                     queue.take_back(piece);
-                    self.counters.send_stalls += 1;
-                    self.send_pause.fail(now);
+                    no_memory = true;
                 }
                 code if datagrams > 1 && is_about_segments(code) => {
                     queue.take_back(piece);
@@ -70,6 +70,13 @@ impl UringIo {
                     self.counters.datagrams_refused += datagrams as u64;
                 }
             }
+        }
+        if no_memory {
+            // Once for a turn, however many sends met it, and whatever went before them.
+            self.counters.send_stalls += 1;
+            self.send_pause.fail(now);
+        } else if sent {
+            self.send_pause.succeed();
         }
         if self.stalled && !self.awaiting_room {
             if let Some(to) = self.memory.outbox.datagrams.next_destination() {

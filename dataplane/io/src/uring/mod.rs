@@ -34,7 +34,7 @@ use crate::udp::Family;
 use crate::udp::messages::{Messages, SENDS};
 use crate::udp::segmentation::Segmentation;
 use crate::writes::{self, Writes};
-use crate::{Counters, Handler, MAX_SEGMENTS, Now, Offloads, Outbox, PacketIo, Parts, Waker, reads};
+use crate::{Counters, Handler, Now, Offloads, Outbox, PacketIo, Parts, Waker, reads};
 use arm::Arm;
 use buffers::{BufferRing, Taken};
 use ring::Ring;
@@ -108,6 +108,8 @@ pub struct UringIo {
     own: Vec<u16>,
     /// TUN is no more.
     gone: bool,
+    /// The ring does not take what it is given: what is queued may still point to memory, which must not change any more.
+    broken: bool,
     counters: Counters,
 }
 
@@ -235,6 +237,7 @@ impl UringIo {
             failed_writes: Vec::with_capacity(2 * writes::CAPACITY),
             own: Vec::with_capacity(OUTBOX_PACKETS),
             gone: false,
+            broken: false,
             counters: Counters::default(),
             parts,
         }
@@ -252,11 +255,20 @@ impl UringIo {
         let until = pauses.chain(self.send_pause.until()).chain(deadline).min();
         let patience = if patience > 0 && self.spin(until)? { 0 } else { patience };
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        self.broken = true;
         self.submit(patience, timeout)?;
         let now = Now::read();
         self.settle(now.monotonic)?;
         self.conclude(now.monotonic)?;
+        self.broken = false;
         if self.gone { Err(self.parts.tun.gone()) } else { Ok(now) }
+    }
+
+    fn check_ring(&self) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "io_uring failed before"));
+        }
+        Ok(())
     }
 
     /// Looks for something to arrive for as long as was asked for, and not beyond `until`; tells whether it did.
@@ -296,6 +308,7 @@ fn no_header() -> libc::msghdr {
 
 impl PacketIo for UringIo {
     fn turn(&mut self, deadline: Option<Instant>, handler: &mut impl Handler) -> io::Result<()> {
+        self.check_ring()?;
         let patience = self.stage();
         let now = self.enter(patience, deadline)?;
         self.counters.turns += 1;
@@ -305,6 +318,7 @@ impl PacketIo for UringIo {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.check_ring()?;
         self.stage_writes();
         self.stage_outbox();
         while self.fresh > 0 {
@@ -316,10 +330,6 @@ impl PacketIo for UringIo {
 
     fn outbox(&mut self) -> &mut Outbox {
         &mut self.memory.outbox
-    }
-
-    fn max_segments(&self) -> usize {
-        if self.parts.offloads == Offloads::NONE { 1 } else { MAX_SEGMENTS }
     }
 
     fn counters(&self) -> Counters {

@@ -10,6 +10,9 @@ use crate::outbox::datagram_capacity;
 use crate::udp::control;
 use crate::{Delivery, Handler, MAX_PACKETS, MAX_SEGMENTS, Now, SuperPacket, Train, reads};
 
+/// No sealed packet is shorter than this many bytes: an IP header, padding, and what surrounds it.
+const LEAST_SEALED: usize = 64;
+
 impl UringIo {
     /// Shows the handler what arrived, as far as there is room for what will come of it.
     pub(super) fn show(&mut self, handler: &mut impl Handler, now: Now) {
@@ -46,10 +49,10 @@ impl UringIo {
         let mut start = PREFIX;
         let mut keeps = false;
         loop {
-            // More than that are of no kernel's making, and yet no reason to lose any.
+            // More at once are of no kernel's making, so far.
             let (train, behind) = rest.split_at_mut(rest.len().min(stride.saturating_mul(MAX_SEGMENTS)));
             if writes.room() < MAX_SEGMENTS {
-                self.counters.datagrams_unfit += 1;
+                self.counters.datagrams_unfit += (train.len() + behind.len()).div_ceil(stride) as u64;
                 break;
             }
             let bytes: *const u8 = train.as_ptr();
@@ -89,10 +92,9 @@ impl UringIo {
         let mut taken = heapless::Vec::<Received, MAX_PACKETS>::new();
         let (mut room, mut trains) = (outbox.room(), outbox.train_room());
         while let Some(next) = self.packets.front_mut().filter(|_| !taken.is_full()) {
-            let bound = reads::bound(packets.bytes_mut(&mut next.buffer, 0..next.len));
-            // What would never fit is shown as what it is, unfit, by `accept` below.
-            let wanted = bound.min(crate::OUTBOX_BYTES);
-            let wanted_trains = 1 + bound / (MAX_SEGMENTS * 64);
+            // What needs more is found unfit by `accept` below.
+            let wanted = reads::bound(packets.bytes_mut(&mut next.buffer, 0..next.len)).min(reads::MOST);
+            let wanted_trains = 1 + wanted / (MAX_SEGMENTS * LEAST_SEALED);
             if wanted > room || wanted_trains > trains {
                 break;
             }

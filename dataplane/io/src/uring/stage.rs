@@ -18,14 +18,16 @@ impl UringIo {
     /// unless what is queued makes room for something that is waiting for it.
     pub(super) fn stage(&mut self) -> u32 {
         let unshown = !self.datagrams.is_empty() || !self.packets.is_empty();
-        let full = self.memory.outbox.room() < TRAIN_BYTES;
+        let room = self.memory.outbox.room();
         let delivering = !self.memory.delivering.is_empty();
         self.stage_writes();
         self.stage_outbox();
         self.memory.datagrams.lend();
         self.memory.packets.lend();
         let starved = self.start_lasting();
-        let makes_room = self.fresh > 0 && (unshown || full || (starved && delivering));
+        let wanted = unshown || room < TRAIN_BYTES || (starved && delivering);
+        // Without an operation as well: of datagrams for which there is no socket, only their room is left.
+        let makes_room = wanted && (self.fresh > 0 || self.memory.outbox.room() > room);
         // More is to be sent than there are messages for.
         let unsent = !self.is_held_up() && self.memory.outbox.datagrams.is_waiting();
         u32::from(!makes_room && !unsent && self.datagrams.is_empty())

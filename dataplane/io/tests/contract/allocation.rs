@@ -57,9 +57,11 @@ impl Handler for Plain {
     }
 
     fn datagrams(&mut self, mut train: Train<'_>, _: SocketAddr, delivery: &mut Delivery<'_>, _: Now) {
-        let len = train.datagram(0).expect("a train has a datagram").len();
-        delivery.packet(0, 16..len).expect("a packet");
-        self.datagrams += 1;
+        for index in 0..train.len() {
+            let len = train.datagram(index).expect("as many as there are").len();
+            delivery.packet(index, 16..len).expect("a packet");
+            self.datagrams += 1;
+        }
     }
 
     fn wake(&mut self, _: &mut Outbox, _: Now) {}
@@ -76,6 +78,9 @@ fn turns_allocate_nothing(choice: Choice) {
             world.app_send(Family::V4, b"there");
             world.net_send(Family::V4, &[0x45; 100]);
         }
+        // And as trains and super-packets.
+        world.app_send_cut(Family::V4, &[7; 40_000], 1000);
+        world.net_send_cut(Family::V4, &[0x45; 40_000], 1000);
         waker.wake();
         for _ in 0..4 {
             COUNT.set(Some(0));
@@ -85,17 +90,23 @@ fn turns_allocate_nothing(choice: Choice) {
         while world.net_recv(Family::V4).is_some() {}
     }
     assert!(plain.packets > 10_000 && plain.datagrams > 10_000, "{} {}", plain.packets, plain.datagrams);
+    let counters = world.io().counters();
+    assert!(counters.super_packets_read > 100 && counters.trains_received > 100, "{counters:?}");
     assert_eq!(allocations, 0);
 }
 
 #[test]
-fn uring() {
-    namespace::enter(concat!(module_path!(), "::uring"), || turns_allocate_nothing(Choice::Uring));
+fn turns_of_uring_allocate_nothing() {
+    namespace::enter(concat!(module_path!(), "::turns_of_uring_allocate_nothing"), || {
+        turns_allocate_nothing(Choice::Uring)
+    });
 }
 
 #[test]
-fn poll() {
-    namespace::enter(concat!(module_path!(), "::poll"), || turns_allocate_nothing(Choice::Poll));
+fn turns_of_poll_allocate_nothing() {
+    namespace::enter(concat!(module_path!(), "::turns_of_poll_allocate_nothing"), || {
+        turns_allocate_nothing(Choice::Poll)
+    });
 }
 
 #[test]

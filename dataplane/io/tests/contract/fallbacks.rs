@@ -81,7 +81,7 @@ fn trains_that_find_no_room_wait_in_order(choice: Choice) {
 fn offloads_that_are_left_out_are_not_used(choice: Choice) {
     let mut world = KernelWorld::with_offloads(choice, Offloads::NONE);
     let mut courier = Courier::new(world.peer(Family::V4));
-    assert_eq!(world.io().max_segments(), 1);
+    assert_eq!(world.io().offloads(), Offloads::NONE);
     world.app_send_cut(Family::V4, &numbered(0, 40, 1200, 700), 1200);
     let mut back = Vec::new();
     for number in 0..40 {
@@ -100,7 +100,23 @@ fn offloads_that_are_left_out_are_not_used(choice: Choice) {
     assert_eq!((counted.trains_sent, counted.trains_received), (0, 0));
 }
 
+/// Whoever may write packets by hand can have the kernel give TUN a super-packet of 60,000 segments.
+fn a_super_packet_cut_too_fine_is_dropped_and_stops_nobody(choice: Choice) {
+    let mut world = KernelWorld::new(choice);
+    let mut courier = Courier::new(world.peer(Family::V4));
+    let name = world.tun_name.clone();
+    for size in [1, 4, 16] {
+        let before = world.io().counters();
+        namespace::send_super_packet(&name, 60_000, size).expect("a packet socket");
+        world.app_send(Family::V4, b"after");
+        let datagram = world.turn_until(&mut courier, |world| world.net_recv(Family::V4));
+        assert_eq!(&datagram[Courier::HEADER + Family::V4.headers()..], b"after");
+        assert_eq!(world.io().counters().packets_unfit - before.packets_unfit, 1, "{size}");
+    }
+}
+
 with_either_choice! {
+    a_super_packet_cut_too_fine_is_dropped_and_stops_nobody,
     a_train_that_the_kernel_refuses_goes_one_by_one_and_loses_nothing,
     trains_that_find_no_room_wait_in_order,
     offloads_that_are_left_out_are_not_used,

@@ -181,6 +181,63 @@ pub(crate) fn delete_interface(name: &str) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
 }
 
+/// Sends a TCP super-packet of `len` payload bytes in segments of `size` on an interface, as a packet socket may.
+pub(crate) fn send_super_packet(name: &str, len: usize, size: u16) -> io::Result<()> {
+    const PACKET_VNET_HDR: libc::c_int = 15;
+    let sum = |bytes: &[u8]| {
+        let words = bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        ((sum & 0xffff) + (sum >> 16)) as u16
+    };
+    let total = (40 + len) as u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend(total.to_be_bytes());
+    ip.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 100, 64, 0, 1, 100, 64, 0, 2]);
+    let header_sum = !sum(&ip);
+    ip[10..12].copy_from_slice(&header_sum.to_be_bytes());
+    let mut tcp = [&[3, 232, 7, 208, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 4, 0, 0, 0, 0, 0][..]].concat();
+    let mut pseudo = ip[12..20].to_vec();
+    pseudo.extend([0, 6]);
+    pseudo.extend((total - 20).to_be_bytes());
+    tcp[16..18].copy_from_slice(&sum(&pseudo).to_be_bytes());
+    // Needs a checksum, TCP over IPv4, 40 bytes of headers, the size, and where the checksum is.
+    let mut packet = vec![1, 1];
+    for field in [40, size, 20, 16] {
+        packet.extend(field.to_ne_bytes());
+    }
+    packet.extend([ip, tcp, vec![0; len]].concat());
+
+    let protocol = (libc::ETH_P_IP as u16).to_be();
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, i32::from(protocol)) })?;
+    // SAFETY: just made, nobody else has it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int, and lives through the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_VNET_HDR,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    })?;
+    // SAFETY: integers, for which zero is a value.
+    let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    to.sll_protocol = protocol;
+    to.sll_ifindex = interface_index(name)?.cast_signed();
+    let to_len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: packet and address live through the call, and their lengths are given.
+    let sent = unsafe {
+        let to = (&raw const to).cast();
+        libc::sendto(socket.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, to, to_len)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A TAP interface: an Ethernet whose other stations are played by the test.
 pub(crate) struct Ethernet {
     frames: File,

@@ -3,7 +3,6 @@
 mod checksum;
 mod gro;
 mod merge;
-mod pace;
 pub(crate) mod packet;
 mod segment;
 mod traffic;
