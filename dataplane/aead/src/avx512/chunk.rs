@@ -196,11 +196,12 @@ impl<'a> Begun<'a> {
     /// Makes the tags of the sealed texts.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
     fn tags(&self, texts: &[&[u8]], tags: &mut [Tag]) {
-        let mut keys = [_mm512_setzero_si512(); chacha::LANES];
-        for (key, row) in keys.iter_mut().zip(self.first.0[0].iter().step_by(self.streams.per_state)) {
+        let mut keys = Secret([_mm512_setzero_si512(); chacha::LANES]);
+        for (key, row) in keys.0.iter_mut().zip(self.first.0[0].iter().step_by(self.streams.per_state)) {
             *key = *row;
         }
-        poly::tags(texts, &keys, tags);
+        poly::tags(texts, &keys.0, tags);
+        keys.wipe();
     }
 
     /// Adds the key stream to the texts: seals or opens them. The first block of a text is number 1: number 0 is where the one-time

@@ -94,11 +94,11 @@ impl<'a> Half<'a> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
     fn new(texts: &[&'a [u8]], keys: &[__m512i], share: usize, steps: usize) -> Self {
-        let mut rows = [_mm512_setzero_si512(); LANES];
+        let mut rows = Secret([_mm512_setzero_si512(); LANES]);
         let mut lanes: [&[u8]; LANES] = [&[]; LANES];
         let mut at = [0; LANES];
         let (mut text, mut place) = (0, 0);
-        for (lane, row) in rows.iter_mut().enumerate() {
+        for (lane, row) in rows.0.iter_mut().enumerate() {
             *row = keys[text];
             lanes[lane] = texts[text];
             at[lane] =
@@ -110,7 +110,8 @@ impl<'a> Half<'a> {
             }
         }
         let uniform = share == 1 && texts.iter().all(|text| text.len() == texts[0].len());
-        let [r_low, r_high, s_low, s_high, ..] = transpose_longs(rows);
+        let [r_low, r_high, s_low, s_high, ..] = transpose_longs(rows.0);
+        rows.wipe();
         let r = limbs(
             _mm512_and_si512(r_low, _mm512_set1_epi64(0x0fff_fffc_0fff_ffff)),
             _mm512_and_si512(r_high, _mm512_set1_epi64(0x0fff_fffc_0fff_fffc)),
