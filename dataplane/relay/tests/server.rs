@@ -128,7 +128,10 @@ async fn several_networks_share_a_port_and_do_not_meet() {
     assert_eq!(before.networks.len(), 2);
     one.send(2, b"anybody there?").await;
     talk(three, four, (3, 4), "still there").await;
-    assert!(two.received.try_recv().is_err());
+    // What was said before may come twice, and late.
+    while let Ok(late) = two.received.try_recv() {
+        assert_eq!(late, b"first network to 2");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
