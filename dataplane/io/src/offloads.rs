@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// A set of offloads. Each is worth a multiple in throughput; leaving one out is for measuring, and for a driver that does it wrong.
+/// A set of offloads. Together they are worth a multiple in throughput; leaving one out is for measuring, and for a driver that
+/// does it wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
     /// `tso`: TUN gives TCP super-packets (`TUN_F_TSO4`, `TUN_F_TSO6`).
