@@ -3,12 +3,18 @@
 //!
 //! A train is a run of equal datagrams in one buffer, of which only the last may be shorter. Without offloads it has one.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::MAX_SEGMENTS;
+use crate::offload::Place;
 use crate::outbox::Outbox;
+use crate::writes::Writes;
+use crate::{Handler, MAX_SEGMENTS, Now};
+
+/// The longest that the kernel merges datagrams to.
+pub(crate) const TRAIN_BYTES: usize = 1 << 16;
 
 /// Datagrams of one sender in one buffer: equal lengths, save the last.
 #[derive(Debug)]
@@ -63,6 +69,43 @@ fn cut(len: usize, stride: usize, index: usize) -> Option<Range<usize>> {
         return None;
     }
     Some(start..len.min(start.saturating_add(stride)))
+}
+
+/// Where a train lies that a back end received, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrived {
+    pub(crate) from: SocketAddr,
+    pub(crate) stride: usize,
+    /// The back end's buffer, and where in it the train begins.
+    pub(crate) buffer: u16,
+    pub(crate) start: usize,
+}
+
+impl Arrived {
+    /// Shows the train to the handler, and takes the packets that it finds for TUN; tells whether there were any.
+    ///
+    /// # Panics
+    ///
+    /// When there is no room for as many writes as the train has datagrams.
+    pub(crate) fn show(
+        self,
+        bytes: &mut [u8],
+        handler: &mut impl Handler,
+        outbox: &mut Outbox,
+        writes: &mut Writes,
+        now: Now,
+    ) -> bool {
+        let train = Train::of(bytes, self.stride);
+        let mut delivery = Delivery::new(outbox, &train);
+        handler.datagrams(train, self.from, &mut delivery, now);
+        let ranges = delivery.into_ranges();
+        for range in &ranges {
+            let len = u16::try_from(range.len()).expect("invariant: a datagram is shorter than 64 KiB");
+            let place = Place { buffer: self.buffer, start: (self.start + range.start) as u32, len };
+            writes.push(place, &bytes[range.clone()]);
+        }
+        !ranges.is_empty()
+    }
 }
 
 /// Takes the packets found in a train, and what is to be sent in answer.

@@ -148,7 +148,8 @@ impl Writes {
     }
 }
 
-fn vector(address: *const u8, len: usize) -> libc::iovec {
+/// What a system call takes for `len` bytes at `address`.
+pub(crate) fn vector(address: *const u8, len: usize) -> libc::iovec {
     libc::iovec { iov_base: address.cast_mut().cast(), iov_len: len }
 }
 

@@ -12,13 +12,14 @@ use crate::offload::Place;
 use crate::outbox::{OUTBOX_BYTES, Piece, datagram_capacity};
 use crate::pause::Pause;
 use crate::region::{LINE, Region};
+use crate::train::{Arrived, TRAIN_BYTES};
 use crate::udp::Family;
 use crate::udp::messages::Messages;
 use crate::udp::segmentation::{Segmentation, is_about_segments};
-use crate::writes::{Write, Writes};
+use crate::writes::{Write, Writes, vector};
 use crate::{
-    Counters, Delivery, Handler, MAX_PACKETS, MAX_SEGMENTS, Now, Offloads, Outbox, PacketIo, Parts,
-    SuperPacket, Train, Waker, offload::virtio, reads, sys,
+    Counters, Handler, MAX_PACKETS, MAX_SEGMENTS, Now, Offloads, Outbox, PacketIo, Parts, SuperPacket, Waker,
+    offload::virtio, reads, sys,
 };
 use batch::ReceiveBatch;
 
@@ -32,9 +33,6 @@ const READ_BYTES: usize = 48 << 10;
 
 /// The most packets read from TUN in one turn, so that the network has its say in between.
 const READ_PACKETS: usize = MAX_PACKETS;
-
-/// The longest that the kernel merges datagrams to.
-const TRAIN_BYTES: usize = 1 << 16;
 
 /// Where a read begins in its slot, so that the packet behind the offload header begins on a cache line.
 const READ_START: usize = LINE - virtio::HEADER;
@@ -349,18 +347,9 @@ impl PollIo {
             let Some((bytes, _, _)) = self.receive.received(index) else { return Ok(()) };
             // More than that are of no kernel's making, and yet no reason to lose any.
             let end = len.min(start + stride * MAX_SEGMENTS);
-            let train = Train::of(&mut bytes[start..end], stride);
-            self.counters.datagrams_received += train.len() as u64;
-            let mut delivery = Delivery::new(&mut self.outbox, &train);
-            handler.datagrams(train, from, &mut delivery, now);
-            for range in delivery.into_ranges() {
-                let place = Place {
-                    buffer: index as u16,
-                    start: (start + range.start) as u32,
-                    len: u16::try_from(range.len()).expect("invariant: a datagram is shorter than 64 KiB"),
-                };
-                self.writes.push(place, &bytes[start..end][range]);
-            }
+            self.counters.datagrams_received += (end - start).div_ceil(stride).max(1) as u64;
+            let arrived = Arrived { from, stride, buffer: index as u16, start };
+            arrived.show(&mut bytes[start..end], handler, &mut self.outbox, &mut self.writes, now);
             start = end;
             if start >= len {
                 return Ok(());
@@ -423,10 +412,6 @@ impl PollIo {
             }
         }
     }
-}
-
-fn vector(address: *const u8, len: usize) -> libc::iovec {
-    libc::iovec { iov_base: address.cast_mut().cast(), iov_len: len }
 }
 
 /// Where a place's bytes are.

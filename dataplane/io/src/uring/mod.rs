@@ -30,6 +30,7 @@ use io_uring::types::Fixed;
 use crate::outbox::{OUTBOX_PACKETS, Piece, datagram_capacity};
 use crate::pause::Pause;
 use crate::region::Region;
+use crate::train::TRAIN_BYTES;
 use crate::udp::Family;
 use crate::udp::messages::{Messages, SENDS};
 use crate::udp::segmentation::Segmentation;
@@ -56,9 +57,6 @@ const NAME_LEN: usize = 32;
 /// Room for control messages (`UDP_GRO`); makes the datagram begin on a cache line.
 const CONTROL_LEN: usize = 80;
 const PREFIX: usize = OUT_LEN + NAME_LEN + CONTROL_LEN;
-
-/// The longest that the kernel merges datagrams to.
-const TRAIN_BYTES: usize = 1 << 16;
 
 /// Where a packet's buffer begins, so that the packet behind the offload header begins on a cache line.
 const PACKET_OFFSET: usize = crate::region::LINE - crate::offload::virtio::HEADER;
@@ -253,9 +251,9 @@ impl UringIo {
     fn enter(&mut self, patience: u32, deadline: Option<Instant>) -> io::Result<Now> {
         let pauses = self.receive.iter().chain([&self.read, &self.wake]).filter_map(Arm::due_at);
         let until = pauses.chain(self.send_pause.until()).chain(deadline).min();
+        self.broken = true;
         let patience = if patience > 0 && self.spin(until)? { 0 } else { patience };
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        self.broken = true;
         self.submit(patience, timeout)?;
         let now = Now::read();
         self.settle(now.monotonic)?;

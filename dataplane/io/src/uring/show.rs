@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 
 use super::{CONTROL_LEN, Memory, NAME_LEN, OUT_LEN, PREFIX, Received, UringIo};
 use crate::address::RawAddress;
-use crate::offload::Place;
 use crate::outbox::datagram_capacity;
+use crate::train::Arrived;
 use crate::udp::control;
-use crate::{Delivery, Handler, MAX_PACKETS, MAX_SEGMENTS, Now, SuperPacket, Train, reads};
+use crate::{Handler, MAX_PACKETS, MAX_SEGMENTS, Now, SuperPacket, reads};
 
 /// No sealed packet is shorter than this many bytes: an IP header, padding, and what surrounds it.
 const LEAST_SEALED: usize = 64;
@@ -55,24 +55,9 @@ impl UringIo {
                 self.counters.datagrams_unfit += (train.len() + behind.len()).div_ceil(stride) as u64;
                 break;
             }
-            let bytes: *const u8 = train.as_ptr();
-            let shown = Train::of(train, stride);
-            self.counters.datagrams_received += shown.len() as u64;
-            let mut delivery = Delivery::new(outbox, &shown);
-            handler.datagrams(shown, from, &mut delivery, now);
-            for range in delivery.into_ranges() {
-                let place = Place {
-                    buffer: number,
-                    start: (start + range.start) as u32,
-                    len: u16::try_from(range.len()).expect("invariant: a datagram is shorter than 64 KiB"),
-                };
-                // SAFETY: the handler has given the train back; the range was checked to lie in it.
-                let first = unsafe { bytes.add(range.start) };
-                // SAFETY: as above; the buffer is with us, and nobody writes to it before it is given back.
-                let packet = unsafe { std::slice::from_raw_parts(first, range.len()) };
-                writes.push(place, packet);
-                keeps = true;
-            }
+            self.counters.datagrams_received += train.len().div_ceil(stride).max(1) as u64;
+            let arrived = Arrived { from, stride, buffer: number, start };
+            keeps |= arrived.show(train, handler, outbox, writes, now);
             start += stride * MAX_SEGMENTS;
             if behind.is_empty() {
                 break;

@@ -8,8 +8,9 @@ use io_uring::squeue::{Entry, Flags};
 
 use super::buffers::BufferRing;
 use super::completion::Operation;
-use super::{Memory, PREFIX, TRAIN_BYTES, TUN, UringIo, WAKER, socket};
+use super::{Memory, PREFIX, TUN, UringIo, WAKER, socket};
 use crate::offload::Place;
+use crate::train::TRAIN_BYTES;
 use crate::udp::Family;
 use crate::udp::messages::SENDS;
 

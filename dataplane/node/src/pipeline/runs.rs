@@ -6,13 +6,10 @@
 
 use ringmesh_aead::Cipher;
 use ringmesh_io::{Head, MAX_PACKETS, Outbox, SuperPacket};
-use ringmesh_tunnel::{Hop, MAX_RUN, Now, Outbound, Packet, Route, Tunnel};
+use ringmesh_tunnel::{Hop, MAX_RUN, Now, Outbound, Packet, Route, Tunnel, message::MAX_OVERHEAD};
 
 use super::{LinkDrops, send_by_link};
 use crate::{fallback::Links, plane::Traffic};
-
-/// What a message is longer than its packet once that is padded, a relay's header included.
-const AROUND: usize = 40;
 
 /// Where the headers of a run's segments are written. Made once, used for every run.
 #[derive(Debug)]
@@ -93,7 +90,7 @@ impl<C: Cipher> Ways<'_, C> {
         if count == 0 {
             return;
         }
-        let (bytes, room) = (run.bytes, count * (run.padded + AROUND));
+        let (bytes, room) = (run.bytes, run.bytes + count * MAX_OVERHEAD);
         let Some(mut train) = self.outbox.train(room) else {
             *self.outbox_full += count as u64;
             run.clear();
